@@ -1,0 +1,78 @@
+# `make quickstart` and `make test` need Python 3.10+, make and a C++ compiler; pip brings the rest into $(VENV).
+# Overridable: PYTHON=python3.12  VENV=.venv  EPOCHS=5
+
+PYTHON ?= python3
+VENV ?= .venv
+EPOCHS ?= 5
+
+TORCH := torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Folders are listed too: theirs is the time stamp that moves when a file is deleted.
+SOURCES := pyproject.toml CMakeLists.txt LICENSE \
+	$(shell find src native -not -path '*/__pycache__*' -not -path '*/torchadder/lib*')
+CXX_FILES = $(shell find native -name '*.cpp' -o -name '*.hpp' -o -name '*.h')
+RUNS := runs/quickstart
+# Where a quickstart trains; one that was interrupted or is finished is taken up again.
+run = --out $(RUNS)/$(1)-$(EPOCHS) $(if $(wildcard $(RUNS)/$(1)-$(EPOCHS)/recipe.json),--resume)
+
+VENV_MADE := $(VENV)/pyvenv.cfg
+TORCH_INSTALLED := $(VENV)/.installed-torch
+PACKAGE_INSTALLED := $(VENV)/.installed-torchadder
+DEV_INSTALLED := $(VENV)/.installed-dev
+
+.DELETE_ON_ERROR:
+.PHONY: quickstart test lint bench format clean
+
+quickstart: $(PACKAGE_INSTALLED)  ## train LeNet-5-BN on MNIST as AdderNet and as CNN, print both accuracies
+	$(BIN)/torchadder train lenet5bn-mnist --op adder --epochs $(EPOCHS) $(call run,adder)
+	$(BIN)/torchadder train lenet5bn-mnist --op conv --epochs $(EPOCHS) $(call run,conv)
+	@echo
+	@$(BIN)/torchadder eval $(RUNS)/adder-$(EPOCHS)/last.pt
+	@$(BIN)/torchadder eval $(RUNS)/conv-$(EPOCHS)/last.pt
+
+test: $(DEV_INSTALLED)  ## the test suite, against the installed package
+	$(BIN)/python -m pytest
+
+lint: $(DEV_INSTALLED)  ## style and types; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(DEV_INSTALLED)  ## what lint would complain about, repaired where that is mechanical
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(PACKAGE_INSTALLED)  ## measure this machine, write results/, rebuild the tables of the README
+	$(BIN)/torchadder bench layers
+	$(BIN)/torchadder bench train
+	$(BIN)/python benchmarks/tables.py
+
+clean:  ## remove what the build made; runs/ and results/ stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV_MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "error: '$(PYTHON)' is missing or older than Python 3.10; name another one with PYTHON=python3.x"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "error: $(PYTHON) has no venv module; install it (Debian, Ubuntu: python3-venv) or set PYTHON="; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Before the package: its requirement is a range, and the version that is tested is this one.
+$(TORCH_INSTALLED): $(VENV_MADE) Makefile
+	$(PIP) install $(TORCH)
+	@touch $@
+
+$(PACKAGE_INSTALLED): $(TORCH_INSTALLED) $(SOURCES)
+	@{ test -n "$$CXX" || command -v c++ || command -v g++ || command -v clang++; } >/dev/null || \
+		{ echo "error: no C++ compiler found; install one (Debian, Ubuntu: g++) or name it with CXX="; exit 2; }
+	$(PIP) install '.[cli]'
+	@touch $@
+
+$(DEV_INSTALLED): $(PACKAGE_INSTALLED) pyproject.toml
+	$(PIP) install 'torchadder[dev]'
+	@touch $@

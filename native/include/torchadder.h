@@ -1,0 +1,68 @@
+/* torchadder: native kernels of adder convolutions, as a C interface.
+ *
+ * An adder convolution replaces the products of a convolution by the negative L1 distance of patch and filter:
+ *
+ *     Y[n, o, i, j] = bias[o] - sum over c, a, b of |X[n, c, i*s + a*d - p, j*s + b*d - p] - W[o, c, a, b]|
+ *
+ * (Chen et al., CVPR 2020, arXiv 1912.13200). A padded position holds 0. Images are dense float32, channels last
+ * (N, H, W, C). Weights are dense float32 in either order that PyTorch uses. No function keeps a pointer after it
+ * returns. Functions that return int return 0, or -1 with a line in torchadder_last_error().
+ */
+#ifndef TORCHADDER_H
+#define TORCHADDER_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define TORCHADDER_API __attribute__((visibility("default")))
+#else
+#define TORCHADDER_API
+#endif
+
+/* The geometry of one convolution; h_out and w_out must be what the other fields give. */
+typedef struct {
+  int64_t images, c_in, h_in, w_in, c_out, h_out, w_out, groups;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int64_t weight_channels_last; /* 0: (C_out, C_in / groups, kh, kw); 1: (C_out, kh, kw, C_in / groups) */
+} torchadder_conv2d;
+
+/* y = forward(x, weight) + bias. bias may be NULL. recenter adds sum |W| of each filter: padding then gives 0. */
+TORCHADDER_API int torchadder_forward_f32(const torchadder_conv2d *shape, const float *x, const float *weight,
+                                          const float *bias, float *y, int recenter, int threads);
+
+/* dx[c] = sum over o of HardTanh(W[o, c] - x[c]) * dy[o]; with sign != 0, sign() in place of HardTanh(). */
+TORCHADDER_API int torchadder_grad_input_f32(const torchadder_conv2d *shape, const float *dy, const float *x,
+                                             const float *weight, float *dx, int sign, int threads);
+
+/* dw[o, c, a, b] = sum over positions of sign(x[c] - W[o, c, a, b]) * dy[o]; dw has the weight's order. */
+TORCHADDER_API int torchadder_grad_weight_sign_f32(const torchadder_conv2d *shape, const float *dy, const float *x,
+                                                   const float *weight, float *dw, int threads);
+
+/* Instruction sets: those compiled in, those this CPU can run, and the one in use. "" selects the best; "avx2:fma" or
+ * "avx2:add" also chooses how partial results are added up (see kernels.inc), for tests and measurements. */
+TORCHADDER_API int torchadder_isa_count(void);
+TORCHADDER_API const char *torchadder_isa_name(int index);
+TORCHADDER_API int torchadder_isa_runs_here(int index);
+TORCHADDER_API int torchadder_select_isa(const char *name);
+TORCHADDER_API const char *torchadder_selected_isa(void);
+TORCHADDER_API const char *torchadder_selected_variant(void); /* with the sum: what select_isa() restores */
+
+/* The kernel list: name of kernel `index`, and whether the instruction set in use chooses it. */
+TORCHADDER_API int torchadder_kernel_count(void);
+TORCHADDER_API const char *torchadder_kernel_name(int index);
+TORCHADDER_API int torchadder_kernel_in_use(int index);
+
+/* Whether this library was built with threads (OpenMP). */
+TORCHADDER_API int torchadder_has_threads(void);
+
+/* The calling thread's last error, one line. */
+TORCHADDER_API const char *torchadder_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

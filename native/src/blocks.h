@@ -1,0 +1,26 @@
+// A block of channels before it meets a class of pixels, and the memory that it is packed into.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "dispatch.h"
+
+namespace torchadder {
+
+struct FreeAligned {
+  void operator()(float *p) const { ::operator delete[](p, std::align_val_t{64}); }
+};
+using Buffer = std::unique_ptr<float[], FreeAligned>;
+inline Buffer make_buffer(int64_t floats) {
+  const std::size_t bytes = static_cast<std::size_t>(floats > 0 ? floats : 1) * sizeof(float);
+  return Buffer(static_cast<float *>(::operator new[](bytes, std::align_val_t{64})));
+}
+
+struct ChannelBlock {
+  const Kernel *kernel;
+  int64_t source_channel, channel;
+  Packing packing;
+};
+
+}  // namespace torchadder

@@ -1,0 +1,79 @@
+// The reference: each operator as its formula reads, one number at a time, on any machine.
+#include <algorithm>
+#include <cmath>
+
+#include "tile.h"
+
+namespace torchadder {
+namespace {
+
+float distance(float w, float x, float) { return -std::fabs(x - w); }
+float hardtanh(float w, float dy, float x) { return dy * std::max(-1.0f, std::min(1.0f, w - x)); }
+float sign(float w, float dy, float x) { return dy * static_cast<float>((w > x) - (w < x)); }
+
+// result[lane] = constant[lane] + sum over runs of term(weight, source, state[lane]); depthwise: lane has its own
+// source
+template <float (*term)(float, float, float), bool kState, bool kDepthwise>
+void sum_of_terms(const Block &block, const Tile &tile) {
+  for (int p = 0; p < tile.pixels; ++p)
+    for (int lane = 0; lane < block.lanes; ++lane) {
+      const float state = kState ? tile.state[p][block.channel + lane] : 0.0f;
+      float sum = 0.0f;
+      for (const Run *run = block.runs; run != block.runs + block.run_count; ++run)
+        for (int64_t k = 0; k < run->length; ++k) {
+          const float *source = tile.source[p] + run->source + block.source_channel + (kDepthwise ? lane : k);
+          sum += term(block.weight[(run->weight + k) * 8 + lane], *source, state);
+        }
+      tile.result[p][block.channel + lane] = block.constant[lane] + sum + (std::isnan(state) ? state : 0.0f);
+    }
+}
+
+}  // namespace
+
+#define REFERENCE(name, term, state, depthwise)                         \
+  void name##_reference_1x8_any(const Block &block, const Tile &tile) { \
+    sum_of_terms<term, state, depthwise>(block, tile);                  \
+  }
+REFERENCE(forward_f32, distance, false, false)
+REFERENCE(grad_input_f32, hardtanh, true, false)
+REFERENCE(grad_input_sign_f32, sign, true, false)
+REFERENCE(depthwise_f32, distance, false, true)
+REFERENCE(depthwise_grad_f32, hardtanh, true, true)
+REFERENCE(depthwise_sign_f32, sign, true, true)
+
+void pack_reference(const WeightView &view, const Packing &to, int) {
+  for (int lane = 0; lane < 8; ++lane) {
+    to.constant[lane] = 0.0f;
+    for (int64_t tap = 0; tap < view.taps(); ++tap) {
+      float sum = 0.0f, abs_sum = 0.0f;
+      for (int64_t k = 0; k < view.depth_size; ++k) {
+        const float w = lane < to.lanes ? to.origin[lane * view.lane + view.tap_offset(tap) + k * view.depth] : 0.0f;
+        to.weight[(tap * view.depth_size + k) * 8 + lane] = w;
+        sum += w;
+        abs_sum += std::fabs(w);
+        if (std::isnan(w)) to.constant[lane] = w;
+      }
+      if (to.tap_sum) {
+        to.tap_sum[tap * 8 + lane] = sum;
+        to.tap_abs_sum[tap * 8 + lane] = abs_sum;
+      }
+    }
+  }
+}
+
+void grad_weight_sign_reference(const SignGradient &job) {
+  for (int row = 0; row < job.rows; ++row)
+    for (int lane = 0; lane < job.lanes; ++lane) {
+      const float w = job.weight[row * 8 + lane];
+      float sum = 0.0f;
+      for (int64_t n = 0; n < job.images; ++n)
+        for (int64_t i = 0; i < job.height; ++i)
+          for (int64_t j = 0; j < job.width; ++j) {
+            const float x = job.x[n * job.x_image + i * job.x_row + j * job.x_pixel + job.offsets[row]];
+            sum += sign(x, job.dy[((n * job.height + i) * job.width + j) * job.dy_pixel + lane], w);
+          }
+      job.result[row * 8 + lane] = sum;
+    }
+}
+
+}  // namespace torchadder

@@ -1,0 +1,33 @@
+// Threads, in one place: OpenMP, so that a process that already uses it (PyTorch does) keeps one pool.
+#pragma once
+#include <cstdint>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace torchadder {
+
+// Calls body(t, count) for t = 0 .. count - 1, side by side.
+template <class Body>
+void parallel(int count, Body &&body) {
+#if defined(_OPENMP)
+  if (count > 1) {
+#pragma omp parallel num_threads(count)
+    {
+      // The runtime may grant fewer threads than asked for: each then takes several shares.
+      const int granted = omp_get_num_threads();
+      for (int t = omp_get_thread_num(); t < count; t += granted) body(t, count);
+    }
+    return;
+  }
+#endif
+  for (int t = 0; t < count; ++t) body(t, count);
+}
+
+// Share t of `size` things among `count`.
+struct Share {
+  int64_t begin, end;
+};
+inline Share share(int64_t size, int t, int count) { return {size * t / count, size * (t + 1) / count}; }
+
+}  // namespace torchadder

@@ -1,0 +1,83 @@
+// What a kernel sees: a tile of pixels, a block of channels, and the runs of numbers that it adds up.
+#pragma once
+#include <cstdint>
+
+namespace torchadder {
+
+constexpr int kMaxPixels = 16;
+constexpr int kMaxLanes = 32;
+
+// `length` consecutive floats of the source, met by as many rows of packed weight.
+struct Run {
+  int64_t source;  // from the pixel's base, floats (may be negative)
+  int64_t weight;  // first row of packed weight
+  int64_t length;
+};
+
+// A block of at most kMaxLanes output channels in one class of pixels. Packed weight is [tap][depth][lanes].
+struct Block {
+  const float *weight;
+  const Run *runs;
+  int64_t run_count;
+  const float *weight_sum;  // forward: sum of W over the taps inside the image, by lane
+  const float *constant;    // by lane; forward: bias - sum |W| over the taps in the padding; gradient: 0, or NaN
+  int64_t source_channel;   // first source channel of the block's group; depthwise: the block's first channel
+  int64_t channel;          // first channel of the block, in the result
+  int lanes;                // channels of the block that exist
+};
+
+// Pixel p: source[p] is where its runs start; state[p], result[p] its channel 0 in the input and in the result;
+// source_sum[p] the sum of all that its runs meet, for the kernels that want it.
+struct Tile {
+  const float *const *source;
+  const float *const *state;
+  float *const *result;
+  const float *source_sum;
+  int pixels;
+};
+
+using TileKernel = void (*)(const Block &, const Tile &);
+
+// source_sum of `count` pixels; the block tells runs and source channel.
+using SourceSums = void (*)(const Block &, const float *const *source, int64_t count, float *sums);
+
+// How an operator looks at the weight: strides in floats from lane to lane, along the depth and from tap to tap.
+struct WeightView {
+  int64_t lane, depth, tap_h, tap_w;
+  int64_t kernel_h, kernel_w;
+  bool backwards;  // taps in reverse order (input gradient)
+  int64_t depth_size;
+  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t rows() const { return taps() * depth_size; }
+  int64_t tap_offset(int64_t tap) const {
+    const int64_t t = backwards ? taps() - 1 - tap : tap;
+    return t / kernel_w * tap_h + t % kernel_w * tap_w;
+  }
+};
+
+// Where the packed weight of a block goes.
+struct Packing {
+  const float *origin;  // of the block's first lane in the weight
+  int lanes;
+  float *weight;                 // [taps][depth][lanes of the kernel], 0 in a lane without a channel
+  float *tap_sum, *tap_abs_sum;  // [taps][lanes of the kernel]: sums of W and |W| over the depth, or both null
+  float *constant;               // [lanes of the kernel]: NaN where a weight of the lane is NaN, else 0
+};
+
+using Packer = void (*)(const WeightView &, const Packing &, int lanes_of_kernel);
+
+// Sign gradient of the weight: rows of packed weight against all pixels of some images.
+struct SignGradient {
+  const float *x;          // padded input, at the first image
+  const float *dy;         // at the first image and the block's first channel
+  const int64_t *offsets;  // of each row, from the pixel's base in x
+  const float *weight;     // packed [row][lanes]
+  float *result;           // [row][lanes], overwritten
+  int64_t images, height, width;
+  int64_t x_image, x_row, x_pixel, dy_pixel;  // strides, floats
+  int rows, lanes;
+};
+
+using SignGradientKernel = void (*)(const SignGradient &);
+
+}  // namespace torchadder

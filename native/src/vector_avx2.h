@@ -1,0 +1,52 @@
+// 8 floats, AVX2 and FMA. Zen: max and add on two pipes, fma on two others. Intel up to Skylake: all on ports 0 and 1;
+// from Alder Lake on, add on ports 1 and 5, max and fma on 0 and 1.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace torchadder {
+namespace {
+
+struct Avx2 {
+  using T = __m256;
+  static constexpr int width = 8;
+  static __m256i first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static T zero() { return _mm256_setzero_ps(); }
+  static T broadcast(float x) { return _mm256_set1_ps(x); }
+  static T load(const float *p) { return _mm256_loadu_ps(p); }
+  static T load_partial(const float *p, int n) { return _mm256_maskload_ps(p, first(n)); }
+  static T load_strided(const float *p, int64_t stride, int n) {  // a gather takes many cycles on Zen
+    alignas(32) float lanes[8] = {};
+    for (int i = 0; i < 8 && i < n; ++i) lanes[i] = p[i * stride];
+    return _mm256_load_ps(lanes);
+  }
+  static void store(float *p, T a) { _mm256_storeu_ps(p, a); }
+  static void store_partial(float *p, T a, int n) {  // a masked store takes many cycles on Zen
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, a);
+    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+  }
+  static T add(T a, T b) { return _mm256_add_ps(a, b); }
+  static T sub(T a, T b) { return _mm256_sub_ps(a, b); }
+  static T mul(T a, T b) { return _mm256_mul_ps(a, b); }
+  static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
+  static T max(T a, T b) { return _mm256_max_ps(a, b); }
+  static T min(T a, T b) { return _mm256_min_ps(a, b); }
+  static T abs(T a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static T keep_nan(T a, T x) { return _mm256_blendv_ps(a, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
+  static T add_signed(T sum, T a, T b, T d) {  // sum + sign(a - b) * d
+    sum = _mm256_add_ps(sum, _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), d));
+    return _mm256_sub_ps(sum, _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), d));
+  }
+  static T sum_each(const T *a) {  // lane p of the result is the sum of a[p]'s lanes
+    const T low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    const T high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+    return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  }
+};
+
+}  // namespace
+}  // namespace torchadder

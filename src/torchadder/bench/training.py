@@ -1,0 +1,110 @@
+"""Whole training steps (forward, backward, optimiser) of an AdderNet and of its CNN twin, and their memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..models import create_model
+from ..optim import AdaptiveLR
+from .layers import FORMATS
+from .timing import interleaved, medians, threads
+
+OPS = ("adder", "conv")
+
+
+def training_step(name: str, op: str, layout: str, batch: int) -> Callable[[], object]:
+    """One step on random images: the paper's optimiser, the adder side with AdaptiveLR."""
+    model = create_model(name, op=op)
+    model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+    images = torch.randn(batch, *model.input_size).contiguous(memory_format=FORMATS[layout])
+    labels = torch.randint(model.config["num_classes"], (batch,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    if op == "adder":
+        AdaptiveLR(optimizer)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(
+    name: str,
+    batch: int,
+    thread_counts: Iterable[int],
+    repetitions: int,
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """One row for each number of threads: seconds a step of each side in each memory format, and peak memory.
+
+    `ratio` is the adder's median over the CNN's, `memory_ratio` that of the peaks, each side in its better format.
+    """
+    steps = {f"{op} {layout}": training_step(name, op, layout, batch) for op in OPS for layout in FORMATS}
+    rows = []
+    for count in thread_counts:
+        progress(f"{name}, batch {batch}, {count} threads")
+        with threads(count):
+            seconds = interleaved(steps, repetitions)
+        middle = medians(seconds)
+        better = {op: min(FORMATS, key=lambda layout: middle[f"{op} {layout}"]) for op in OPS}
+        step = {op: middle[f"{op} {better[op]}"] for op in OPS}
+        progress(f"{name}, batch {batch}, {count} threads, memory")
+        memory = {op: peak_memory(name, op, better[op], batch, count) for op in OPS}
+        rows.append(
+            {
+                "model": name,
+                "batch": batch,
+                "threads": count,
+                "seconds": seconds,
+                "format": better,
+                "adder_ms": step["adder"] * 1e3,
+                "conv_ms": step["conv"] * 1e3,
+                "ratio": step["adder"] / step["conv"],
+                "images_per_second": {op: batch / step[op] for op in OPS},
+                "memory_mib": memory,
+                "memory_ratio": memory["adder"]["step"] / memory["conv"]["step"],
+            }
+        )
+    return rows
+
+
+def peak_memory(name: str, op: str, layout: str, batch: int, count: int) -> dict[str, float]:
+    """Peak resident memory of a fresh process that trains three steps, MiB.
+
+    "total" is the process; "step" is what it grew by from just before the model was made: weights, activations,
+    gradients, optimiser and scratch, without the interpreter and the libraries.
+    """
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=_report_peak, args=(send, name, op, layout, batch, count))
+    child.start()
+    send.close()
+    try:
+        return receive.recv()
+    finally:
+        child.join()
+
+
+def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, count: int) -> None:
+    torch.set_num_threads(count)
+    training_step(name, op, layout, 2)()  # libraries, thread pools and code are loaded before the count begins
+    before = _peak_rss()
+    step = training_step(name, op, layout, batch)
+    for _ in range(3):
+        step()
+    send.send({"step": _peak_rss() - before, "total": _peak_rss()})
+
+
+def _peak_rss() -> float:
+    # (getrusage would not do: its maximum survives exec and begins with the parent's.)
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else float("nan")

@@ -1,0 +1,155 @@
+"""torchadder bench: the adder kernels against torch's convolution, on this machine."""
+
+import json as json_format
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from torchadder.bench import layers as layer_bench
+from torchadder.bench import record, training
+from torchadder.errors import UserError
+from torchadder.models import list_models
+
+bench = typer.Typer(
+    help="Measure adder against convolution: same shapes, same threads, same run.", no_args_is_help=True
+)
+
+Models = Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(list_models())}.")]
+Batches = Annotated[str, typer.Option(help="Batch sizes, comma-separated.")]
+Threads = Annotated[str | None, typer.Option(help="Numbers of threads, comma-separated [default: 1 and torch's].")]
+Repetitions = Annotated[int, typer.Option(min=1, help="Repetitions; the median is quoted.")]
+Out = Annotated[Path | None, typer.Option(help="Where the JSON goes [default: results/bench-NAME.json].")]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON object.")]
+
+
+@bench.command()
+def layers(
+    model: Models = "resnet20",
+    batch: Batches = "1,128",
+    threads: Threads = None,
+    passes: Annotated[str, typer.Option(help="Of: forward, grad_input, grad_weight.")] = "forward,grad_input",
+    repetitions: Repetitions = 11,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """The layers of MODEL one by one, and the formulas that other implementations use."""
+    shapes = [shape for name in _names(model) for shape in layer_bench.layers_of(name)]
+    chosen = _chosen(passes, layer_bench.PASSES, "--passes")
+    counts = _threads(threads)
+    progress = _progress()
+    rows = layer_bench.measure(shapes, _numbers(batch, "--batch"), counts, chosen, repetitions, progress)
+    formulas = layer_bench.measure_formulas(shapes[0], max(_numbers(batch, "--batch")), counts, 3, progress)
+    result = record.make("layers", repetitions, rows, formulas=formulas)
+    _finish(result, out or Path("results/bench-layers.json"), json, _layer_tables(result))
+
+
+@bench.command()
+def train(
+    model: Models = "resnet20,lenet5bn",
+    batch: Annotated[int, typer.Option(min=2, help="Batch size.")] = 128,
+    threads: Threads = None,
+    repetitions: Repetitions = 11,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """A whole training step of MODEL as AdderNet and as CNN, and the memory that it takes."""
+    rows = []
+    for name in _names(model):
+        rows += training.measure(name, batch, _threads(threads), repetitions, _progress())
+    result = record.make("train", repetitions, rows)
+    _finish(result, out or Path("results/bench-train.json"), json, [_train_table(result)])
+
+
+def _finish(result: dict[str, Any], out: Path, json: bool, tables: list[Table]) -> None:
+    try:
+        record.write(out, result)
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): choose another place with --out") from error
+    if json:
+        print(json_format.dumps(result))
+        return
+    terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    for table in tables:
+        terminal.print(table)
+    terminal.print(f"written to {out}", highlight=False)
+
+
+def _layer_tables(result: dict[str, Any]) -> list[Table]:
+    main = Table("layer", "batch", "threads", "pass", title="adder and convolution, medians", title_justify="left")
+    for name in ("adder ms", "conv ms", "adder G/s", "conv G/s", "ratio"):
+        main.add_column(name, justify="right")
+    for row in result["rows"]:
+        main.add_row(
+            row["layer"],
+            *(str(row[key]) for key in ("batch", "threads", "pass")),
+            *(f"{row[key]:.3f}" for key in ("adder_ms", "conv_ms")),
+            *(f"{row[key]:.1f}" for key in ("adder_giga_ops", "conv_giga_ops")),
+            f"{row['ratio']:.2f}",
+        )
+    formulas = Table("layer", "batch", "threads", title="how many times faster than", title_justify="left")
+    for name in ("broadcast", "cdist"):
+        formulas.add_column(name, justify="right")
+    for row in result["formulas"]:
+        formulas.add_row(
+            row["layer"],
+            *(str(row[key]) for key in ("batch", "threads")),
+            *(f"{row['speedup'][name]:.0f}x" for name in ("broadcast", "cdist")),
+        )
+    return [main, formulas]
+
+
+def _train_table(result: dict[str, Any]) -> Table:
+    table = Table("model", "batch", "threads", title="training step, medians", title_justify="left")
+    for name in ("adder ms", "conv ms", "ratio", "adder MiB", "conv MiB", "memory ratio"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        table.add_row(
+            *(str(row[key]) for key in ("model", "batch", "threads")),
+            *(f"{row[key]:.1f}" for key in ("adder_ms", "conv_ms")),
+            f"{row['ratio']:.2f}",
+            *(f"{row['memory_mib'][op]['step']:.0f}" for op in training.OPS),
+            f"{row['memory_ratio']:.2f}",
+        )
+    return table
+
+
+def _progress() -> Callable[[str], None]:
+    terminal = Console(file=sys.stderr)
+
+    def show(text: str) -> None:
+        if terminal.is_terminal:
+            terminal.print(text, style="dim", highlight=False)
+
+    return show
+
+
+def _names(text: str) -> list[str]:
+    return _chosen(text, list_models(), "--model")
+
+
+def _chosen(text: str, allowed: Any, flag: str) -> list[str]:
+    chosen = [name.strip() for name in text.split(",")]
+    for name in chosen:
+        if name not in allowed:
+            raise UserError(f"{flag} {name}: choose of {', '.join(allowed)}")
+    return chosen
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"{flag} {text}: expected positive whole numbers, e.g. 1,128")
+    return numbers
+
+
+def _threads(text: str | None) -> list[int]:
+    return sorted({1, torch.get_num_threads()}) if text is None else _numbers(text, "--threads")

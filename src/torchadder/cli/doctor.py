@@ -1,0 +1,41 @@
+"""torchadder doctor: what this installation is, and whether its kernels compute what they should."""
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchadder.analysis.diagnosis import Diagnosis, diagnose
+
+_MARKS = {True: "ok", False: "FAILED", None: "-"}
+
+
+def doctor(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the data files (default $TORCHADDER_DATA, then the cache).", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> int:
+    """Check this installation: versions, processor, data, and every kernel that can run here.
+
+    Kernels are compared with a brute-force computation in float64. The exit code is 1 if a check fails.
+    """
+    diagnosis = diagnose(data)
+    print(json_format.dumps(diagnosis.to_dict()) if json else "\n".join(_lines(diagnosis)))
+    return 0 if diagnosis.sound else 1
+
+
+def _lines(diagnosis: Diagnosis) -> list[str]:
+    about = diagnosis.environment
+    versions = " · ".join(f"{name} {about[name]}" for name in ("torchadder", "python", "torch", "numpy"))
+    cores = f"logical cores: {about['cores']}, torch threads: {about['threads']}"
+    lines = [versions, f"{about['processor']} · {cores}", ""]
+    width = max(len(check.name) for check in diagnosis.checks)
+    lines += [f"{_MARKS[check.ok]:6}  {check.name:{width}}  {check.detail}" for check in diagnosis.checks]
+    for extra, packages in diagnosis.optional.items():
+        found = ", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items())
+        lines.append(f"{_MARKS[None]:6}  {f'extra [{extra}]':{width}}  {found}")
+    verdict = "everything that could be checked is sound" if diagnosis.sound else "a check FAILED"
+    return [*lines, "", verdict]

@@ -1,0 +1,39 @@
+"""The flags of a recipe, made from the fields of its dataclass: a new field is a new flag with its help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Optional
+
+import typer
+
+from torchadder.train.recipe import allowed_values, options
+
+
+def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with a flag for each option of Recipe; those given arrive as its dict ``changes``."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "changes"]
+    flags = []
+    for option in options():
+        kind: Any = type(option.default)
+        if kind is bool:
+            text = f"{option.metadata['help']} (default {'on' if option.default else 'off'})"
+        else:
+            default = option.default if kind is str else f"{option.default:g}"
+            text = f"{option.metadata['help']} ({allowed_values(option)}; default {default})"
+        info = typer.Option(help=text, rich_help_panel="Recipe", show_default=False)
+        annotation = Annotated[Optional[kind], info]  # noqa: UP045  a type known at run time
+        flags.append(
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        )
+
+    def with_options(**given: Any) -> None:
+        changes = {f.name: value for f in flags if (value := given.pop(f.name)) is not None}
+        command(**given, changes=changes)
+
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    with_options.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in [*own, *flags]}
+    with_options.__doc__ = command.__doc__
+    return with_options

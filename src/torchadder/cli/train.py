@@ -1,0 +1,94 @@
+"""torchadder train: train a recipe into a run directory, or continue the run that is there."""
+
+import json as json_format
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from torchadder.cli import console
+from torchadder.cli.options import with_recipe_options
+from torchadder.errors import UserError
+from torchadder.train import RECIPES, Outcome, Run, default_folder, get_recipe
+from torchadder.train import train as train_run
+from torchadder.train.recipe import GRADIENTS, Recipe
+from torchadder.train.run import holds_run, saved_recipe
+
+_RECIPES = ", ".join(sorted(RECIPES))
+
+
+@with_recipe_options
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=f"One of: {_RECIPES}.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run (default runs/RECIPE-OP-sSEED).", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the data files (default: $TORCHADDER_DATA, the cache, or fetched)."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the folder; its recipe is kept.")
+    ] = False,
+    grad: Annotated[
+        str | None,
+        typer.Option(
+            help="Both gradients of the adder layers: full (weight full, input hardtanh) or sign (both).",
+            rich_help_panel="Recipe",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
+    *,
+    changes: dict[str, Any],
+) -> None:
+    """Train RECIPE; everything about the run lands in one folder.
+
+    A run that was interrupted continues with --resume to the same numbers.
+    """
+    changes.update(_gradients(grad, changes))
+    chosen = get_recipe(recipe, changes)
+    folder = out or default_folder(chosen)
+    if resume and holds_run(folder):  # flags that are not given keep the run's values
+        chosen = Recipe(**{**asdict(saved_recipe(folder)), "name": recipe, **changes})
+    run = Run.open(folder, chosen, resume=resume)
+    stream = sys.stderr if json else sys.stdout
+    if run.finished:
+        print(f"{folder} is finished: all {run.epoch} epochs are done", file=stream)
+    with console.progress(stream) as progress:
+        try:
+            outcome = train_run(run, data_dir=data, progress=progress)
+        except KeyboardInterrupt:
+            progress.close()
+            console.error(_interrupted(run, recipe, data))
+            raise typer.Exit(130) from None
+    print(json_format.dumps(asdict(outcome)) if json else _describe(outcome))
+
+
+def _gradients(grad: str | None, changes: dict[str, Any]) -> dict[str, str]:
+    if grad is None:
+        return {}
+    if grad not in GRADIENTS:
+        raise UserError(f"--grad {grad} is out of range: expected {' or '.join(GRADIENTS)}")
+    for flag in ("weight_grad", "input_grad"):
+        if flag in changes:
+            raise UserError(f"--grad sets --{flag.replace('_', '-')} as well: give one of the two")
+    return GRADIENTS[grad]
+
+
+def _interrupted(run: Run, recipe: str, data: Path | None) -> str:
+    if not holds_run(run.folder):
+        return "interrupted before training began; nothing was written"
+    command = ["torchadder", "train", recipe, "--out", str(run.folder), "--resume"]
+    command += ["--data", str(data)] if data else []
+    return f"interrupted; {run.epoch}/{run.recipe.epochs} epochs are saved, continue with: {shlex.join(command)}"
+
+
+def _describe(outcome: Outcome) -> str:
+    epochs = f"{outcome.epochs} epoch{'s' if outcome.epochs > 1 else ''}"
+    best = f"best {outcome.best_accuracy:.2f}% in epoch {outcome.best_epoch}"
+    time = console.clock(outcome.seconds)
+    return f"test accuracy {outcome.accuracy:.2f}% after {epochs} ({best}) · {time} · {outcome.out}"

@@ -1,0 +1,53 @@
+"""Where data files are looked for: --data, then TORCHADDER_DATA, then the cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchadder.errors import UserError
+
+
+def cache_folder(dataset: str) -> Path:
+    """Where fetched files are kept: torchadder/DATASET in $XDG_CACHE_HOME, or in ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "torchadder" / dataset
+
+
+def find_files(dataset: str, names: Sequence[str], data_dir: Path | None) -> list[Path] | None:
+    """The paths of all ``names`` in one folder, or None where no folder has any of them.
+
+    Each of the places is searched itself and in its subfolders DATASET and (torchvision's layout) MNIST/raw,
+    for NAME.gz and NAME. With ``data_dir`` there is no other place.
+
+    Raises UserError where a place that the user named is no folder, where ``data_dir`` lacks the files, and
+    for an incomplete set outside the cache.
+    """
+    cache = cache_folder(dataset).parent
+    places = [cache]
+    if data_dir is not None:
+        places = [_folder(data_dir, "--data")]
+    elif variable := os.environ.get("TORCHADDER_DATA"):
+        places.insert(0, _folder(Path(variable), "TORCHADDER_DATA"))
+    for place in places:
+        for folder in (place, place / dataset, place / dataset.upper() / "raw"):
+            found = [path for name in names if (path := _one(folder, name))]
+            if len(found) == len(names):
+                return found
+            if found and place != cache:  # a fetch into the cache that was cut short is simply repeated
+                missing = ", ".join(f"{n}.gz" for n in names if not _one(folder, n))
+                raise UserError(f"{folder} holds a part of {dataset}, but not {missing}")
+    if data_dir is not None:
+        raise UserError(f"--data {data_dir} holds no {dataset}: expected {', '.join(f'{n}.gz' for n in names)}")
+    return None
+
+
+def _folder(path: Path, origin: str) -> Path:
+    if not path.is_dir():
+        raise UserError(f"{origin} {path} is no folder; create it, or name the one that holds the data")
+    return path
+
+
+def _one(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)

@@ -1,0 +1,127 @@
+"""The native kernel library: loading it, its instruction sets, and the list of its kernels.
+
+The library starts with the best instruction set that the CPU can run. TORCHADDER_ISA=reference|avx2|avx512 in the
+environment, or select(name), forces one. The number of threads is always torch.get_num_threads().
+"""
+
+import contextlib
+import ctypes
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from .errors import UserError
+
+
+class Conv2dShape(ctypes.Structure):
+    """torchadder_conv2d of include/torchadder.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("images", "c_in", "h_in", "w_in", "c_out", "h_out", "w_out", "groups", "kernel_h", "kernel_w"),
+            *("stride_h", "stride_w", "padding_h", "padding_w", "dilation_h", "dilation_w"),
+            "weight_channels_last",
+        )
+    ]
+
+
+def library_path() -> Path:
+    """Where the native library was installed."""
+    return Path(__file__).parent / "lib" / "libtorchadder.so"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded library, torch's OpenMP runtime under it. Raises UserError if it cannot be loaded."""
+    try:
+        native = ctypes.CDLL(str(library_path()))
+    except OSError as error:
+        raise UserError(f"the native library does not load ({error}): reinstall torchadder") from error
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    shape = ctypes.POINTER(Conv2dShape)
+    for name, arguments, result in (
+        ("forward_f32", [shape, pointer, pointer, pointer, pointer, integer, integer], integer),
+        ("grad_input_f32", [shape, pointer, pointer, pointer, pointer, integer, integer], integer),
+        ("grad_weight_sign_f32", [shape, pointer, pointer, pointer, pointer, integer], integer),
+        ("isa_count", [], integer),
+        ("isa_name", [integer], ctypes.c_char_p),
+        ("isa_runs_here", [integer], integer),
+        ("select_isa", [ctypes.c_char_p], integer),
+        ("selected_isa", [], ctypes.c_char_p),
+        ("selected_variant", [], ctypes.c_char_p),
+        ("kernel_count", [], integer),
+        ("kernel_name", [integer], ctypes.c_char_p),
+        ("kernel_in_use", [integer], integer),
+        ("has_threads", [], integer),
+        ("last_error", [], ctypes.c_char_p),
+    ):
+        function = getattr(native, f"torchadder_{name}")
+        function.argtypes, function.restype = arguments, result
+    wanted = os.environ.get("TORCHADDER_ISA", "")
+    if native.torchadder_select_isa(wanted.encode()):
+        raise UserError(f"TORCHADDER_ISA={wanted}: {native.torchadder_last_error().decode()}")
+    return native
+
+
+def compiled() -> list[str]:
+    """The instruction sets that the library was built with, the reference first."""
+    native = library()
+    return [native.torchadder_isa_name(i).decode() for i in range(native.torchadder_isa_count())]
+
+
+def available() -> list[str]:
+    """Those of compiled() that this CPU can run."""
+    native = library()
+    return [name for i, name in enumerate(compiled()) if native.torchadder_isa_runs_here(i)]
+
+
+def variants() -> list[str]:
+    """What select() can be given so that every kernel that runs on this CPU is reached: for tests and measurements."""
+    both = [f"{name}:{sum}" for name in available() if name != "reference" for sum in ("fma", "add")]
+    return ["reference", *both]
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return library().torchadder_selected_isa().decode()
+
+
+def select(name: str) -> None:
+    """Use one instruction set from now on, in the whole process; "" is the best. Raises UserError if it cannot run.
+
+    "avx2:fma" and "avx2:add" also choose how partial results are added up, which otherwise follows the CPU's maker.
+    """
+    native = library()
+    if native.torchadder_select_isa(name.encode()):
+        raise UserError(native.torchadder_last_error().decode())
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[None]:
+    """select(name) for the length of a with block."""
+    native = library()
+    before = native.torchadder_selected_variant().decode()
+    select(name)
+    try:
+        yield
+    finally:
+        select(before)
+
+
+def names(in_use: bool = False) -> list[str]:
+    """Every kernel of the library, or those that the instruction set in use chooses from."""
+    native = library()
+    return [
+        native.torchadder_kernel_name(i).decode()
+        for i in range(native.torchadder_kernel_count())
+        if not in_use or native.torchadder_kernel_in_use(i)
+    ]
+
+
+def threads() -> int:
+    """Threads that a kernel may use: torch's number, or 1 where the library was built without threads."""
+    return torch.get_num_threads() if library().torchadder_has_threads() else 1

@@ -1,0 +1,94 @@
+"""Adder layers: torch.nn's layers with the L1 distance in place of the product.
+
+"AdderNet: Do We Really Need Multiplications in Deep Learning?", Chen et al., CVPR 2020, arXiv 1912.13200.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import functional as F
+from ..functional import DEFAULT_RULE, GradientRule
+
+
+class Adder(nn.Module):
+    """The method: what every adder layer shares. Subclasses carry torch's signature.
+
+    The weight is marked (`weight.adder = True`), which is how torchadder.AdaptiveLR finds it in an optimiser.
+    """
+
+    def __init__(self, *args: Any, grad: GradientRule = DEFAULT_RULE, recenter: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        grad.check()
+        self.grad, self.recenter = grad, recenter
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        if name == "weight" and param is not None:
+            param.adder = True  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._mark()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        self._mark()
+        return self
+
+    def _mark(self) -> None:  # copies, pickles and to_empty() make a new parameter, which loses the mark
+        self.weight.adder = True  # type: ignore[union-attr]
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)  # type: ignore[arg-type]  # paper: N(0, 1) whatever the fan-in
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.grad != DEFAULT_RULE:
+            text += f", grad=GradientRule(weight={self.grad.weight!r}, input={self.grad.input!r})"
+        return text + ", recenter=True" if self.recenter else text
+
+
+class AdderConv2d(Adder, nn.Conv2d):
+    """2-d convolution by negative L1 distance; arguments are those of torch.nn.Conv2d.
+
+        Y[n, o, i, j] = bias[o] - sum_{c, a, b} |X[n, c, i*s + a, j*s + b] - W[o, c, a, b]|     (eq. 2)
+
+    Shapes: input (N, C_in, H, W) or (C_in, H, W) -> (N, C_out, H_out, W_out) as nn.Conv2d, float32. A padded
+    position holds 0 and contributes -|W|. Follow it with a normalisation: outputs are all negative and large.
+    Keyword-only: `grad`, the gradient rule, and `recenter`, both as in torchadder.functional.adder_conv2d.
+    Raises ValueError where nn.Conv2d does, and for an unknown gradient rule.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+        return F.adder_conv2d(
+            input,
+            weight,
+            bias,
+            self.stride,  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            self.groups,
+            grad=self.grad,
+            recenter=self.recenter,
+        )
+
+
+class AdderLinear(Adder, nn.Linear):
+    """Fully connected layer by negative L1 distance; arguments are those of torch.nn.Linear.
+
+        Y[..., o] = bias[o] - sum_k |X[..., k] - W[o, k]|
+
+    Shapes: input (..., in_features) -> (..., out_features), float32. `grad`, `recenter` and the advice to follow
+    it with a normalisation as in AdderConv2d.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.adder_linear(input, self.weight, self.bias, grad=self.grad, recenter=self.recenter)

@@ -1,0 +1,137 @@
+"""The three operators of an adder convolution, registered once with torch.library.
+
+    torchadder::adder_conv2d              Y  from X, W
+    torchadder::adder_conv2d_grad_input   dX from dY, X, W
+    torchadder::adder_conv2d_grad_weight  dW from dY, X, W
+
+They have no derivative of their own: the gradient rule is torchadder.functional's. Float32 on the CPU runs on the
+native kernels; every other dtype and device runs on the plain-torch reference. Outputs keep the memory format
+that nn.Conv2d would give them: channels last if the input or the weight is, else contiguous.
+"""
+
+import torch
+from torch import Tensor
+
+from . import cpu, reference
+from .geometry import Conv2dGeometry
+
+_library = torch.library.Library("torchadder", "DEF")
+_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
+_library.define(f"adder_conv2d(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, bool recenter) -> Tensor")
+_library.define(f"adder_conv2d_grad_input(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
+_library.define(f"adder_conv2d_grad_weight(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
+
+adder_conv2d = torch.ops.torchadder.adder_conv2d.default
+adder_conv2d_grad_input = torch.ops.torchadder.adder_conv2d_grad_input.default
+adder_conv2d_grad_weight = torch.ops.torchadder.adder_conv2d_grad_weight.default
+
+
+def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """nn.Conv2d's choice: channels last if the input or the weight is unambiguously so."""
+    for tensor in (x, weight):
+        if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+    return torch.contiguous_format
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    recenter: bool,
+) -> Tensor:
+    geometry = Conv2dGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+    layout = memory_format(x, weight)
+    if cpu.can_run(x):
+        return cpu.forward(x, weight, bias, geometry, recenter, layout)
+    y = reference.forward(x, weight, geometry, recenter)
+    return (y if bias is None else y + bias[:, None, None]).contiguous(memory_format=layout)
+
+
+def _grad_input(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    rule: str,
+) -> Tensor:
+    geometry = Conv2dGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+    layout = memory_format(x, weight)
+    if rule == "full":  # dX = sum_o (W[o] - X) * dY[o]: a transposed convolution and a rank-one correction
+        ones = torch.ones_like(weight)
+        straight, total = (_convolution_backward(grad, x, w, geometry, 0) for w in (weight, ones))
+        return (straight - x * total).contiguous(memory_format=layout)
+    if cpu.can_run(x):
+        return cpu.grad_input(grad, x, weight, geometry, rule, layout)
+    return reference.grad_input(grad, x, weight, geometry, rule).contiguous(memory_format=layout)
+
+
+def _grad_weight(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    rule: str,
+) -> Tensor:
+    geometry = Conv2dGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+    layout = memory_format(weight, weight)
+    if rule == "sign":
+        if cpu.can_run(x):
+            return cpu.grad_weight_sign(grad, x, weight, geometry, layout)
+        return reference.grad_weight_sign(grad, x, weight, geometry).contiguous(memory_format=layout)
+    # dW = sum over positions of (X - W) * dY: a convolution's weight gradient and a rank-one correction
+    if x.shape[2:] == weight.shape[2:] == (1, 1) and geometry.padding == (0, 0) and groups == 1:
+        straight = torch.mm(grad.flatten(1).t(), x.flatten(1)).view_as(weight)
+    else:
+        straight = _convolution_backward(grad, x, weight, geometry, 1)
+    total = grad.sum((0, 2, 3))[:, None, None, None]
+    return torch.addcmul(straight, weight, total, value=-1).contiguous(memory_format=layout)
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Conv2dGeometry, which: int) -> Tensor:
+    """PyTorch's own convolution gradient: of the input (which=0) or of the weight (which=1)."""
+    mask = [which == 0, which == 1, False]
+    return torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        None,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        False,
+        [0, 0],
+        geometry.groups,
+        mask,
+    )[which]
+
+
+_library.impl("adder_conv2d", _forward, "CompositeExplicitAutograd")
+_library.impl("adder_conv2d_grad_input", _grad_input, "CompositeExplicitAutograd")
+_library.impl("adder_conv2d_grad_weight", _grad_weight, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("torchadder::adder_conv2d", lib=_library)
+def _(x, weight, bias, stride, padding, dilation, groups, recenter):  # type: ignore[no-untyped-def]
+    shape = Conv2dGeometry(stride, padding, dilation, groups).output_shape(x, weight)
+    return x.new_empty(shape).contiguous(memory_format=memory_format(x, weight))
+
+
+@torch.library.register_fake("torchadder::adder_conv2d_grad_input", lib=_library)
+def _(grad, x, weight, stride, padding, dilation, groups, rule):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape).contiguous(memory_format=memory_format(x, weight))
+
+
+@torch.library.register_fake("torchadder::adder_conv2d_grad_weight", lib=_library)
+def _(grad, x, weight, stride, padding, dilation, groups, rule):  # type: ignore[no-untyped-def]
+    return weight.new_empty(weight.shape).contiguous(memory_format=memory_format(weight, weight))

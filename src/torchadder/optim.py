@@ -1,0 +1,129 @@
+"""AdaptiveLR: the paper's per-layer learning rate, as a step pre-hook on any torch optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class _AdderGradientHook:
+    """Rescales the gradients of the adder weights just before each step of ``optimizer``."""
+
+    def __init__(self, optimizer: Optimizer, params: Iterable[Tensor] | None):
+        self._optimizer = optimizer
+        self._chosen = None if params is None else {id(p) for p in params}
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if self._chosen is not None and not self._chosen <= held:
+            raise ValueError(f"{len(self._chosen - held)} of the given params are not in the optimizer")
+        if not any(True for _ in self._weights()):
+            raise ValueError(
+                f"{type(self).__name__} found no adder weight in the optimizer: build the optimizer from a "
+                "model with adder layers, or name the weights with params=[...]"
+            )
+        self._handle = optimizer.register_step_pre_hook(self._before_step)
+
+    def remove(self) -> None:
+        """Detach from the optimiser; gradients are left alone from now on."""
+        self._handle.remove()
+
+    def _weights(self) -> Iterator[Tensor]:
+        for group in self._optimizer.param_groups:
+            for p in group["params"]:
+                if getattr(p, "adder", False) if self._chosen is None else id(p) in self._chosen:
+                    yield p
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(callable(a) for a in (*args, *kwargs.values())):
+            raise RuntimeError(
+                f"{type(self).__name__} needs optimizer.step() without a closure: a closure computes "
+                "gradients after the rescaling"
+            )
+        for weight in self._weights():
+            if weight.grad is not None:
+                self._rescale(weight.grad)
+
+    def _rescale(self, grad: Tensor) -> None:
+        raise NotImplementedError
+
+
+class AdaptiveLR(_AdderGradientHook):
+    """Per-layer adaptive learning rate of an AdderNet (eq. 13): just before each optimiser step,
+
+        grad_l <- eta * sqrt(k_l) / max(||grad_l||_2, 1e-12) * grad_l     k_l = elements of the weight
+
+    so it runs after all-reduce, unscaling and accumulation: the step does not depend on loss scale, world
+    size or the number of micro-batches. Weight decay and momentum see the rescaled gradient.
+
+    It finds the adder weights by itself, at each step, by the mark ``weight.adder`` that every adder layer
+    sets and that survives ``.to()``, ``load_state_dict``, deepcopy and pickle of the model. Name them with
+    ``params`` where the optimiser holds other tensors than the layers' own weights.
+
+    Shapes and dtypes: any; the norm and the product are taken in float32 (float64 for float64 gradients) and
+    never leave the device. A zero gradient stays zero, a missing one (None) is skipped, and NaN or infinity
+    turns into NaN: never hidden, so that a gradient scaler or the loss check can act on it.
+
+    Copies and pickles of an optimiser lose their hooks (torch's rule): attach a new AdaptiveLR to those.
+
+    Args:
+        optimizer: any torch optimiser, stepped without a closure.
+        eta: the common size of the update, > 0; the official code uses 0.2.
+        params: the weights to rescale; None finds them.
+
+    Raises ValueError for eta <= 0, when no adder weight is found, and for params that the optimiser lacks.
+    """
+
+    def __init__(self, optimizer: Optimizer, eta: float = 0.2, params: Iterable[Tensor] | None = None):
+        if not (eta > 0 and math.isfinite(eta)):
+            raise ValueError(f"eta must be a finite number above 0, got {eta}")
+        self.eta = eta
+        super().__init__(optimizer, params)
+
+    def _rescale(self, grad: Tensor) -> None:
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(grad, dtype=wide)
+        # a fused optimiser under GradScaler divides by the loss scale itself, after us
+        loss_scale = getattr(self._optimizer, "grad_scale", None)
+        if loss_scale is not None:
+            norm = norm / loss_scale
+        scale = self.eta * math.sqrt(grad.numel()) / norm.clamp_min(1e-12)
+        if grad.dtype == wide:
+            grad.mul_(scale)
+        else:
+            grad.copy_(grad.to(wide) * scale)
+
+    def state_dict(self) -> dict[str, float]:
+        """``{"eta": eta}``, to be saved beside the optimiser's own state."""
+        return {"eta": self.eta}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.eta = state["eta"]
+
+
+class IncreasedLR(_AdderGradientHook):
+    """The ablation (ILR): the adder weights' gradients times one constant, grad_l <- factor * grad_l.
+
+    It scales the gradient, not the group's rate: a larger rate would multiply weight decay as well, and the
+    filters would shrink to nothing. Arguments and errors as AdaptiveLR.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: float = 100.0, params: Iterable[Tensor] | None = None):
+        if not (factor > 0 and math.isfinite(factor)):
+            raise ValueError(f"factor must be a finite number above 0, got {factor}")
+        self.factor = factor
+        super().__init__(optimizer, params)
+
+    def _rescale(self, grad: Tensor) -> None:
+        grad.mul_(self.factor)
+
+    def state_dict(self) -> dict[str, float]:
+        """``{"factor": factor}``, to be saved beside the optimiser's own state."""
+        return {"factor": self.factor}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.factor = state["factor"]

@@ -1,0 +1,204 @@
+"""The run directory: recipe, environment, metrics by epoch, last state and best model of a training run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchadder import atomic
+from torchadder.environment import describe_environment
+from torchadder.errors import UserError
+from torchadder.models import Model
+from torchadder.models.checkpoint import LAST, Checkpoint, read_last, save_checkpoint
+from torchadder.train.recipe import Recipe, differences
+
+RECIPE, ENVIRONMENT, METRICS = "recipe.json", "environment.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a run so far. ``accuracy`` is the last epoch's on the test split, in percent: the result.
+
+    The best epoch's stands beside it and is no result, since the test split chose it.
+    """
+
+    recipe: str
+    op: str
+    seed: int
+    lr_scheme: str | None
+    eta: float | None
+    epochs: int
+    accuracy: float
+    best_accuracy: float
+    best_epoch: int
+    seconds: float
+    out: str
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """runs/RECIPE-OP-sSEED."""
+    return Path("runs") / f"{recipe.name}-{recipe.op}-s{recipe.seed}"
+
+
+class Run:
+    """A run directory, open for training. Nothing is written before ``begin``.
+
+    It holds recipe.json, environment.json, metrics.jsonl (one line an epoch), last.pt (the state after the
+    last epoch, for --resume), best.safetensors and config.json. last.pt decides: it is replaced whole at the
+    end of each epoch, after the others, and ``begin`` drops the metrics beyond it, so that a run killed at
+    any moment continues as if it had stopped at the end of its last epoch.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, state: dict[str, Any] | None):
+        self.folder, self.recipe, self.state = folder, recipe, state
+        self.epoch: int = state["epoch"] if state else 0
+        self.best: dict[str, Any] = state["best"] if state else {"epoch": 0, "accuracy": -1.0}
+        self._seconds: float = state["seconds"] if state else 0.0
+
+    @classmethod
+    def open(cls, folder: Path, recipe: Recipe, *, resume: bool = False) -> Run:
+        """A new run in ``folder``, or with ``resume`` the one that it holds.
+
+        Raises UserError where a new run would overwrite one, where there is none to resume, where its recipe
+        differs from ``recipe`` (each field is named), and where its last.pt is damaged.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out {folder} is a file; name a folder")
+        if not resume:
+            if holds_run(folder):
+                raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
+            return cls(folder, recipe, None)
+        changed = differences(saved_recipe(folder), recipe)
+        if changed:
+            fields = ", ".join(f"{name} (run: {was}, now: {now})" for name, (was, now) in changed.items())
+            raise UserError(
+                f"cannot resume {folder} with another recipe: {fields}; leave the flag out to keep the "
+                "run's value, or start a new run with --out"
+            )
+        last = folder / LAST
+        return cls(folder, recipe, read_last(last) if last.exists() else None)
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.recipe.epochs
+
+    def begin(self) -> None:
+        """Create the folder and its records, or bring those of a resumed run back to its last state."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not holds_run(self.folder):
+                (self.folder / METRICS).unlink(missing_ok=True)
+                self._write_json(ENVIRONMENT, {**describe_environment(), "resumed": []})
+                atomic.write_bytes(self.folder / RECIPE, self.recipe.to_json().encode())  # last: now it is a run
+                return
+            environment = _read_json(self.folder / ENVIRONMENT)
+            environment.setdefault("resumed", []).append({"after_epoch": self.epoch, **describe_environment()})
+            self._write_json(ENVIRONMENT, environment)
+            kept = "".join(json.dumps(row) + "\n" for row in self.metrics())
+            atomic.write_bytes(self.folder / METRICS, kept.encode())
+
+    def end_epoch(self, row: dict[str, Any], model: Model, state: dict[str, Any]) -> None:
+        """Save the end of an epoch: its line of metrics, the model if it is the best so far, then last.pt.
+
+        ``state`` is what the loop needs in order to continue. Raises UserError where the disk refuses;
+        last.pt is then still the previous epoch's.
+        """
+        epoch, accuracy = row["epoch"], row["test_accuracy"]
+        best = self.best
+        about = {"dataset": self.recipe.dataset, "epoch": epoch, "accuracy": accuracy}
+        with self._writing():
+            with open(self.folder / METRICS, "a") as f:
+                f.write(json.dumps(row) + "\n")
+                f.flush()
+                os.fsync(f.fileno())
+            if accuracy > best["accuracy"]:
+                best = {"epoch": epoch, "accuracy": accuracy}
+                save_checkpoint(self.folder, model, **about)
+            seconds = self._seconds + row["seconds"]
+            state = {
+                **state,
+                "checkpoint": asdict(Checkpoint(model.config, **about)),
+                "model": model.state_dict(),
+                "epoch": epoch,
+                "best": best,
+                "seconds": seconds,
+            }
+            buffer = io.BytesIO()  # torch.save into a file turns a full disk into a RuntimeError of its own
+            torch.save(state, buffer)
+            atomic.write_bytes(self.folder / LAST, buffer.getvalue())
+        self.state, self.epoch, self.best, self._seconds = state, epoch, best, seconds
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl up to the last state; torn lines and lines beyond it are left out."""
+        path = self.folder / METRICS
+        rows = {}
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+            try:
+                row = json.loads(line)
+                rows[row["epoch"]] = row
+            except (ValueError, KeyError, TypeError):
+                continue
+        return [rows[epoch] for epoch in sorted(rows) if epoch <= self.epoch]
+
+    def outcome(self) -> Outcome:
+        """The result so far. Raises UserError before the end of the first epoch."""
+        if not self.state:
+            raise UserError(f"{self.folder} has no finished epoch yet")
+        adder = self.recipe.op == "adder"
+        return Outcome(
+            recipe=self.recipe.name,
+            op=self.recipe.op,
+            seed=self.recipe.seed,
+            lr_scheme=self.recipe.lr_scheme if adder else None,
+            eta=self.recipe.eta if adder and self.recipe.lr_scheme == "alr" else None,
+            epochs=self.epoch,
+            accuracy=self.state["checkpoint"]["accuracy"],
+            best_accuracy=self.best["accuracy"],
+            best_epoch=self.best["epoch"],
+            seconds=self._seconds,
+            out=str(self.folder),
+        )
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        atomic.write_bytes(self.folder / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            good = f"the checkpoint of epoch {self.epoch} is intact" if self.epoch else "there is no checkpoint yet"
+            raise UserError(
+                f"cannot write to {self.folder}: {error.strerror or error}; {good}. Mend it, then run again "
+                "with --resume"
+            ) from error
+
+
+def holds_run(folder: Path) -> bool:
+    return (folder / RECIPE).exists() or (folder / LAST).exists()
+
+
+def saved_recipe(folder: Path) -> Recipe:
+    """The recipe of the run in ``folder``. Raises UserError where there is none."""
+    if not holds_run(folder):
+        raise UserError(f"{folder} holds no run to resume: leave --resume out, or name its folder with --out")
+    try:
+        return Recipe.from_json((folder / RECIPE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {folder / RECIPE}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):  # a record for readers; its loss must not stop a run
+        return {}
+    return content if isinstance(content, dict) else {}

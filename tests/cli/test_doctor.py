@@ -1,0 +1,117 @@
+"""torchadder doctor: what it says of a sound installation, and that it notices an unsound one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchadder import kernels
+from torchadder.analysis import diagnosis
+from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.cli import main
+from torchadder.data.mnist import MD5
+from torchadder.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch, tmp_path):
+    monkeypatch.delenv("TORCHADDER_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def checks(capsys, *arguments: str) -> tuple[int, dict[str, dict]]:
+    code = main(["doctor", "--json", *arguments])
+    result = json.loads(capsys.readouterr().out)
+    assert result["sound"] == (code == 0)
+    return code, {check["name"]: check for check in result["checks"]}
+
+
+def test_a_sound_installation(capsys):
+    code, found = checks(capsys)
+    assert code == 0
+    assert found["native library"]["ok"] is True
+    for isa in kernels.compiled():
+        assert found[f"kernels {isa}"]["ok"] is (True if isa in kernels.available() else None)
+    assert found["data mnist"]["ok"] is None
+
+
+def test_plain_text(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        f"torch {torch.__version__}",
+        str(kernels.library_path()),
+        "kernels reference",
+        "extra [cli]",
+    ):
+        assert words in printed
+    assert printed.endswith("everything that could be checked is sound\n")
+
+
+def test_the_isa_in_use_stays_in_use():
+    with kernels.using("reference"):
+        diagnosis.check_kernels()
+        assert kernels.isa() == "reference"
+
+
+def test_an_isa_of_another_machine_is_named_and_fails_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(kernels, "available", lambda: ["reference"])
+    monkeypatch.setattr(kernels, "compiled", lambda: ["reference", "avx1024"])
+    code, found = checks(capsys)
+    assert code == 0
+    assert found["kernels avx1024"]["ok"] is None
+    assert "not checked" in found["kernels avx1024"]["detail"]
+
+
+@pytest.mark.parametrize("damage", [lambda y: y + 0.01 * y.abs().max(), lambda y: y * torch.nan])
+def test_a_wrong_kernel_is_noticed(capsys, monkeypatch, damage):
+    right = diagnosis.adder_conv2d
+    monkeypatch.setattr(diagnosis, "adder_conv2d", lambda *args, **kwargs: damage(right(*args, **kwargs)))
+    code, found = checks(capsys)
+    assert code == 1
+    assert found["kernels reference"]["ok"] is False
+    assert "forward" in found["kernels reference"]["detail"]
+
+
+def test_a_library_that_does_not_load_is_noticed(capsys, monkeypatch):
+    def refuse():
+        raise UserError("the native library does not load")
+
+    monkeypatch.setattr(kernels, "isa", refuse)
+    code, found = checks(capsys)
+    assert code == 1
+    assert found["native library"] == {
+        "name": "native library",
+        "ok": False,
+        "detail": "the native library does not load",
+    }
+
+
+def test_data_found_missing_and_incomplete(capsys, tmp_path):
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    names = list(MD5)
+    for name in names[:-1]:
+        Path(folder / f"{name}.gz").touch()
+    code, found = checks(capsys, "--data", str(tmp_path))
+    assert code == 1
+    assert names[-1] in found["data mnist"]["detail"]
+    Path(folder / f"{names[-1]}.gz").touch()
+    code, found = checks(capsys, "--data", str(tmp_path))
+    assert (code, found["data mnist"]["ok"]) == (0, True)
+    assert str(folder) in found["data mnist"]["detail"]
+
+
+def test_brute_force_by_hand():
+    case = Case(1, 1, 1, size=(1, 3), kernel=(1, 2))
+    x, weight, grad = (
+        torch.tensor([[[[1.0, 4.0, 2.0]]]]),
+        torch.tensor([[[[3.0, 2.5]]]]),
+        torch.tensor([[[[1.0, 2.0]]]]),
+    )
+    truth = brute_force(case, x, weight, grad)
+    assert truth.output.flatten().tolist() == [-3.5, -1.5]
+    assert truth.grad_input.flatten().tolist() == [1.0, -1.0 - 2.0, 2.0 * 0.5]
+    assert truth.grad_input_sign.flatten().tolist() == [1.0, -1.0 - 2.0, 2.0]
+    assert truth.grad_weight_sign.flatten().tolist() == [-1.0 + 2.0, 1.0 - 2.0]

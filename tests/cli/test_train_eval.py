@@ -1,0 +1,277 @@
+"""torchadder train and eval, in process: what is printed where, and the exit code and line of every error."""
+
+import json
+import re
+
+import pytest
+
+from torchadder.cli import main
+from torchadder.data import registry as datasets
+from torchadder.train import Progress
+from torchadder.train import loop as loop_module
+
+TRAIN = ["train", "lenet5bn-tiny", "--out", "run"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(capsys):
+    assert main([*TRAIN, "--epochs", "2"]) == 0
+    capsys.readouterr()
+
+
+def test_train_prints_header_epochs_and_result(capsys, tmp_path):
+    assert main([*TRAIN, "--epochs", "2"]) == 0
+    out, err = capsys.readouterr()
+    header, first, second, result = out.splitlines()
+    assert header.startswith(
+        "lenet5bn-tiny · adder · 61,942 parameters · 0 multiplications in 5 layers · ALR eta 0.2"
+    )
+    assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  test [\d.]+%  [\d.]+ s  eta \d:\d\d", first)
+    assert second.startswith("epoch 2/2")
+    assert re.fullmatch(
+        r"test accuracy [\d.]+% after 2 epochs \(best [\d.]+% in epoch [12]\) · 0:0\d · run", result
+    )
+    assert err == ""
+    assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_train_conv_counts_its_multiplications(capsys):
+    assert main([*TRAIN, "--epochs", "1", "--op", "conv"]) == 0
+    assert " · conv · 61,942 parameters · 416,520 multiplications in 5 layers · " in capsys.readouterr().out
+
+
+def test_train_json_is_one_object_on_stdout(capsys):
+    assert main([*TRAIN, "--epochs", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["epochs"] == 1
+    assert "epoch 1/1" in err
+
+
+def test_default_folder(tmp_path):
+    assert main(["train", "lenet5bn-tiny", "--epochs", "1", "--seed", "3", "--op", "conv"]) == 0
+    assert (tmp_path / "runs" / "lenet5bn-tiny-conv-s3" / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields"),
+    [
+        (["--grad", "sign"], {"weight_grad": "sign", "input_grad": "sign", "lr_scheme": "alr"}),
+        (["--grad", "full"], {"weight_grad": "full", "input_grad": "hardtanh"}),
+        (["--lr-scheme", "ilr", "--ilr-factor", "50"], {"lr_scheme": "ilr", "ilr_factor": 50.0}),
+        (["--lr-scheme", "plain", "--input-grad", "full"], {"lr_scheme": "plain", "input_grad": "full"}),
+        (["--no-nesterov", "--momentum", "0", "--channels-last"], {"nesterov": False, "channels_last": True}),
+        (["--eta", "0.02", "--batch-size", "8", "--lr", "1"], {"eta": 0.02, "batch_size": 8, "lr": 1.0}),
+    ],
+)
+def test_flags_reach_the_recipe(tmp_path, flags, fields):
+    assert main([*TRAIN, "--epochs", "1", *flags]) == 0
+    saved = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert {name: saved[name] for name in fields} == fields
+
+
+def test_resume_keeps_the_runs_recipe(run, capsys):
+    assert main([*TRAIN, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("run is finished: all 2 epochs are done\ntest accuracy")
+    assert main([*TRAIN, "--resume", "--epochs", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["epochs"] == 2
+
+
+def interrupt(epoch):
+    class Interrupt(Progress):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.close()
+
+        def close(self):
+            pass
+
+        def stepped(self, now, step, loss):
+            if now == epoch:
+                raise KeyboardInterrupt
+
+    return lambda stream: Interrupt()
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_ctrl_c_says_how_to_resume_and_it_does(capsys, monkeypatch, tmp_path, epoch):
+    with monkeypatch.context() as patched:
+        patched.setattr("torchadder.cli.console.progress", interrupt(epoch))
+        assert main([*TRAIN, "--epochs", "2"]) == 130
+    command = "torchadder train lenet5bn-tiny --out run --resume"
+    expected = f"error: interrupted; {epoch - 1}/2 epochs are saved, continue with: {command}\n"
+    assert capsys.readouterr() == ("", expected)
+    assert main(command.split()[1:]) == 0
+    assert ("continues after epoch 1" in capsys.readouterr().out) == (epoch == 2)
+    assert main(["train", "lenet5bn-tiny", "--out", "other", "--epochs", "2"]) == 0
+    assert (tmp_path / "run/best.safetensors").read_bytes() == (
+        tmp_path / "other/best.safetensors"
+    ).read_bytes()
+
+
+def test_ctrl_c_before_anything_is_written(capsys, monkeypatch, tmp_path):
+    def interrupted(data_dir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(datasets._DATASETS, "tiny", interrupted)
+    assert main(TRAIN) == 130
+    assert capsys.readouterr().err == "error: interrupted before training began; nothing was written\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("checkpoint", ["run", "run/best.safetensors", "run/last.pt"])
+def test_eval(run, capsys, checkpoint):
+    assert main(["eval", checkpoint, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["model"], result["op"], result["dataset"], result["images"]) == (
+        "lenet5bn",
+        "adder",
+        "tiny",
+        30,
+    )
+    with open("run/metrics.jsonl") as f:
+        rows = [json.loads(line) for line in f]
+    assert result["accuracy"] == rows[result["epoch"] - 1]["test_accuracy"]
+    if checkpoint.endswith("last.pt"):
+        assert result["epoch"] == 2
+    assert main(["eval", checkpoint]) == 0
+    assert re.search(
+        r"lenet5bn · adder · epoch \d · tiny test [\d.]+% · loss [\d.]+ · 30 images", capsys.readouterr().out
+    )
+
+
+def write(name, content):
+    def prepare(folder):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return prepare
+
+
+def nothing(folder):
+    pass
+
+
+USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line must contain
+    (nothing, ["train", "lenet-mnist"], "unknown recipe 'lenet-mnist'; known: lenet5bn-"),
+    (nothing, ["train"], "Missing argument 'RECIPE': see torchadder train --help"),
+    (nothing, ["trian"], "No such command 'trian'"),
+    (nothing, [*TRAIN, "--epoch", "3"], "No such option: --epoch"),
+    (nothing, [*TRAIN, "--epochs", "many"], "'--epochs'"),
+    (nothing, [*TRAIN, "--epochs", "0"], "--epochs 0 is out of range: expected at least 1"),
+    (nothing, [*TRAIN, "--op", "binary"], "--op binary is out of range: expected adder or conv"),
+    (nothing, [*TRAIN, "--eta", "-0.2"], "--eta -0.2 is out of range: expected above 0"),
+    (nothing, [*TRAIN, "--lr", "nan"], "--lr nan is out of range"),
+    (nothing, [*TRAIN, "--grad", "half"], "--grad half is out of range: expected full or sign"),
+    (nothing, [*TRAIN, "--grad", "sign", "--input-grad", "full"], "--grad sets --input-grad as well"),
+    (nothing, [*TRAIN, "--batch-size", "51"], "batch_size 51 is more than the 50 training images"),
+    (nothing, [*TRAIN, "--resume"], "run holds no run to resume"),
+    (nothing, ["train", "lenet5bn-mnist", "--data", "nowhere"], "--data nowhere is no folder"),
+    (
+        write("data/train-images-idx3-ubyte", b"\0\0\x08\3"),
+        ["train", "lenet5bn-mnist", "--data", "data"],
+        "data holds a part of mnist, but not train-labels-idx1-ubyte.gz",
+    ),
+    (write("run", b""), TRAIN, "--out run is a file"),
+    (nothing, ["eval", "nowhere"], "no checkpoint at nowhere"),
+    (write("run/config.json", b"{}"), ["eval", "run"], "run holds no best.safetensors"),
+    (write("run/best.safetensors", b"junk"), ["eval", "run"], "is damaged"),
+    (
+        write("run.tadder", b"junk"),
+        ["eval", "run.tadder"],
+        "cannot read run.tadder: expected a run directory",
+    ),
+]
+
+
+def assert_one_line(capsys, words):
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+@pytest.mark.parametrize(("prepare", "arguments", "words"), USER_ERRORS)
+def test_users_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, arguments, words):
+    prepare(tmp_path)
+    assert main(arguments) == 2
+    assert_one_line(capsys, words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (TRAIN, "run already holds a run: continue it with --resume, or choose another --out"),
+        ([*TRAIN, "--resume", "--epochs", "3"], "another recipe: epochs (run: 2, now: 3)"),
+        ([*TRAIN, "--resume", "--op", "conv"], "another recipe: op (run: adder, now: conv)"),
+        (
+            ["train", "lenet5bn-mnist", "--out", "run", "--resume"],
+            "name (run: lenet5bn-tiny, now: lenet5bn-mnist)",
+        ),
+        (["eval", "run", "--dataset", "mnits"], "unknown data set 'mnits'; known: mnist"),
+    ],
+)
+def test_users_mistake_with_an_existing_run(run, capsys, arguments, words):
+    assert main(arguments) == 2
+    assert_one_line(capsys, words)
+
+
+def test_data_set_with_other_classes(run, capsys, monkeypatch):
+    import dataclasses
+
+    other = dataclasses.replace(datasets._DATASETS["tiny"](), name="other", num_classes=100)
+    monkeypatch.setitem(datasets._DATASETS, "other", lambda data_dir: other)
+    assert main(["eval", "run", "--dataset", "other"]) == 2
+    assert_one_line(capsys, "knows 10 classes; other has 1 and 100: choose another --dataset")
+
+
+def test_full_disk_is_one_line(capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pt.tmp").symlink_to("/dev/full")
+    assert main(TRAIN) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: cannot write to run: No space left on device; there is no checkpoint yet.")
+    assert err.count("\n") == 1
+
+
+def test_loss_that_is_not_finite_is_one_line(capsys):
+    assert main([*TRAIN, "--op", "conv", "--lr", "1e30", "--batch-size", "10"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: the loss became NaN or infinite in epoch ")
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    def create_model(*args, **kwargs):
+        raise RuntimeError("a bug\nof ours")
+
+    monkeypatch.setattr(loop_module, "create_model", create_model)
+
+
+def test_our_mistake_is_one_line_and_exit_code_1(broken, capsys):
+    assert main(TRAIN) == 1
+    assert_one_line(
+        capsys, "unexpected RuntimeError: a bug of ours; run again with --debug for the traceback"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--debug", *TRAIN], [*TRAIN, "--debug"]])
+def test_debug_prints_the_traceback(broken, capsys, arguments):
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.splitlines()[-1].startswith("error: unexpected RuntimeError")
+
+
+def test_debug_of_a_users_mistake(capsys):
+    assert main(["--debug", "train", "nothing"]) == 2
+    assert "Traceback" in capsys.readouterr().err

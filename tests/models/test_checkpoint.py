@@ -1,0 +1,140 @@
+"""Checkpoints: the same model comes back, and every way to be no checkpoint gets one line that names it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from torchadder.errors import UserError
+from torchadder.models import create_model
+from torchadder.models.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from torchadder.nn import GradientRule
+
+
+def trained(op="adder", **kwargs):
+    torch.manual_seed(3)
+    model = create_model("lenet5bn", op=op, **kwargs)
+    model(torch.randn(4, 1, 32, 32))  # moves the running statistics
+    return model
+
+
+@pytest.fixture
+def run(tmp_path):
+    save_checkpoint(tmp_path, trained(), dataset="mnist", epoch=7, accuracy=98.5)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [".", "best.safetensors"])
+@pytest.mark.parametrize(
+    ("op", "kwargs"),
+    [
+        ("adder", {}),
+        ("conv", {"num_classes": 3}),
+        ("adder", {"grad": GradientRule(weight="sign", input="sign")}),
+    ],
+)
+def test_the_same_model_comes_back(tmp_path, op, kwargs, name):
+    model = trained(op, **kwargs)
+    save_checkpoint(tmp_path, model, dataset="mnist", epoch=7, accuracy=98.5)
+    loaded, about = read_checkpoint(tmp_path / name)
+    assert (about.dataset, about.epoch, about.accuracy) == ("mnist", 7, 98.5)
+    assert loaded.config == model.config
+    assert not loaded.training
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(loaded(x), model.eval()(x))
+
+
+def test_a_single_file_needs_no_config_beside_it(run):
+    (run / "config.json").unlink()
+    assert load_checkpoint(run / "best.safetensors").config["name"] == "lenet5bn"
+
+
+def test_a_file_without_metadata_takes_the_config_beside_it(run):
+    save_file(load_file(run / "best.safetensors"), run / "best.safetensors")
+    assert load_checkpoint(run).config["op"] == "adder"
+
+
+def test_last_state_is_a_checkpoint_too(run):
+    about = json.loads((run / "config.json").read_text())
+    torch.save({"checkpoint": about, "model": trained().state_dict()}, run / "last.pt")
+    assert torch.equal(load_checkpoint(run / "last.pt").fc1.weight, trained().fc1.weight)
+
+
+class Anything:
+    pass
+
+
+def edit(change):
+    """Rewrite best.safetensors with its tensors changed."""
+
+    def apply(run):
+        tensors = load_file(run / "best.safetensors")
+        change(tensors)
+        save_file(tensors, run / "best.safetensors")
+        return run
+
+    return apply
+
+
+def write(name, content):
+    def apply(run):
+        (run / name).write_bytes(content)
+        return run / name
+
+    return apply
+
+
+def cut(run):
+    path = run / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return run
+
+
+def config(text):
+    def apply(run):
+        (run / "config.json").write_text(text)
+        return edit(lambda tensors: None)(run)
+
+    return apply
+
+
+def pickled(value):
+    def apply(run):
+        torch.save(value, run / "last.pt")
+        return run / "last.pt"
+
+    return apply
+
+
+REFUSED = [  # change to a run directory that returns the path to load -> words in the message
+    (lambda run: run / "nowhere", "no checkpoint at .*nowhere; expected a run directory"),
+    (lambda run: run / "config.json", "cannot read .*config.json: expected a run directory"),
+    (write("ResNet20-AdderNet.pth", b"x"), r"cannot read .*ResNet20-AdderNet.pth: expected a run directory"),
+    (lambda run: (run / "best.safetensors").unlink() or run, "holds no best.safetensors"),
+    (write("best.safetensors", b""), "is damaged"),
+    (write("best.safetensors", b"\xff" * 100), "is damaged"),
+    (cut, "is damaged"),
+    (edit(lambda tensors: tensors.pop("fc2.weight")), "does not fit lenet5bn: missing fc2.weight"),
+    (
+        edit(lambda tensors: tensors.update(a=torch.ones(1), **{"conv1.weight": torch.ones(6, 1, 3, 3)})),
+        r"unexpected a; conv1.weight has shape \(6, 1, 3, 3\), expected \(6, 1, 5, 5\)",
+    ),
+    (config("{}"), "describes no model of ours"),
+    (config("[1]"), "does not say which model"),
+    (config("{"), "does not say which model"),
+    (config('{"model": {"name": "x"}, "dataset": "", "epoch": 1, "accuracy": 1}'), "unknown model 'x'"),
+    (config('{"model": 3, "dataset": "mnist", "epoch": 1, "accuracy": 1}'), "describes no model of ours"),
+    (write("last.pt", b""), "is damaged"),
+    (write("last.pt", b"PK\x03\x04" + b"\x00" * 50), "is damaged"),
+    (pickled(Anything()), "is damaged"),  # weights_only: no class of a stranger is ever built
+    (pickled([1, 2]), "holds a list"),
+    (pickled({"model": {}}), "lacks 'checkpoint'"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED)
+def test_refused(run, change, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load_checkpoint(change(run))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,28 @@
+"""Every way to run a kernel: each instruction set with each way of adding up, and several numbers of threads."""
+
+import pytest
+import torch
+
+from torchadder import kernels
+
+
+def variants():
+    """kernels.variants(), and a visible skip for each instruction set that this CPU lacks."""
+    lacking = [isa for isa in kernels.compiled() if isa not in kernels.available()]
+    skipped = [pytest.param(isa, marks=pytest.mark.skip(reason=f"this CPU cannot run {isa}")) for isa in lacking]
+    return [*kernels.variants(), *skipped]
+
+
+@pytest.fixture(params=variants())
+def variant(request):
+    """Runs the test once on each variant, which is in use meanwhile."""
+    with kernels.using(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads, undone afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

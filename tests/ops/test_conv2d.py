@@ -1,0 +1,274 @@
+"""The three operators against brute force in float64: equal where float32 is exact, within a derived bound elsewhere.
+
+On multiples of 1/4 (input, weight, |.| <= 2) and whole numbers (output gradient) every sum, in every order, is exact
+in float32: there the kernels must give brute force's numbers, all of them, bit for bit. Differences of -1, 0 and 1,
+where HardTanh and sign change, are among them by the thousand.
+"""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchadder import kernels, ops
+from torchadder.analysis.bruteforce import Case, brute_force
+
+UNIT = torch.finfo(torch.float32).eps / 2  # largest relative error of one rounding
+
+CASES = {
+    "1 of everything": Case(1, 1, 1, size=(1, 1), kernel=(1, 1)),
+    "primes": Case(3, 5, 7, size=(11, 13), kernel=(3, 5), padding=(1, 2)),
+    "1x1 kernel": Case(3, 7, 13, size=(5, 11), kernel=(1, 1)),
+    "1x1 kernel, padded": Case(2, 5, 3, size=(4, 3), kernel=(1, 1), padding=(1, 2)),
+    "1x1 kernel, stride 2": Case(3, 7, 9, size=(7, 5), kernel=(1, 1), stride=(2, 2)),
+    "1x1 output": Case(5, 11, 17, size=(5, 3), kernel=(5, 3)),
+    "1x1 image, 3x3 kernel": Case(5, 3, 19, size=(1, 1), kernel=(3, 3), padding=(1, 1)),
+    "1 channel": Case(3, 1, 6, size=(9, 8), kernel=(5, 5), padding=(2, 2)),
+    "1 filter": Case(2, 9, 1, size=(6, 7), kernel=(3, 3)),
+    "1 channel, 1 filter": Case(2, 1, 1, size=(6, 35), kernel=(3, 3), padding=(1, 1)),
+    "a row": Case(1, 2, 3, size=(1, 37), kernel=(1, 3)),
+    "a column": Case(1, 2, 3, size=(37, 1), kernel=(3, 1)),
+    "stride 2": Case(3, 5, 6, size=(8, 9), kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+    "stride 3": Case(2, 3, 4, size=(10, 11), kernel=(3, 3), stride=(3, 3)),
+    "stride 3, last pixels unused": Case(2, 3, 4, size=(11, 9), kernel=(2, 2), stride=(3, 3)),
+    "strides 1 and 2": Case(2, 4, 5, size=(7, 12), kernel=(3, 3), stride=(1, 2), padding=(0, 1)),
+    "strides 3 and 2": Case(2, 4, 5, size=(13, 8), kernel=(5, 3), stride=(3, 2), padding=(2, 1)),
+    "stride above the kernel": Case(2, 3, 5, size=(13, 17), kernel=(1, 2), stride=(4, 5)),
+    "stride above the image": Case(2, 3, 5, size=(4, 3), kernel=(2, 2), stride=(7, 9)),
+    "dilation": Case(2, 3, 4, size=(11, 12), kernel=(3, 3), dilation=(2, 3), padding=(1, 2)),
+    "dilation with gaps": Case(1, 2, 3, size=(9, 11), kernel=(2, 2), dilation=(5, 7)),
+    "dilation and stride": Case(2, 5, 3, size=(13, 14), kernel=(3, 2), stride=(2, 3), dilation=(3, 2), padding=(2, 1)),
+    "padding above the kernel": Case(2, 3, 4, size=(5, 4), kernel=(2, 3), padding=(4, 5)),
+    "padding above the kernel, stride 3": Case(1, 3, 4, size=(3, 2), kernel=(2, 2), stride=(3, 3), padding=(5, 4)),
+    "padding above the image": Case(1, 2, 2, size=(1, 2), kernel=(3, 3), padding=(4, 4), dilation=(2, 2)),
+    "kernel above the image": Case(2, 2, 3, size=(3, 2), kernel=(7, 5), padding=(3, 2)),
+    "wide kernel": Case(1, 3, 4, size=(5, 19), kernel=(1, 11), padding=(0, 5)),
+    "tall kernel": Case(1, 3, 4, size=(19, 5), kernel=(11, 1), padding=(5, 0)),
+    "2 groups": Case(3, 6, 10, size=(7, 6), kernel=(3, 3), padding=(1, 1), groups=2),
+    "3 groups, stride 2": Case(2, 9, 6, size=(9, 8), kernel=(3, 3), stride=(2, 2), padding=(1, 1), groups=3),
+    "2 groups of 17 to 33": Case(1, 34, 66, size=(3, 4), kernel=(3, 3), padding=(1, 1), groups=2),
+    "groups, 1x1 kernel": Case(2, 10, 15, size=(3, 5), kernel=(1, 1), groups=5),
+    "depthwise": Case(2, 12, 12, size=(7, 8), kernel=(3, 3), padding=(1, 1), groups=12),
+    "depthwise, stride 2": Case(3, 13, 13, size=(9, 10), kernel=(3, 3), stride=(2, 2), padding=(1, 1), groups=13),
+    "depthwise, dilation": Case(1, 35, 35, size=(9, 7), kernel=(3, 2), dilation=(2, 3), groups=35),
+    "depthwise, 1x1 kernel": Case(2, 9, 9, size=(3, 5), kernel=(1, 1), groups=9),
+    "depthwise, 2 filters a channel": Case(2, 5, 10, size=(7, 6), kernel=(3, 3), padding=(1, 1), groups=5),
+    "depthwise, 2 channels a filter": Case(2, 10, 5, size=(7, 6), kernel=(3, 3), padding=(1, 1), groups=5),
+    "K = 1,331": Case(1, 11, 2, size=(12, 13), kernel=(11, 11)),
+    "K = 1,409": Case(61, 1409, 5, size=(1, 1), kernel=(1, 1)),
+    "67 filters of 65 channels": Case(2, 65, 67, size=(4, 3), kernel=(3, 3), padding=(1, 1)),
+    "more pixels than one chunk": Case(2, 3, 5, size=(31, 29), kernel=(3, 3), padding=(1, 1)),
+    "15 images": Case(15, 2, 9, size=(3, 4), kernel=(2, 2)),
+    "16 images": Case(16, 2, 8, size=(3, 4), kernel=(2, 2)),
+    "17 images": Case(17, 3, 7, size=(3, 4), kernel=(2, 2), padding=(1, 1)),
+    "33 images": Case(33, 3, 17, size=(2, 3), kernel=(2, 1), groups=1),
+}
+
+
+def geometry(case):
+    return case.stride, case.padding, case.dilation, case.groups
+
+
+def quantised(x, weight, grad):
+    """The same on a grid on which float32 sums are exact; stays dense with differences of -1, 0 and 1."""
+    return (x * 4).round().clamp(-8, 8) / 4, (weight * 4).round().clamp(-8, 8) / 4, (grad * 2).round()
+
+
+@functools.cache
+def exact(case):
+    """Tensors on the grid, and what brute force says about them."""
+    x, weight, grad = quantised(*case.tensors())
+    return x, weight, grad, brute_force(case, x, weight, grad)
+
+
+def assert_equal(found, truth):
+    """Equal as numbers, and truth representable: nothing is rounded."""
+    assert torch.equal(truth.float().double(), truth)
+    torch.testing.assert_close(found.double(), truth, rtol=0, atol=0)
+
+
+def assert_all_equal(case, x, weight, grad, truth):
+    assert_equal(ops.adder_conv2d(x, weight, None, *geometry(case), False), truth.output)
+    for rule, dx in (("hardtanh", truth.grad_input), ("sign", truth.grad_input_sign)):
+        assert_equal(ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), rule), dx)
+    dw = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), "sign")
+    assert_equal(dw, truth.grad_weight_sign)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_equals_brute_force_where_float32_is_exact(case, variant):
+    assert_all_equal(case, *exact(case))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_float64_equals_brute_force(case):
+    x, weight, grad, truth = exact(case)
+    assert_all_equal(case, x.double(), weight.double(), grad.double(), truth)
+
+
+def sizes(least, most):
+    return st.tuples(st.integers(least, most), st.integers(least, most))
+
+
+@st.composite
+def geometries(draw):
+    kernel, dilation, padding = draw(sizes(1, 5)), draw(sizes(1, 3)), draw(sizes(0, 6))
+    reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = tuple(max(1, r) + draw(st.integers(0, 9)) for r in reach)
+    groups, small = draw(st.sampled_from([1, 1, 2, 3, 5])), st.sampled_from([1, 2, 3, 5, 7, 11])
+    channels = (groups * draw(small), groups * draw(small))
+    return Case(
+        draw(st.integers(1, 4)), *channels, size, kernel, draw(sizes(1, 4)), padding, dilation, groups
+    )
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(case=geometries(), name=st.sampled_from(kernels.variants()))
+def test_any_geometry_equals_brute_force(case, name):
+    with kernels.using(name):
+        assert_all_equal(case, *exact(case))
+
+
+# Rounding. A sum of n terms, in any order, is wrong by at most n UNIT sum |term| (first order). The kernels sum
+# max(x, w), x and w (or |x - w|) over K elements and finish with a few operations; clamp(w) lies within |x| + 1,
+# and x sum dY, which is taken off at the end, is rounded likewise.
+
+ROUNDED = {
+    "3x3": Case(2, 17, 19, size=(9, 8), kernel=(3, 3), padding=(1, 1)),
+    "stride 2": Case(3, 13, 33, size=(9, 9), kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+    "3 groups, dilation": Case(2, 15, 12, size=(9, 11), kernel=(3, 2), dilation=(2, 2), padding=(3, 3), groups=3),
+    "depthwise": Case(2, 21, 21, size=(9, 10), kernel=(3, 3), padding=(1, 1), groups=21),
+    "K = 1,409": Case(7, 1409, 11, size=(1, 1), kernel=(1, 1)),
+}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("case", ROUNDED.values(), ids=ROUNDED.keys())
+def test_rounding_stays_within_the_derived_bound(case, scale, variant):
+    x, weight, grad = case.tensors()
+    x, weight = x * scale, weight * scale
+    bias = torch.linspace(-1, 1, case.c_out)
+    truth = brute_force(case, x, weight, grad)
+    zeros = torch.zeros(())
+
+    terms = weight[0].numel()  # K
+    # sum of |x| + |w|: brute force's output for |x| against -|w|
+    size = -brute_force(case, x.abs(), -weight.abs(), grad).output + bias.abs()[:, None, None].double()
+    found = ops.adder_conv2d(x, weight, bias, *geometry(case), False).double()
+    assert ((found - truth.output - bias[:, None, None]).abs() <= (3 * terms + 8) * UNIT * size).all()
+
+    constant = weight.double().abs().sum((1, 2, 3))[:, None, None]
+    found = ops.adder_conv2d(x, weight, bias, *geometry(case), True).double()
+    error = (found - truth.output - constant - bias[:, None, None]).abs()
+    assert (error <= (4 * terms + 8) * UNIT * size).all()
+
+    terms *= case.c_out / case.c_in  # most outputs that one input channel and pixel meets
+    above = torch.full_like(weight, 1e9)  # sign(above - x) = 1: brute force sums |dY| itself
+    total = brute_force(case, x, above, grad.abs()).grad_input_sign
+    found = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), "hardtanh").double()
+    assert ((found - truth.grad_input).abs() <= (2 * terms + 8) * UNIT * (1 + x.double().abs()) * total).all()
+    found = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), "sign").double()
+    assert ((found - truth.grad_input_sign).abs() <= terms * UNIT * total).all()
+
+    terms = grad[:, 0].numel()
+    total = grad.double().abs().sum((0, 2, 3))[:, None, None, None]
+    found = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), "sign").double()
+    assert ((found - truth.grad_weight_sign).abs() <= terms * UNIT * total + zeros).all()
+
+
+UNMET = {  # input pixels that meet no output
+    "dilation with gaps": (Case(2, 3, 9, size=(9, 11), kernel=(2, 2), dilation=(5, 7)), (slice(4, 5), slice(4, 7))),
+    "stride above the kernel": (Case(2, 3, 9, size=(9, 9), kernel=(2, 2), stride=(4, 4)), (slice(2, 4), slice(2, 4))),
+    "rest of the stride": (Case(1, 9, 2, size=(11, 8), kernel=(2, 2), stride=(3, 3)), (slice(8, 9), slice(8, 9))),
+    "depthwise": (Case(1, 9, 9, size=(9, 9), kernel=(1, 2), stride=(3, 4), groups=9), (slice(1, 3), slice(2, 4))),
+}
+
+
+@pytest.mark.parametrize("rule", ["hardtanh", "sign", "full"])
+@pytest.mark.parametrize(("case", "unmet"), UNMET.values(), ids=UNMET.keys())
+def test_gradient_of_pixels_that_meet_no_output_is_zero(case, unmet, rule, variant):
+    x, weight, grad = case.tensors()
+    dx = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), rule)
+    rows, columns = unmet
+    assert (dx[:, :, rows] == 0).all()
+    assert (dx[:, :, :, columns] == 0).all()
+    assert (dx == 0).any()
+    assert (dx != 0).any()
+
+
+@pytest.mark.parametrize("case", [CASES["primes"], CASES["depthwise"], CASES["2 groups"], CASES["1x1 kernel"]])
+def test_zero_gradient_gives_zero(case, variant):
+    x, weight, grad = case.tensors()
+    zero = torch.zeros_like(grad)
+    for rule in ("hardtanh", "sign", "full"):
+        assert (ops.adder_conv2d_grad_input(zero, x, weight, *geometry(case), rule) == 0).all()
+    for rule in ("sign", "full"):
+        assert (ops.adder_conv2d_grad_weight(zero, x, weight, *geometry(case), rule) == 0).all()
+
+
+@pytest.mark.parametrize("case", [CASES["primes"], CASES["depthwise"], CASES["2 groups"], CASES["1x1 kernel"]])
+def test_batch_of_0(case, variant):
+    x, weight, grad = (t[:0] if i != 1 else t for i, t in enumerate(case.tensors()))
+    assert ops.adder_conv2d(x, weight, None, *geometry(case), False).shape == grad.shape
+    for rule in ("hardtanh", "sign", "full"):
+        assert ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), rule).shape == x.shape
+    for rule in ("sign", "full"):
+        dw = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), rule)
+        assert torch.equal(dw, torch.zeros_like(weight))
+
+
+def test_image_of_height_0_is_all_padding(variant):
+    weight = torch.randint(-4, 5, (3, 2, 2, 2)).float()
+    y = ops.adder_conv2d(torch.empty(2, 2, 0, 3), weight, None, (1, 1), (2, 2), (1, 1), 1, False)
+    assert torch.equal(y, -weight.abs().sum((1, 2, 3))[:, None, None].expand(2, 3, 3, 6))
+    dx = ops.adder_conv2d_grad_input(y, torch.empty(2, 2, 0, 3), weight, (1, 1), (2, 2), (1, 1), 1, "hardtanh")
+    assert dx.shape == (2, 2, 0, 3)
+
+
+@pytest.mark.parametrize("case", [CASES["primes"], CASES["padding above the kernel"], CASES["depthwise"]])
+def test_bias_and_recentring_add_a_constant_per_filter(case, variant):
+    x, weight, _, truth = exact(case)
+    bias = torch.arange(case.c_out) / 4.0
+    constant = weight.abs().sum((1, 2, 3))
+    y = ops.adder_conv2d(x, weight, bias, *geometry(case), True)
+    assert_equal(y, truth.output + (bias + constant).double()[:, None, None])
+
+
+# Memory that the operators must not read: a wrong call is an error, not a number.
+REFUSED = [  # the operator's tensors
+    ("weight of another dtype", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3, dtype=torch.float64), None),
+    ("weight of too few channels", torch.zeros(1, 2, 3, 3), torch.zeros(4, 1, 3, 3), None),
+    ("weight on another device", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3, device="meta"), None),
+    ("bias of another dtype", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3), torch.zeros(4).to(torch.int8)),
+    ("short bias", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3), torch.zeros(3)),
+    ("bias on another device", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3), torch.zeros(4, device="meta")),
+]
+
+
+@pytest.mark.parametrize(("x", "weight", "bias"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_operator_refuses_tensors_that_do_not_fit(x, weight, bias):
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
+        ops.adder_conv2d(x, weight, bias, (1, 1), (0, 0), (1, 1), 1, False)
+
+
+REFUSED_GRADIENTS = [
+    ("dtype", torch.zeros(1, 4, 3, 3, dtype=torch.bfloat16)),
+    ("images", torch.zeros(0, 4, 3, 3)),
+    ("channels", torch.zeros(1, 3, 3, 3)),
+    ("size", torch.zeros(1, 4, 2, 3)),
+    ("device", torch.zeros(1, 4, 3, 3, device="meta")),
+]
+
+
+@pytest.mark.parametrize("grad", [r[1] for r in REFUSED_GRADIENTS], ids=[r[0] for r in REFUSED_GRADIENTS])
+def test_operator_refuses_a_gradient_that_does_not_fit(grad):
+    x, weight = torch.zeros(1, 2, 5, 5), torch.zeros(4, 2, 3, 3)
+    shape = (1, 1), (0, 0), (1, 1), 1
+    for rule in ("hardtanh", "sign", "full"):
+        with pytest.raises((ValueError, TypeError, RuntimeError)):
+            ops.adder_conv2d_grad_input(grad, x, weight, *shape, rule)
+    for rule in ("sign", "full"):
+        with pytest.raises((ValueError, TypeError, RuntimeError)):
+            ops.adder_conv2d_grad_weight(grad, x, weight, *shape, rule)

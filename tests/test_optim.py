@@ -1,0 +1,305 @@
+"""AdaptiveLR: the rescaled gradient against the formula, the same step however the gradient came about."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torchadder.nn import AdderConv2d, AdderLinear
+from torchadder.optim import AdaptiveLR, IncreasedLR
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        AdderConv2d(2, 3, 3, bias=False),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Flatten(),
+        AdderLinear(3 * 3 * 3, 5, bias=False),
+        nn.Linear(5, 4),
+    )
+
+
+def batch(n=8):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 2, 5, 5, generator=generator), torch.randint(0, 4, (n,), generator=generator)
+
+
+def adder_weights(net):
+    return [m.weight for m in net if isinstance(m, AdderConv2d | AdderLinear)]
+
+
+def with_gradients(shapes_and_values, dtype=torch.float32):
+    weights = []
+    for shape, values in shapes_and_values:
+        weight = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        weight.grad = values.to(dtype).expand(shape).clone()
+        weights.append(weight)
+    return weights
+
+
+@pytest.mark.parametrize("eta", [0.2, 0.05, 1.0])
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (5, 3, 2, 2)])
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_gradient_equals_equation_13(shape, eta, size):
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(2)) * size
+    (weight,) = with_gradients([(shape, grad)])
+    AdaptiveLR(optimizer := torch.optim.SGD([weight], lr=1.0), eta, params=[weight])
+    optimizer.step()
+    expected = eta * math.sqrt(grad.numel()) / max(grad.double().norm().item(), 1e-12) * grad.double()
+    torch.testing.assert_close(-weight.double(), expected, rtol=1e-6, atol=0)
+    assert weight.norm().item() == pytest.approx(eta * math.sqrt(weight.numel()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.0], [0.0, 0.0]),  # a zero gradient stays zero
+        ([1e-13, 0.0], [0.2 * math.sqrt(2) * 0.1, 0.0]),  # below the smallest norm: 1e-12 stands in for it
+        ([math.nan, 1.0], [math.nan, math.nan]),
+        ([math.inf, 1.0], [math.nan, 0.0]),
+    ],
+)
+def test_extreme_gradients(values, expected):
+    (weight,) = with_gradients([((2,), torch.tensor(values))])
+    AdaptiveLR(optimizer := torch.optim.SGD([weight], lr=1.0), params=[weight])
+    optimizer.step()
+    torch.testing.assert_close(-weight.detach(), torch.tensor(expected), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_scaled_in_float32_or_wider(dtype):
+    grad = torch.linspace(-3e-6, 4e-6, 1000).to(
+        dtype
+    )  # in float16 the squares underflow and the factor overflows
+    (weight,) = with_gradients([((1000,), grad)], dtype)
+    AdaptiveLR(optimizer := torch.optim.SGD([weight], lr=1.0), params=[weight])
+    optimizer.step()
+    wide = grad.double()
+    expected = -(0.2 * math.sqrt(1000) / wide.norm() * wide)
+    rtol = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(weight.detach().double(), expected, rtol=rtol, atol=1e-7)
+
+
+def test_weight_decay_and_momentum_see_the_rescaled_gradient():
+    start, grad = torch.tensor([3.0, -4.0]), torch.tensor([0.3, 0.4])
+    weight = nn.Parameter(start.clone())
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=0.01)
+    AdaptiveLR(optimizer, params=[weight])
+    step = 0.2 * math.sqrt(2) / 0.5 * grad
+    value, velocity = start.clone(), torch.zeros(2)
+    for _ in range(3):
+        weight.grad = grad.clone()
+        optimizer.step()
+        velocity = 0.9 * velocity + step + 0.01 * value
+        value = value - 0.1 * velocity
+        torch.testing.assert_close(weight.detach(), value)
+
+
+def test_only_adder_weights_change():
+    net = small_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    AdaptiveLR(optimizer)
+    F.cross_entropy(net(batch()[0]), batch()[1]).backward()
+    before = {name: p.grad.clone() for name, p in net.named_parameters()}
+    optimizer.step()
+    changed = {name for name, p in net.named_parameters() if not torch.equal(p.grad, before[name])}
+    assert changed == {"0.weight", "4.weight"}
+
+
+def test_missing_gradient_is_skipped():
+    net = small_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    AdaptiveLR(optimizer)
+    optimizer.step()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def pickled(net):
+    return pickle.loads(pickle.dumps(net))
+
+
+def reloaded(net):
+    net.load_state_dict(copy.deepcopy(net.state_dict()))
+    return net
+
+
+def assigned(net):
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+    return net
+
+
+def saved(net):
+    torch.save(net, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        copy.deepcopy,
+        pickled,
+        saved,
+        reloaded,
+        assigned,
+        lambda net: net.to(torch.float64),
+        lambda net: net.to(memory_format=torch.channels_last),
+        lambda net: copy.deepcopy(copy.deepcopy(net)),
+    ],
+)
+def test_adder_weights_are_found_after(change):
+    net = change(small_net())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    AdaptiveLR(optimizer)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for weight in adder_weights(net):
+        torch.testing.assert_close(weight.grad, torch.full_like(weight, 0.2))
+
+
+def test_weights_of_a_group_added_later_are_found():
+    net = small_net()
+    optimizer = torch.optim.SGD(net[0].parameters(), lr=0.0)
+    AdaptiveLR(optimizer)
+    optimizer.add_param_group({"params": list(net[4].parameters())})
+    net[4].weight.grad = torch.ones_like(net[4].weight)
+    optimizer.step()
+    torch.testing.assert_close(net[4].weight.grad, torch.full_like(net[4].weight, 0.2))
+
+
+def test_removed_hook_leaves_gradients_alone():
+    (weight,) = with_gradients([((3,), torch.ones(3))])
+    AdaptiveLR(optimizer := torch.optim.SGD([weight], lr=0.0), params=[weight]).remove()
+    optimizer.step()
+    assert torch.equal(weight.grad, torch.ones(3))
+
+
+@pytest.mark.parametrize(("make", "state"), [(AdaptiveLR, {"eta": 0.07}), (IncreasedLR, {"factor": 7.0})])
+def test_state_survives_a_checkpoint(make, state):
+    net = small_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    first = make(optimizer, *state.values())
+    torch.save(first.state_dict(), file := io.BytesIO())
+    file.seek(0)
+    first.remove()
+    second = make(optimizer)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert second.state_dict() == state
+
+
+def test_increased_lr_scales_the_gradient_and_not_the_decay():
+    weight = nn.Parameter(torch.tensor([2.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.1, weight_decay=0.5)
+    IncreasedLR(optimizer, 100.0, params=[weight])
+    weight.grad = torch.tensor([0.01])
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([2.0 - 0.1 * (100 * 0.01 + 0.5 * 2.0)]))
+
+
+REFUSED = [  # call -> the words that the message must contain
+    (lambda sgd: AdaptiveLR(sgd), "no adder weight"),
+    (lambda sgd: IncreasedLR(sgd), "no adder weight"),
+    (lambda sgd: AdaptiveLR(sgd, params=[]), "no adder weight"),
+    (lambda sgd: AdaptiveLR(sgd, params=[nn.Parameter(torch.ones(1))]), "not in the optimizer"),
+    (lambda sgd: AdaptiveLR(sgd, eta=0), "eta"),
+    (lambda sgd: AdaptiveLR(sgd, eta=math.nan), "eta"),
+    (lambda sgd: IncreasedLR(sgd, factor=-1), "factor"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1))
+
+
+def test_closure_is_refused():
+    net = small_net()
+    AdaptiveLR(optimizer := torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(RuntimeError, match="closure"):
+        optimizer.step(lambda: torch.zeros(()))
+
+
+# One plain batch against every other way to the same mean gradient. Batch normalisation is in evaluation
+# mode: its statistics, unlike the gradient, do depend on the parts.
+
+
+def plain_step(net, n=8, **sgd):
+    net.eval()
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, **sgd
+    )
+    AdaptiveLR(optimizer)
+    return optimizer, *batch(n)
+
+
+def expected_weights():
+    net = small_net()
+    optimizer, images, labels = plain_step(net)
+    F.cross_entropy(net(images), labels).backward()
+    optimizer.step()
+    return net.state_dict()
+
+
+def test_four_accumulated_parts_give_the_plain_step():
+    net = small_net()
+    optimizer, images, labels = plain_step(net)
+    for part, target in zip(images.chunk(4), labels.chunk(4), strict=True):
+        (F.cross_entropy(net(part), target) / 4).backward()
+    optimizer.step()
+    torch.testing.assert_close(net.state_dict(), expected_weights(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_loss_scale_gives_the_plain_step(fused, explicit):
+    net = small_net()
+    optimizer, images, labels = plain_step(net, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler.scale(F.cross_entropy(net(images), labels)).backward()
+    if explicit:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    torch.testing.assert_close(net.state_dict(), expected_weights(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradient_scaler_still_sees_infinity(fused):
+    net = small_net()
+    optimizer, images, labels = plain_step(net, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler.scale(F.cross_entropy(net(images), labels) * 1e38).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    torch.testing.assert_close(net.state_dict(), small_net().eval().state_dict(), rtol=0, atol=0)
+    assert scaler.get_scale() == 2.0**15
+
+
+def one_of_two_processes(rank, folder):
+    torch.set_num_threads(1)
+    group = torch.distributed
+    group.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    net = small_net()
+    optimizer, images, labels = plain_step(net)
+    parallel = nn.parallel.DistributedDataParallel(net)
+    F.cross_entropy(parallel(images.chunk(2)[rank]), labels.chunk(2)[rank]).backward()
+    optimizer.step()
+    torch.save(net.state_dict(), f"{folder}/{rank}.pt")
+    group.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_give_the_plain_step(tmp_path):
+    torch.multiprocessing.spawn(one_of_two_processes, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, expected_weights(), rtol=1e-5, atol=1e-6)

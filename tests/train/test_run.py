@@ -1,0 +1,305 @@
+"""The run directory: what a run leaves, and that it continues to the same numbers from any kill."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten
+
+from torchadder import atomic
+from torchadder.data import registry as datasets
+from torchadder.errors import UserError
+from torchadder.models.checkpoint import load_checkpoint
+from torchadder.train import Progress, Run, default_folder, get_recipe, train
+
+FILES = {"recipe.json", "environment.json", "metrics.jsonl", "last.pt", "best.safetensors", "config.json"}
+CLOCKS = {"seconds", "images_per_second", "peak_rss_mib"}
+
+
+class Stop(BaseException):
+    """As a kill: nothing may catch it on the way."""
+
+
+class StopAt(Progress):
+    """Ends training at a step of an epoch."""
+
+    def __init__(self, epoch, step):
+        self.at = (epoch, step)
+
+    def stepped(self, epoch, step, loss):
+        if (epoch, step) == self.at:
+            raise Stop
+
+
+def start(folder, recipe, *, resume=False, progress=None):
+    run = Run.open(folder, recipe, resume=resume)
+    train(run, progress=progress)
+    return run
+
+
+def numbers(folder):
+    """Everything about a run that must not depend on its interruptions."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
+    state = torch.load(folder / "last.pt", weights_only=True)
+    return (
+        rows,
+        {k: v for k, v in state.items() if k != "seconds"},
+        (folder / "best.safetensors").read_bytes(),
+    )
+
+
+def assert_same(one, other):
+    """Equal to the last bit."""
+    assert one[0] == other[0]
+    assert one[2] == other[2]
+    leaves, structure = tree_flatten(one[1])
+    other_leaves, other_structure = tree_flatten(other[1])
+    assert structure == other_structure
+    for leaf, other_leaf in zip(leaves, other_leaves, strict=True):
+        assert torch.equal(leaf, other_leaf) if isinstance(leaf, torch.Tensor) else leaf == other_leaf
+
+
+@pytest.fixture
+def whole(tiny_recipe, tmp_path):
+    """A run of three epochs without interruption."""
+    start(tmp_path / "whole", tiny_recipe)
+    return tmp_path / "whole"
+
+
+def test_what_a_run_leaves(whole, tiny_recipe):
+    assert {path.name for path in whole.iterdir()} == FILES
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert set(rows[0]) - CLOCKS == {
+        "epoch",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "lr",
+    }
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert 0 < rows[-1]["lr"] < rows[0]["lr"] < 0.1
+    environment = json.loads((whole / "environment.json").read_text())
+    assert {"torchadder", "torch", "python", "threads", "kernels", "command"} <= set(environment)
+    best = max(rows, key=lambda row: row["test_accuracy"])
+    config = json.loads((whole / "config.json").read_text())
+    assert (config["epoch"], config["accuracy"]) == (best["epoch"], best["test_accuracy"])
+    outcome = Run.open(whole, tiny_recipe, resume=True).outcome()
+    assert outcome.accuracy == rows[-1]["test_accuracy"]
+    assert outcome.best_accuracy == best["test_accuracy"]
+
+
+def test_same_seed_same_numbers_other_seed_others(whole, tiny_recipe, tmp_path):
+    start(tmp_path / "again", tiny_recipe)
+    assert_same(numbers(whole), numbers(tmp_path / "again"))
+    start(tmp_path / "other", dataclasses.replace(tiny_recipe, seed=1))
+    assert numbers(tmp_path / "other")[0] != numbers(whole)[0]
+
+
+@pytest.mark.parametrize("stop", [(1, 3), (2, 3), (3, 3)])
+def test_stopped_inside_an_epoch_continues_to_the_same_numbers(whole, tiny_recipe, tmp_path, stop):
+    with pytest.raises(Stop):
+        start(tmp_path / "run", tiny_recipe, progress=StopAt(*stop))
+    torch.manual_seed(99)  # another process: nothing is left of the first but the folder
+    start(tmp_path / "run", tiny_recipe, resume=True)
+    assert_same(numbers(whole), numbers(tmp_path / "run"))
+
+
+def test_stopped_twice(whole, tiny_recipe, tmp_path):
+    for epoch in (2, 3):
+        with pytest.raises(Stop):
+            start(tmp_path / "run", tiny_recipe, progress=StopAt(epoch, 3), resume=epoch > 2)
+    start(tmp_path / "run", tiny_recipe, resume=True)
+    assert_same(numbers(whole), numbers(tmp_path / "run"))
+    assert [
+        r["after_epoch"] for r in json.loads((tmp_path / "run/environment.json").read_text())["resumed"]
+    ] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr_scheme": "ilr", "ilr_factor": 3.0}, {"lr_scheme": "plain"}, {"op": "conv"}]
+)
+def test_other_schemes_continue_exactly(tiny_recipe, tmp_path, change):
+    recipe = dataclasses.replace(tiny_recipe, epochs=2, **change)
+    start(tmp_path / "whole", recipe)
+    with pytest.raises(Stop):
+        start(tmp_path / "run", recipe, progress=StopAt(2, 3))
+    start(tmp_path / "run", recipe, resume=True)
+    assert_same(numbers(tmp_path / "whole"), numbers(tmp_path / "run"))
+
+
+def test_two_threads_continue_exactly(tiny_recipe, tmp_path):
+    torch.set_num_threads(2)
+    recipe = dataclasses.replace(tiny_recipe, epochs=2)
+    start(tmp_path / "whole", recipe)
+    with pytest.raises(Stop):
+        start(tmp_path / "run", recipe, progress=StopAt(2, 3))
+    start(tmp_path / "run", recipe, resume=True)
+    assert_same(numbers(tmp_path / "whole"), numbers(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "config.json", "last.pt"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_killed_between_two_writes(whole, tiny_recipe, tmp_path, monkeypatch, name, epoch):
+    write, begun = atomic.write_bytes, []
+
+    def write_until(path, data):
+        begun.append(path.name)
+        if begun.count("last.pt") >= epoch - 1 and path.name == name:
+            raise Stop
+        write(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic, "write_bytes", write_until)
+        with pytest.raises(Stop):
+            start(tmp_path / "run", tiny_recipe)
+    start(tmp_path / "run", tiny_recipe, resume=True)
+    assert_same(numbers(whole), numbers(tmp_path / "run"))
+
+
+TAILS = ["", '{"epoch": 3, "train_lo', "\n", '{"epoch": 3}\n{"epoch": 4}\n', "\x00\x00\xff", "[1]\n{}\n"]
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_torn_metrics_are_mended(whole, tiny_recipe, tmp_path, tail):
+    with pytest.raises(Stop):
+        start(tmp_path / "run", tiny_recipe, progress=StopAt(3, 3))
+    with open(tmp_path / "run/metrics.jsonl", "ab") as f:
+        f.write(tail.encode("latin1"))
+    start(tmp_path / "run", tiny_recipe, resume=True)
+    assert_same(numbers(whole), numbers(tmp_path / "run"))
+
+
+KILLED = """
+import os, runpy, signal, sys, torch
+from pathlib import Path
+torch.set_num_threads(int(sys.argv[3]))
+from torchadder.data import registry
+from torchadder.train import Progress, Recipe, Run, train
+registry._DATASETS["tiny"] = runpy.run_path(sys.argv[1])["tiny"]
+class Kill(Progress):
+    def stepped(self, epoch, step, loss):
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+recipe = Recipe("lenet5bn-tiny", model="lenet5bn", dataset="tiny", epochs=3, batch_size=16)
+train(Run.open(Path(sys.argv[2]), recipe), progress=Kill())
+"""
+
+
+def test_kill_9(whole, tiny_recipe, tmp_path):
+    conftest = str(Path(__file__).with_name("conftest.py"))
+    command = [sys.executable, "-c", KILLED, conftest, str(tmp_path / "run"), str(torch.get_num_threads())]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert Run.open(tmp_path / "run", tiny_recipe, resume=True).epoch == 1
+    start(tmp_path / "run", tiny_recipe, resume=True)
+    assert_same(numbers(whole), numbers(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
+def test_full_disk_keeps_the_last_checkpoint(whole, tiny_recipe, tmp_path, name):
+    class FillDisk(Progress):
+        def epoch_done(self, row):
+            if row["epoch"] == 1:  # every write to it fails with ENOSPC
+                (tmp_path / "run" / f"{name}.tmp").symlink_to("/dev/full")
+
+    recipe = dataclasses.replace(tiny_recipe, epochs=3)
+    with pytest.raises(
+        UserError, match=r"No space left on device; the checkpoint of epoch [12] is intact"
+    ) as caught:
+        start(tmp_path / "run", recipe, progress=FillDisk())
+    assert "\n" not in str(caught.value)
+    load_checkpoint(tmp_path / "run")
+    load_checkpoint(tmp_path / "run/last.pt")
+    start(tmp_path / "run", recipe, resume=True)
+    assert_same(numbers(whole), numbers(tmp_path / "run"))
+
+
+def test_loss_that_is_not_finite_stops_with_a_line(tiny_recipe, tmp_path, monkeypatch):
+    dataset = datasets._DATASETS["tiny"]()
+    dataset.train.images[7, 0, 3, 3] = torch.nan
+    monkeypatch.setitem(datasets._DATASETS, "tiny", lambda data_dir: dataset)
+    recipe = dataclasses.replace(tiny_recipe, batch_size=50)
+    with pytest.raises(
+        UserError, match=r"the loss became NaN or infinite in epoch 1\. .*smaller --eta or --lr"
+    ):
+        start(tmp_path / "run", recipe)
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_finished_run_returns_its_outcome_at_once(whole, tiny_recipe):
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    run = Run.open(whole, tiny_recipe, resume=True)
+    assert run.finished
+    assert train(run) == run.outcome()
+    assert before == {path.name: path.read_bytes() for path in whole.iterdir()}
+
+
+def as_file(folder):
+    folder.write_text("")
+
+
+def as_run(folder):
+    folder.mkdir()
+    (folder / "recipe.json").write_text(get_recipe("lenet5bn-tiny").to_json())
+
+
+def with_damaged_last(folder):
+    as_run(folder)
+    (folder / "last.pt").write_bytes(b"PK\x03\x04")
+
+
+def with_damaged_recipe(folder):
+    folder.mkdir()
+    (folder / "recipe.json").write_text('{"name": "x"')
+
+
+def without_recipe(folder):
+    folder.mkdir()
+    (folder / "last.pt").write_bytes(b"")
+
+
+REFUSED = [  # what the folder holds, change to the recipe, --resume -> words in the message
+    (as_file, {}, False, "is a file; name a folder"),
+    (as_file, {}, True, "is a file; name a folder"),
+    (as_run, {}, False, "already holds a run: continue it with --resume, or choose another --out"),
+    (lambda folder: None, {}, True, "holds no run to resume: leave --resume out"),
+    (lambda folder: folder.mkdir(), {}, True, "holds no run to resume"),
+    (as_run, {"epochs": 5}, True, r"another recipe: epochs \(run: 3, now: 5\)"),
+    (as_run, {"op": "conv", "seed": 4}, True, r"op \(run: adder, now: conv\), seed \(run: 0, now: 4\)"),
+    (with_damaged_last, {}, True, "last.pt is damaged"),
+    (with_damaged_recipe, {}, True, "no recipe of this version"),
+    (without_recipe, {}, True, "cannot read .*recipe.json"),
+]
+
+
+@pytest.mark.parametrize(("prepare", "change", "resume", "words"), REFUSED)
+def test_refused(tiny_recipe, tmp_path, prepare, change, resume, words):
+    prepare(tmp_path / "run")
+    with pytest.raises(UserError, match=words) as caught:
+        Run.open(tmp_path / "run", dataclasses.replace(tiny_recipe, **change), resume=resume)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_written_before_the_data_is_there(tiny_recipe, tmp_path):
+    with pytest.raises(UserError, match="batch_size 51"):
+        start(tmp_path / "run", dataclasses.replace(tiny_recipe, batch_size=51))
+    assert not (tmp_path / "run").exists()
+
+
+def test_default_folder(tiny_recipe):
+    recipe = dataclasses.replace(tiny_recipe, op="conv", seed=4)
+    assert default_folder(recipe).as_posix() == "runs/lenet5bn-tiny-conv-s4"
+
+
+def test_channels_last_learns_the_same(tiny_recipe, tmp_path):
+    start(tmp_path / "one", dataclasses.replace(tiny_recipe, epochs=1))
+    start(tmp_path / "other", dataclasses.replace(tiny_recipe, epochs=1, channels_last=True))
+    one, other = (numbers(tmp_path / name)[0][0]["train_loss"] for name in ("one", "other"))
+    assert one == pytest.approx(other, rel=1e-3)
