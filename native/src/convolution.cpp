@@ -21,7 +21,7 @@ struct Part {
   int64_t cost;  // of one pixel
 };
 
-// Forward, for one class: weight_sum = sum W inside the image, constant = bias - sum |W| in the padding.
+// Forward, for one class: weight_sum = sum W inside the image, constant = bias - sum |W| in the padding [+ sum |W|].
 void class_constants(const Convolution &c, const PixelClass &pixels, const ChannelBlock &packed, float *weight_sum,
                      float *constant) {
   const int width = packed.kernel->lanes;
@@ -36,12 +36,11 @@ void class_constants(const Convolution &c, const PixelClass &pixels, const Chann
   }
   for (int64_t tap = 0; tap < taps; ++tap) {
     const float *sum = packed.packing.tap_sum + tap * width, *abs_sum = packed.packing.tap_abs_sum + tap * width;
-    if (inside[static_cast<std::size_t>(tap)]) {
-      for (int lane = 0; lane < width; ++lane) weight_sum[lane] += sum[lane];
-      if (c.recenter)
-        for (int lane = 0; lane < width; ++lane) constant[lane] += abs_sum[lane];
-    } else if (!c.recenter) {
-      for (int lane = 0; lane < width; ++lane) constant[lane] -= abs_sum[lane];
+    const bool meets = inside[static_cast<std::size_t>(tap)];
+    for (int lane = 0; lane < width; ++lane) {
+      if (meets) weight_sum[lane] += sum[lane];
+      if (c.recenter) constant[lane] += abs_sum[lane];
+      if (!meets) constant[lane] -= abs_sum[lane];  // recentred: 0, or NaN where a weight is
     }
   }
 }
@@ -50,8 +49,9 @@ void class_constants(const Convolution &c, const PixelClass &pixels, const Chann
 void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end) {
   const AxisClass &rows = *part.pixels->rows, &columns = *part.pixels->columns;
   const int64_t height = static_cast<int64_t>(rows.result.size()), width = static_cast<int64_t>(columns.result.size());
-  const int64_t floats = c.source_pixel + (c.state ? 2 : 1) * c.result_pixel;
+  const int64_t floats = c.source_layout.pixel + (c.state ? 2 : 1) * c.result_layout.pixel;
   const int64_t chunk = std::clamp<int64_t>(kChunkFloats / floats, 48, kChunkPixels);
+  const Layout &from = c.source_layout, &to = c.result_layout;
   const float *source[kChunkPixels];
   const float *state[kChunkPixels];
   float *result[kChunkPixels];
@@ -63,8 +63,8 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   while (begin < end) {
     const int64_t count = std::min(chunk, end - begin);
     for (int64_t p = 0; p < count; ++p) {
-      source[p] = c.source + n * c.source_image + rows.source[i] * c.source_row + columns.source[j] * c.source_pixel;
-      const int64_t place = n * c.result_image + rows.result[i] * c.result_row + columns.result[j] * c.result_pixel;
+      source[p] = c.source + n * from.image + rows.source[i] * from.row + columns.source[j] * from.pixel;
+      const int64_t place = n * to.image + rows.result[i] * to.row + columns.result[j] * to.pixel;
       result[p] = c.result + place;
       state[p] = c.state ? c.state + place : nullptr;
       if (++j == width) {
@@ -93,8 +93,7 @@ void run(Convolution &c, int threads) {
   const int64_t block_count = static_cast<int64_t>(c.blocks.size());
   const int64_t taps = c.view.taps(), rows = c.view.rows();
   const bool forward = c.op == Op::forward_f32 || c.op == Op::depthwise_f32;
-  const std::vector<PixelClass> classes =
-      pixel_classes(c.rows, c.columns, c.view.kernel_w, {c.view.depth_size, c.source_pixel, c.source_row});
+  const std::vector<PixelClass> &classes = c.plan->classes;
 
   int64_t floats = 0, lanes = 0, work = 0;
   for (const ChannelBlock &block : c.blocks) lanes += block.kernel->lanes;

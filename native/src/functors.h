@@ -36,9 +36,7 @@ struct GradInputMinMax {
     return {V::sub(x, one), V::add(x, one)};
   }
   static T step(T sum, T w, T dy, State s) { return V::fma(dy, V::min(s.high, V::max(s.low, w)), sum); }
-  static T finish(T sum, T source_sum, T, T constant, T x) {
-    return V::add(V::sub(sum, V::mul(x, source_sum)), constant);
-  }
+  static T finish(T sum, T source_sum, T, T, T x) { return V::sub(sum, V::mul(x, source_sum)); }
 };
 
 // HardTanh(w - x) in one instruction where there is one (AVX-512 vrangeps): no cancellation, fewer registers.
@@ -64,7 +62,7 @@ struct GradInputSign {
   };
   static State state(T x) { return {x}; }
   static T step(T sum, T w, T dy, State s) { return V::add_signed(sum, w, s.x, dy); }
-  static T finish(T sum, T, T, T constant, T x) { return V::keep_nan(V::add(sum, constant), x); }
+  static T finish(T sum, T, T, T, T) { return sum; }
 };
 
 // Depthwise: source and weight are both vectors along the channels, so the plain sums would not be shared.
@@ -89,7 +87,7 @@ struct DepthwiseGradInput : GradInputMinMax<V> {
   static T step(T sum, T w, T dy, State s) {
     return V::fma(dy, V::min(s.one, V::max(s.minus_one, V::sub(w, s.x))), sum);
   }
-  static T finish(T sum, T, T, T constant, T) { return V::add(sum, constant); }
+  static T finish(T sum, T, T, T, T) { return sum; }
 };
 
 template <class V>

@@ -4,6 +4,7 @@
 // class of rows times a class of columns. Padding, stride and dilation end here: a kernel sees base pointers and runs.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "tile.h"
@@ -22,28 +23,24 @@ struct AxisClass {
 };
 
 // Forward: result position i of an output meets source i * stride - padding + tap * dilation of the input.
-std::vector<AxisClass> forward_axis(int64_t source_size, int64_t result_size, int64_t kernel, int64_t stride,
-                                    int64_t padding, int64_t dilation);
-
 // Input gradient: result position i of the input meets source (i + padding - tap * dilation) / stride of the output,
-// where that is a whole number. Its taps are packed backwards.
-std::vector<AxisClass> gradient_axis(int64_t source_size, int64_t result_size, int64_t kernel, int64_t stride,
-                                     int64_t padding, int64_t dilation);
+// where that is a whole number; its taps are packed backwards.
+enum class Direction { forward, gradient };
 
+// A class of rows times a class of columns. Adjacent taps are one run where source and packed weight both continue.
 struct PixelClass {
   const AxisClass *rows, *columns;
-  std::vector<Run> runs;  // weight offsets in rows of packed weight: multiply by the block's lanes
-  int64_t steps = 0;      // total length of the runs
+  std::vector<Run> runs;
+  int64_t steps;  // total length of the runs
   int64_t pixels() const { return static_cast<int64_t>(rows->result.size() * columns->result.size()); }
 };
 
-struct SourceLayout {
-  int64_t depth;       // channels of one group
-  int64_t pixel, row;  // strides, floats
+struct PixelPlan {
+  std::vector<AxisClass> rows, columns;
+  std::vector<PixelClass> classes;
 };
 
-// All classes, with adjacent taps joined into one run where source and packed weight both continue.
-std::vector<PixelClass> pixel_classes(const std::vector<AxisClass> &rows, const std::vector<AxisClass> &columns,
-                                      int64_t kernel_w, const SourceLayout &source);
+// The plan of a shape, made once and kept: it does not depend on the number of images.
+std::shared_ptr<const PixelPlan> pixel_plan(const torchadder_conv2d &shape, Direction direction);
 
 }  // namespace torchadder

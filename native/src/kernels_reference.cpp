@@ -8,8 +8,10 @@ namespace torchadder {
 namespace {
 
 float distance(float w, float x, float) { return -std::fabs(x - w); }
-float hardtanh(float w, float dy, float x) { return dy * std::max(-1.0f, std::min(1.0f, w - x)); }
-float sign(float w, float dy, float x) { return dy * static_cast<float>((w > x) - (w < x)); }
+float hardtanh(float t) { return t > 1.0f ? 1.0f : t < -1.0f ? -1.0f : t; }
+float sign(float t) { return t > 0.0f ? 1.0f : t < 0.0f ? -1.0f : t; }
+float clamped(float w, float dy, float x) { return hardtanh(w - x) * dy; }
+float signed_(float w, float dy, float x) { return sign(w - x) * dy; }
 
 // result[lane] = constant[lane] + sum over runs of term(weight, source, state[lane]); depthwise: lane has its own
 // source
@@ -24,7 +26,7 @@ void sum_of_terms(const Block &block, const Tile &tile) {
           const float *source = tile.source[p] + run->source + block.source_channel + (kDepthwise ? lane : k);
           sum += term(block.weight[(run->weight + k) * 8 + lane], *source, state);
         }
-      tile.result[p][block.channel + lane] = block.constant[lane] + sum + (std::isnan(state) ? state : 0.0f);
+      tile.result[p][block.channel + lane] = block.constant[lane] + sum;
     }
 }
 
@@ -35,11 +37,11 @@ void sum_of_terms(const Block &block, const Tile &tile) {
     sum_of_terms<term, state, depthwise>(block, tile);                  \
   }
 REFERENCE(forward_f32, distance, false, false)
-REFERENCE(grad_input_f32, hardtanh, true, false)
-REFERENCE(grad_input_sign_f32, sign, true, false)
+REFERENCE(grad_input_f32, clamped, true, false)
+REFERENCE(grad_input_sign_f32, signed_, true, false)
 REFERENCE(depthwise_f32, distance, false, true)
-REFERENCE(depthwise_grad_f32, hardtanh, true, true)
-REFERENCE(depthwise_sign_f32, sign, true, true)
+REFERENCE(depthwise_grad_f32, clamped, true, true)
+REFERENCE(depthwise_sign_f32, signed_, true, true)
 
 void pack_reference(const WeightView &view, const Packing &to, int) {
   for (int lane = 0; lane < 8; ++lane) {
@@ -70,7 +72,7 @@ void grad_weight_sign_reference(const SignGradient &job) {
         for (int64_t i = 0; i < job.height; ++i)
           for (int64_t j = 0; j < job.width; ++j) {
             const float x = job.x[n * job.x_image + i * job.x_row + j * job.x_pixel + job.offsets[row]];
-            sum += sign(x, job.dy[((n * job.height + i) * job.width + j) * job.dy_pixel + lane], w);
+            sum += sign(x - w) * job.dy[((n * job.height + i) * job.width + j) * job.dy_pixel + lane];
           }
       job.result[row * 8 + lane] = sum;
     }

@@ -58,15 +58,6 @@ std::vector<ChannelBlock> cut(Op op, int64_t groups, int64_t lanes, int64_t dept
   return blocks;
 }
 
-// A 1x1 convolution without stride or padding does not see rows: one long row an image, or one for the whole batch.
-torchadder_conv2d flattened(torchadder_conv2d s) {
-  const bool one = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1;
-  if (!one || s.padding_h || s.padding_w) return s;
-  s.w_in = s.w_out = s.images * s.h_in * s.w_in;
-  s.images = s.h_in = s.h_out = 1;
-  return s;
-}
-
 template <class Body>
 int guarded(const torchadder_conv2d &s, Body &&body) {
   if (const char *reason = wrong(s)) return fail("%s", reason);
@@ -78,38 +69,30 @@ int guarded(const torchadder_conv2d &s, Body &&body) {
   return 0;
 }
 
-void forward(const torchadder_conv2d &shape, const float *x, const float *weight, const float *bias, float *y,
+void forward(const torchadder_conv2d &s, const float *x, const float *weight, const float *bias, float *y,
              bool recenter, int threads) {
-  const torchadder_conv2d s = flattened(shape);
   const bool by_channel = depthwise(s);
   const Op op = by_channel ? Op::depthwise_f32 : Op::forward_f32;
   const WeightStrides w = weight_strides(s);
   const int64_t groups = by_channel ? 1 : s.groups;
   const int64_t lanes = s.c_out / groups, depth = s.c_in / s.groups;
+  const auto origin = [&](int64_t g, int64_t lane) { return weight + (g * lanes + lane) * w.out; };
   Convolution c{op,
                 s.images,
-                x,
-                nullptr,
-                y,
-                s.h_in * s.w_in * s.c_in,
-                s.h_out * s.w_out * s.c_out,
-                s.w_in * s.c_in,
-                s.c_in,
-                s.w_out * s.c_out,
-                s.c_out,
-                forward_axis(s.h_in, s.h_out, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h),
-                forward_axis(s.w_in, s.w_out, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w),
+                pixel_plan(s, Direction::forward),
                 {w.out, w.in, w.h, w.w, s.kernel_h, s.kernel_w, false, depth},
-                cut(op, groups, lanes, depth, by_channel,
-                    [&](int64_t g, int64_t lane) { return weight + (g * lanes + lane) * w.out; }),
-                bias,
-                recenter};
+                cut(op, groups, lanes, depth, by_channel, origin)};
+  c.source = x;
+  c.result = y;
+  c.source_layout = Layout::dense(s.h_in, s.w_in, s.c_in);
+  c.result_layout = Layout::dense(s.h_out, s.w_out, s.c_out);
+  c.bias = bias;
+  c.recenter = recenter;
   run(c, threads);
 }
 
-void grad_input(const torchadder_conv2d &shape, const float *dy, const float *x, const float *weight, float *dx,
-                bool sign, int threads) {
-  const torchadder_conv2d s = flattened(shape);
+void grad_input(const torchadder_conv2d &s, const float *dy, const float *x, const float *weight, float *dx, bool sign,
+                int threads) {
   const bool by_channel = depthwise(s);
   const Op op = by_channel ? (sign ? Op::depthwise_sign_f32 : Op::depthwise_grad_f32)
                            : (sign ? Op::grad_input_sign_f32 : Op::grad_input_f32);
@@ -117,24 +100,17 @@ void grad_input(const torchadder_conv2d &shape, const float *dy, const float *x,
   const int64_t groups = by_channel ? 1 : s.groups;
   const int64_t lanes = s.c_in / groups, depth = s.c_out / s.groups;
   const int64_t lane_stride = by_channel ? w.out : w.in, group_stride = by_channel ? 0 : depth * w.out;
+  const auto origin = [&](int64_t g, int64_t lane) { return weight + g * group_stride + lane * lane_stride; };
   Convolution c{op,
                 s.images,
-                dy,
-                x,
-                dx,
-                s.h_out * s.w_out * s.c_out,
-                s.h_in * s.w_in * s.c_in,
-                s.w_out * s.c_out,
-                s.c_out,
-                s.w_in * s.c_in,
-                s.c_in,
-                gradient_axis(s.h_out, s.h_in, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h),
-                gradient_axis(s.w_out, s.w_in, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w),
+                pixel_plan(s, Direction::gradient),
                 {lane_stride, w.out, w.h, w.w, s.kernel_h, s.kernel_w, true, depth},
-                cut(op, groups, lanes, depth, by_channel,
-                    [&](int64_t g, int64_t lane) { return weight + g * group_stride + lane * lane_stride; }),
-                nullptr,
-                false};
+                cut(op, groups, lanes, depth, by_channel, origin)};
+  c.source = dy;
+  c.state = x;
+  c.result = dx;
+  c.source_layout = Layout::dense(s.h_out, s.w_out, s.c_out);
+  c.result_layout = Layout::dense(s.h_in, s.w_in, s.c_in);
   run(c, threads);
 }
 

@@ -37,9 +37,10 @@ struct Avx2 {
   static T min(T a, T b) { return _mm256_min_ps(a, b); }
   static T abs(T a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static T keep_nan(T a, T x) { return _mm256_blendv_ps(a, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
-  static T add_signed(T sum, T a, T b, T d) {  // sum + sign(a - b) * d
-    sum = _mm256_add_ps(sum, _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), d));
-    return _mm256_sub_ps(sum, _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), d));
+  static T add_signed(T sum, T a, T b, T d) {  // sum + sign(a - b) * d, NaN where a - b is
+    const T t = sub(a, b), one = _mm256_or_ps(_mm256_and_ps(t, broadcast(-0.0f)), broadcast(1.0f));
+    const T sign = _mm256_and_ps(one, _mm256_cmp_ps(t, zero(), _CMP_NEQ_UQ));
+    return fma(_mm256_or_ps(sign, _mm256_cmp_ps(t, t, _CMP_UNORD_Q)), d, sum);
   }
   static T sum_each(const T *a) {  // lane p of the result is the sum of a[p]'s lanes
     const T low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));

@@ -34,9 +34,11 @@ struct Avx512 {
   // 0b0010: the operand of the smaller magnitude, with the sign of the first
   static T hardtanh(T a) { return _mm512_range_ps(a, _mm512_set1_ps(1.0f), 2); }
   static T keep_nan(T a, T x) { return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); }
-  static T add_signed(T sum, T a, T b, T d) {  // sum + sign(a - b) * d
-    sum = _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), sum, d);
-    return _mm512_mask_sub_ps(sum, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), sum, d);
+  // sum + sign(a - b) * d. vfixupimm maps each class of number (from the right: quiet and signalling NaN, zero, one,
+  // -inf, inf, negative, positive) to one of NaN (2), zero (8), -1 (9) and 1 (A).
+  static T add_signed(T sum, T a, T b, T d) {
+    const T t = sub(a, b);
+    return fma(_mm512_fixupimm_ps(t, t, _mm512_set1_epi32(static_cast<int>(0xA9A9A822)), 0), d, sum);
   }
   // Lane p of the result is the sum of a[p]'s lanes: a tree of shuffles and adds, 46 instructions for 16 sums.
   static T sum_each(const T *a) {

@@ -124,4 +124,9 @@ def names(in_use: bool = False) -> list[str]:
 
 def threads() -> int:
     """Threads that a kernel may use: torch's number, or 1 where the library was built without threads."""
-    return torch.get_num_threads() if library().torchadder_has_threads() else 1
+    return torch.get_num_threads() if _has_threads() else 1
+
+
+@functools.cache
+def _has_threads() -> bool:
+    return bool(library().torchadder_has_threads())

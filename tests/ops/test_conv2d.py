@@ -151,7 +151,6 @@ def test_rounding_stays_within_the_derived_bound(case, scale, variant):
     x, weight = x * scale, weight * scale
     bias = torch.linspace(-1, 1, case.c_out)
     truth = brute_force(case, x, weight, grad)
-    zeros = torch.zeros(())
 
     terms = weight[0].numel()  # K
     # sum of |x| + |w|: brute force's output for |x| against -|w|
@@ -164,7 +163,7 @@ def test_rounding_stays_within_the_derived_bound(case, scale, variant):
     error = (found - truth.output - constant - bias[:, None, None]).abs()
     assert (error <= (4 * terms + 8) * UNIT * size).all()
 
-    terms *= case.c_out / case.c_in  # most outputs that one input channel and pixel meets
+    terms = terms * case.c_out // case.c_in  # most outputs that one input channel and pixel meets
     above = torch.full_like(weight, 1e9)  # sign(above - x) = 1: brute force sums |dY| itself
     total = brute_force(case, x, above, grad.abs()).grad_input_sign
     found = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), "hardtanh").double()
@@ -175,7 +174,7 @@ def test_rounding_stays_within_the_derived_bound(case, scale, variant):
     terms = grad[:, 0].numel()
     total = grad.double().abs().sum((0, 2, 3))[:, None, None, None]
     found = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), "sign").double()
-    assert ((found - truth.grad_weight_sign).abs() <= terms * UNIT * total + zeros).all()
+    assert ((found - truth.grad_weight_sign).abs() <= terms * UNIT * total).all()
 
 
 UNMET = {  # input pixels that meet no output
@@ -234,41 +233,3 @@ def test_bias_and_recentring_add_a_constant_per_filter(case, variant):
     constant = weight.abs().sum((1, 2, 3))
     y = ops.adder_conv2d(x, weight, bias, *geometry(case), True)
     assert_equal(y, truth.output + (bias + constant).double()[:, None, None])
-
-
-# Memory that the operators must not read: a wrong call is an error, not a number.
-REFUSED = [  # the operator's tensors
-    ("weight of another dtype", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3, dtype=torch.float64), None),
-    ("weight of too few channels", torch.zeros(1, 2, 3, 3), torch.zeros(4, 1, 3, 3), None),
-    ("weight on another device", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3, device="meta"), None),
-    ("bias of another dtype", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3), torch.zeros(4).to(torch.int8)),
-    ("short bias", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3), torch.zeros(3)),
-    ("bias on another device", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3), torch.zeros(4, device="meta")),
-]
-
-
-@pytest.mark.parametrize(("x", "weight", "bias"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
-def test_operator_refuses_tensors_that_do_not_fit(x, weight, bias):
-    with pytest.raises((ValueError, TypeError, RuntimeError)):
-        ops.adder_conv2d(x, weight, bias, (1, 1), (0, 0), (1, 1), 1, False)
-
-
-REFUSED_GRADIENTS = [
-    ("dtype", torch.zeros(1, 4, 3, 3, dtype=torch.bfloat16)),
-    ("images", torch.zeros(0, 4, 3, 3)),
-    ("channels", torch.zeros(1, 3, 3, 3)),
-    ("size", torch.zeros(1, 4, 2, 3)),
-    ("device", torch.zeros(1, 4, 3, 3, device="meta")),
-]
-
-
-@pytest.mark.parametrize("grad", [r[1] for r in REFUSED_GRADIENTS], ids=[r[0] for r in REFUSED_GRADIENTS])
-def test_operator_refuses_a_gradient_that_does_not_fit(grad):
-    x, weight = torch.zeros(1, 2, 5, 5), torch.zeros(4, 2, 3, 3)
-    shape = (1, 1), (0, 0), (1, 1), 1
-    for rule in ("hardtanh", "sign", "full"):
-        with pytest.raises((ValueError, TypeError, RuntimeError)):
-            ops.adder_conv2d_grad_input(grad, x, weight, *shape, rule)
-    for rule in ("sign", "full"):
-        with pytest.raises((ValueError, TypeError, RuntimeError)):
-            ops.adder_conv2d_grad_weight(grad, x, weight, *shape, rule)

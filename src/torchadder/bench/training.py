@@ -71,7 +71,7 @@ def measure(
                 "ratio": step["adder"] / step["conv"],
                 "images_per_second": {op: batch / step[op] for op in OPS},
                 "memory_mib": memory,
-                "memory_ratio": memory["adder"]["step"] / memory["conv"]["step"],
+                "memory_ratio": _ratio(memory["adder"]["step"], memory["conv"]["step"]),
             }
         )
     return rows
@@ -90,8 +90,16 @@ def peak_memory(name: str, op: str, layout: str, batch: int, count: int) -> dict
     send.close()
     try:
         return receive.recv()
+    except EOFError as error:
+        child.join()
+        raise RuntimeError(f"the process that measures memory ended with code {child.exitcode}") from error
     finally:
         child.join()
+
+
+def _ratio(adder: float, conv: float) -> float | None:
+    # (A step so small that it fits into what the warm-up had left free: nothing to compare.)
+    return adder / conv if conv else None
 
 
 def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, count: int) -> None:

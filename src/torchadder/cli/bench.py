@@ -1,6 +1,7 @@
 """torchadder bench: the adder kernels against torch's convolution, on this machine."""
 
 import json as json_format
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,12 +42,12 @@ def layers(
     """The layers of MODEL one by one, and the formulas that other implementations use."""
     shapes = [shape for name in _names(model) for shape in layer_bench.layers_of(name)]
     chosen = _chosen(passes, layer_bench.PASSES, "--passes")
-    counts = _threads(threads)
-    progress = _progress()
-    rows = layer_bench.measure(shapes, _numbers(batch, "--batch"), counts, chosen, repetitions, progress)
-    formulas = layer_bench.measure_formulas(shapes[0], max(_numbers(batch, "--batch")), counts, 3, progress)
+    batches, counts = _numbers(batch, "--batch"), _threads(threads)
+    destination, progress = _destination(out, "layers"), _progress()
+    rows = layer_bench.measure(shapes, batches, counts, chosen, repetitions, progress)
+    formulas = layer_bench.measure_formulas(shapes[0], max(batches), counts, 3, progress)
     result = record.make("layers", repetitions, rows, formulas=formulas)
-    _finish(result, out or Path("results/bench-layers.json"), json, _layer_tables(result))
+    _finish(result, destination, json, _layer_tables(result))
 
 
 @bench.command()
@@ -59,18 +60,38 @@ def train(
     json: Json = False,
 ) -> None:
     """A whole training step of MODEL as AdderNet and as CNN, and the memory that it takes."""
+    names, counts = _names(model), _threads(threads)
+    destination, progress = _destination(out, "train"), _progress()
     rows = []
-    for name in _names(model):
-        rows += training.measure(name, batch, _threads(threads), repetitions, _progress())
+    for name in names:
+        rows += training.measure(name, batch, counts, repetitions, progress)
     result = record.make("train", repetitions, rows)
-    _finish(result, out or Path("results/bench-train.json"), json, [_train_table(result)])
+    _finish(result, destination, json, [_train_table(result)])
+
+
+def _destination(out: Path | None, name: str) -> Path:
+    """Where the JSON goes. Raises UserError where that cannot be, before minutes are spent on measuring."""
+    path = out or Path(f"results/bench-{name}.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error.strerror) from error
+    if path.is_dir():
+        raise _unwritable(path, "is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise _unwritable(path, "no permission")
+    return path
+
+
+def _unwritable(path: Path, reason: str | None) -> UserError:
+    return UserError(f"cannot write {path} ({reason}): choose another place with --out")
 
 
 def _finish(result: dict[str, Any], out: Path, json: bool, tables: list[Table]) -> None:
     try:
-        record.write(out, result)
+        result = record.write(out, result)
     except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror}): choose another place with --out") from error
+        raise _unwritable(out, error.strerror) from error
     if json:
         print(json_format.dumps(result))
         return
@@ -114,7 +135,7 @@ def _train_table(result: dict[str, Any]) -> Table:
             *(f"{row[key]:.1f}" for key in ("adder_ms", "conv_ms")),
             f"{row['ratio']:.2f}",
             *(f"{row['memory_mib'][op]['step']:.0f}" for op in training.OPS),
-            f"{row['memory_ratio']:.2f}",
+            "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
         )
     return table
 
@@ -134,7 +155,7 @@ def _names(text: str) -> list[str]:
 
 
 def _chosen(text: str, allowed: Any, flag: str) -> list[str]:
-    chosen = [name.strip() for name in text.split(",")]
+    chosen = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in chosen:
         if name not in allowed:
             raise UserError(f"{flag} {name}: choose of {', '.join(allowed)}")
@@ -143,7 +164,7 @@ def _chosen(text: str, allowed: Any, flag: str) -> list[str]:
 
 def _numbers(text: str, flag: str) -> list[int]:
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:

@@ -2,6 +2,8 @@
 
 import ctypes
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +26,11 @@ def forward(
 ) -> Tensor:
     """Y of torchadder::adder_conv2d."""
     x, weight = _channels_last(x), _dense(weight)
-    y = torch.empty(geometry.output_shape(x, weight), memory_format=torch.channels_last)
-    shape = _shape(x.shape, weight.shape, geometry, _is_channels_last(weight))
-    bias = None if bias is None else bias.contiguous()
-    arguments = (_address(x), _address(weight), _address(bias), _address(y), int(recenter))
-    _call("forward_f32", shape, *arguments)
+    prepared = _prepare(x.shape, weight.shape, geometry, not weight.is_contiguous())
+    y = torch.empty(prepared.output_shape, memory_format=torch.channels_last)
+    bias_pointer = None if bias is None else (bias := bias.contiguous()).data_ptr()
+    pointers = (x.data_ptr(), weight.data_ptr(), bias_pointer, y.data_ptr())
+    _call(kernels.library().torchadder_forward_f32, prepared, *pointers, recenter)
     return y.contiguous(memory_format=layout)
 
 
@@ -37,10 +39,10 @@ def grad_input(
 ) -> Tensor:
     """dX of torchadder::adder_conv2d_grad_input; rule is "hardtanh" or "sign"."""
     grad, x, weight = _channels_last(grad), _channels_last(x), _dense(weight)
+    prepared = _prepare(x.shape, weight.shape, geometry, not weight.is_contiguous())
     dx = torch.empty_like(x, memory_format=torch.channels_last)
-    shape = _shape(x.shape, weight.shape, geometry, _is_channels_last(weight))
-    arguments = (_address(grad), _address(x), _address(weight), _address(dx), int(rule == "sign"))
-    _call("grad_input_f32", shape, *arguments)
+    pointers = (grad.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr())
+    _call(kernels.library().torchadder_grad_input_f32, prepared, *pointers, rule == "sign")
     return dx.contiguous(memory_format=layout)
 
 
@@ -49,9 +51,10 @@ def grad_weight_sign(
 ) -> Tensor:
     """dW of torchadder::adder_conv2d_grad_weight under the rule "sign"."""
     grad, x, weight = _channels_last(grad), _channels_last(x), _dense(weight)
+    prepared = _prepare(x.shape, weight.shape, geometry, not weight.is_contiguous())
     dw = torch.empty_like(weight, memory_format=torch.preserve_format)
-    shape = _shape(x.shape, weight.shape, geometry, _is_channels_last(weight))
-    _call("grad_weight_sign_f32", shape, _address(grad), _address(x), _address(weight), _address(dw))
+    pointers = (grad.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr())
+    _call(kernels.library().torchadder_grad_weight_sign_f32, prepared, *pointers)
     return dw.contiguous(memory_format=layout)
 
 
@@ -59,32 +62,29 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _is_channels_last(weight: Tensor) -> bool:
-    return not weight.is_contiguous()
-
-
 def _dense(weight: Tensor) -> Tensor:
-    """The weight as it is if its order is (C_out, C_in, kh, kw) or (C_out, kh, kw, C_in), else a copy in the first."""
+    """The weight itself if it lies as (C_out, C_in, kh, kw) or (C_out, kh, kw, C_in), else a copy."""
     if weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last):
         return weight
     return weight.contiguous()
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+class _Prepared(NamedTuple):
+    """What a call needs beside the pointers, kept between calls: most of a small layer's time would go here."""
+
+    shape: Any  # a ctypes reference to a Conv2dShape
+    output_shape: tuple[int, int, int, int]
 
 
 @functools.lru_cache(maxsize=1024)
-def _shape(
-    x: torch.Size, weight: torch.Size, geometry: Conv2dGeometry, weight_channels_last: bool
-) -> kernels.Conv2dShape:
+def _prepare(x: torch.Size, weight: torch.Size, geometry: Conv2dGeometry, weight_channels_last: bool) -> _Prepared:
     (sh, sw), (ph, pw), (dh, dw), groups = geometry
     h_out, w_out = geometry.output_size(x[2:], weight[2:])
     sizes = (x[0], x[1], x[2], x[3], weight[0], h_out, w_out, groups, weight[2], weight[3])
-    return kernels.Conv2dShape(*sizes, sh, sw, ph, pw, dh, dw, int(weight_channels_last))
+    shape = kernels.Conv2dShape(*sizes, sh, sw, ph, pw, dh, dw, int(weight_channels_last))
+    return _Prepared(ctypes.byref(shape), (x[0], weight[0], h_out, w_out))
 
 
-def _call(name: str, shape: kernels.Conv2dShape, *arguments: int | None) -> None:
-    library = kernels.library()
-    if getattr(library, f"torchadder_{name}")(ctypes.byref(shape), *arguments, kernels.threads()):
-        raise RuntimeError(f"torchadder_{name}: {library.torchadder_last_error().decode()}")
+def _call(function: Callable[..., int], prepared: _Prepared, *arguments: int | None) -> None:
+    if function(prepared.shape, *arguments, kernels.threads()):
+        raise RuntimeError(f"{function.__name__}: {kernels.library().torchadder_last_error().decode()}")

@@ -23,7 +23,7 @@ def forward(x: Tensor, weight: Tensor, geometry: Conv2dGeometry, recenter: bool)
 
 def grad_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Conv2dGeometry, rule: str) -> Tensor:
     """dX[c] = sum over o of rule(W[o, c] - X[c]) * dY[o]; rule is "hardtanh" (eq. 6) or "sign"."""
-    clamp = torch.sign if rule == "sign" else F.hardtanh
+    clamp = _sign if rule == "sign" else F.hardtanh
     padded = _padded(x, geometry)
     result = torch.zeros_like(padded, memory_format=torch.contiguous_format)
     taps = zip(_taps(padded, weight, geometry, grad.shape), _taps(result, weight, geometry, grad.shape), strict=True)
@@ -40,9 +40,13 @@ def grad_weight_sign(grad: Tensor, x: Tensor, weight: Tensor, geometry: Conv2dGe
     result = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     for a, b, patch in _taps(_padded(x, geometry), weight, geometry, grad.shape):
         for o, source in _filters(patch, weight, geometry):
-            terms = torch.sign(source - weight[o, :, a, b, None, None]) * grad[:, o, None]
+            terms = _sign(source - weight[o, :, a, b, None, None]) * grad[:, o, None]
             result[o, :, a, b] = terms.sum((0, 2, 3))
     return result
+
+
+def _sign(t: Tensor) -> Tensor:
+    return torch.where(t.isnan(), t, t.sign())  # torch.sign alone would hide a NaN
 
 
 def _padded(x: Tensor, geometry: Conv2dGeometry) -> Tensor:

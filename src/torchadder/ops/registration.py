@@ -15,6 +15,9 @@ from torch import Tensor
 from . import cpu, reference
 from .geometry import Conv2dGeometry
 
+WEIGHT_RULES = ("full", "sign")
+INPUT_RULES = ("hardtanh", "sign", "full")
+
 _library = torch.library.Library("torchadder", "DEF")
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 _library.define(f"adder_conv2d(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, bool recenter) -> Tensor")
@@ -34,6 +37,15 @@ def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def _geometry(stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Conv2dGeometry:
+    return Conv2dGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+
+
+def _check_rule(rule: str, allowed: tuple[str, ...]) -> None:
+    if rule not in allowed:
+        raise ValueError(f"gradient rule is {rule!r}: choose one of {', '.join(allowed)}")
+
+
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -44,7 +56,8 @@ def _forward(
     groups: int,
     recenter: bool,
 ) -> Tensor:
-    geometry = Conv2dGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+    geometry = _geometry(stride, padding, dilation, groups)
+    geometry.check(x, weight, bias)
     layout = memory_format(x, weight)
     if cpu.can_run(x):
         return cpu.forward(x, weight, bias, geometry, recenter, layout)
@@ -62,7 +75,9 @@ def _grad_input(
     groups: int,
     rule: str,
 ) -> Tensor:
-    geometry = Conv2dGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+    geometry = _geometry(stride, padding, dilation, groups)
+    geometry.check(x, weight, grad=grad)
+    _check_rule(rule, INPUT_RULES)
     layout = memory_format(x, weight)
     if rule == "full":  # dX = sum_o (W[o] - X) * dY[o]: a transposed convolution and a rank-one correction
         ones = torch.ones_like(weight)
@@ -83,7 +98,9 @@ def _grad_weight(
     groups: int,
     rule: str,
 ) -> Tensor:
-    geometry = Conv2dGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
+    geometry = _geometry(stride, padding, dilation, groups)
+    geometry.check(x, weight, grad=grad)
+    _check_rule(rule, WEIGHT_RULES)
     layout = memory_format(weight, weight)
     if rule == "sign":
         if cpu.can_run(x):
@@ -123,15 +140,18 @@ _library.impl("adder_conv2d_grad_weight", _grad_weight, "CompositeExplicitAutogr
 
 @torch.library.register_fake("torchadder::adder_conv2d", lib=_library)
 def _(x, weight, bias, stride, padding, dilation, groups, recenter):  # type: ignore[no-untyped-def]
-    shape = Conv2dGeometry(stride, padding, dilation, groups).output_shape(x, weight)
-    return x.new_empty(shape).contiguous(memory_format=memory_format(x, weight))
+    geometry = _geometry(stride, padding, dilation, groups)
+    geometry.check(x, weight, bias)
+    return torch.empty_like(x.new_empty(geometry.output_shape(x, weight)), memory_format=memory_format(x, weight))
 
 
 @torch.library.register_fake("torchadder::adder_conv2d_grad_input", lib=_library)
 def _(grad, x, weight, stride, padding, dilation, groups, rule):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape).contiguous(memory_format=memory_format(x, weight))
+    _geometry(stride, padding, dilation, groups).check(x, weight, grad=grad)
+    return torch.empty_like(x, memory_format=memory_format(x, weight))
 
 
 @torch.library.register_fake("torchadder::adder_conv2d_grad_weight", lib=_library)
 def _(grad, x, weight, stride, padding, dilation, groups, rule):  # type: ignore[no-untyped-def]
-    return weight.new_empty(weight.shape).contiguous(memory_format=memory_format(weight, weight))
+    _geometry(stride, padding, dilation, groups).check(x, weight, grad=grad)
+    return torch.empty_like(weight, memory_format=memory_format(weight, weight))

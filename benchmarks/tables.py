@@ -1,0 +1,241 @@
+"""Rebuild the tables of README.md and docs/performance.md from results/: python benchmarks/tables.py [--check]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchadder import atomic
+from torchadder.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {"README.md": ("layers", "train", "mnist"), "docs/performance.md": ()}  # and the tables that each must hold
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+MISSING = "Not measured yet."
+
+# Chen et al., AdderNet: Do We Really Need Multiplications in Deep Learning? CVPR 2020, arXiv:1912.13200: section 4.1
+# for AdderNet and CNN, the ablation study for the rest. By operator, scheme and gradient; 50 epochs.
+PAPER = {
+    ("conv", None, None): 99.40,
+    ("adder", "alr", "full"): 99.40,
+    ("adder", "ilr", "full"): 98.99,
+    ("adder", "alr", "sign"): 97.99,
+    ("adder", "ilr", "sign"): 97.72,
+}
+Record = dict[str, Any]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table; the first `left` columns are text, the others numbers."""
+    rule = [":--" if column < left else "--:" for column in range(len(header))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
+
+
+def layers_table(record: Record) -> str:
+    """Forward by layer and batch, the input gradient at the largest batch, and the formulas of others."""
+    rows = record["rows"]
+    forward = [row for row in rows if row["pass"] == "forward"]
+    largest = max(row["batch"] for row in rows)
+    backward = [row for row in rows if row["pass"] == "grad_input" and row["batch"] == largest]
+    parts = [_caption(record, "ratio is adder / conv, each in its better memory format")]
+    if forward:
+        parts += ["Forward:", _by_threads(forward)]
+    if backward:
+        parts += [f"Gradient of the input, batch {largest}:", _by_threads(backward)]
+    parts += [_formula(row) for row in record.get("formulas", [])]
+    return "\n\n".join(parts)
+
+
+def train_table(record: Record) -> str:
+    """One row for each model and number of threads."""
+    header = ["model", "batch", "threads", "adder ms/step", "CNN ms/step", "ratio", "memory ratio"]
+    rows = [
+        [
+            *(str(row[key]) for key in ("model", "batch", "threads")),
+            *(_digits(row[key]) for key in ("adder_ms", "conv_ms")),
+            *("–" if row[key] is None else f"{row[key]:.2f}" for key in ("ratio", "memory_ratio")),
+        ]
+        for row in record["rows"]
+    ]
+    caption = _caption(record, "ratios are adder / CNN, each in its better memory format; memory is the step's peak")
+    return f"{caption}\n\n{markdown(header, rows)}"
+
+
+def mnist_table(record: Record) -> str:
+    """One row for each operator and scheme."""
+    header = ["network", "test accuracy, %", "paper, %", "epochs", "minutes a run", "threads"]
+    rows = [
+        [
+            _network(row),
+            _accuracy(row),
+            f"{paper:.2f}" if (paper := PAPER.get((row["op"], row["lr_scheme"], row["grad"]))) else "–",
+            str(row["epochs"]),
+            f"{row['minutes']:.1f}",
+            ", ".join(map(str, row["threads"])),
+        ]
+        for row in record["rows"]
+    ]
+    where = [*_where(record["environment"]), "accuracy of the final epoch, mean ± sample standard deviation"]
+    if record["differing"]:
+        where.append(f"the runs differ in {', '.join(record['differing'])}, which the file lists run by run")
+    return f"{'; '.join([*where, record['date']])}.\n\n{markdown(header, rows)}"
+
+
+TABLES: dict[str, tuple[Callable[[Record], str], tuple[str, ...]]] = {  # name: how, and from which files
+    "layers": (layers_table, ("bench-layers.json", "bench-layers-avx2.json")),
+    "train": (train_table, ("bench-train.json", "bench-train-avx2.json")),
+    "mnist": (mnist_table, ("mnist-lenet5bn.json",)),
+}
+
+
+def table(name: str, results: Path) -> str:
+    """The table, from each of its files that exists. Raises UserError for a file that is no such record."""
+    build, files = TABLES[name]
+    parts = []
+    for path in (results / file for file in files):
+        if not path.exists():
+            continue
+        try:
+            parts.append(build(json.loads(path.read_text())))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path.name} is no record of {name} ({error!r}): measure it again") from error
+    return "\n\n".join(parts) or MISSING
+
+
+def rebuild(text: str, results: Path, file: str) -> str:
+    """`text` of `file` with its tables from `results`. Raises UserError for an unknown or unclosed table."""
+
+    def fill(found: re.Match[str]) -> str:
+        start, name, body, end = found.groups()
+        if name not in TABLES:
+            raise UserError(f"{file}: unknown table {name!r}; known: {', '.join(TABLES)}")
+        if "<!-- table:" in body:
+            raise UserError(f"{file}: table {name!r} has no <!-- /table -->")
+        return f"{start}\n{table(name, results)}\n\n{end}"
+
+    if text.count("<!-- table:") != len(MARKED.findall(text)):
+        raise UserError(f"{file}: a table has no <!-- /table -->, or its marker is not <!-- table: NAME -->")
+    return MARKED.sub(fill, text)
+
+
+def stale(root: Path) -> dict[Path, str]:
+    """The files whose tables are not those of results/, with the text that they should have."""
+    found = {}
+    for file, names in FILES.items():
+        path = root / file
+        if not names and not path.exists():
+            continue
+        text = path.read_text(encoding="utf-8")
+        for name in names:
+            if f"<!-- table: {name} -->" not in text:
+                raise UserError(f"{file}: <!-- table: {name} --> is missing")
+        if (new := rebuild(text, root / "results", file)) != text:
+            found[path] = new
+    return found
+
+
+def _by_threads(rows: list[Record]) -> str:
+    """One row for each layer and batch, three columns for each number of threads."""
+    counts = sorted({row["threads"] for row in rows})
+    cells = {(row["batch"], row["layer"], row["threads"]): row for row in reversed(rows)}
+    header = ["layer", "batch"]
+    for count in counts:
+        header += [f"{_threads(count)}: adder ms", "conv ms", "ratio"]
+    lines = []
+    for batch in sorted({row["batch"] for row in rows}):
+        for layer in dict.fromkeys(row["layer"] for row in rows if row["batch"] == batch):
+            line = [layer, str(batch)]
+            for count in counts:
+                row = cells.get((batch, layer, count))
+                line += [_digits(row["adder_ms"]), _digits(row["conv_ms"]), f"{row['ratio']:.2f}"] if row else ["–"] * 3
+            lines.append(line)
+    return markdown(header, lines)
+
+
+def _formula(row: Record) -> str:
+    speedup = row["speedup"]
+    place = f"batch {row['batch']}, layer {row['layer']}, {_threads(row['threads'])}"
+    return (
+        f"{speedup['broadcast']:.0f} times faster than the broadcast formula, {speedup['cdist']:.0f} times faster than "
+        f"`torch.cdist` ({place})."
+    )
+
+
+def _caption(record: Record, meaning: str) -> str:
+    environment = record["environment"]
+    parts = [
+        *_where(environment),
+        f"medians of {record['n']} repetitions",
+        *([_limits(environment["limits"])] if environment["limits"] else []),
+        meaning,
+        record["date"],
+    ]
+    return "; ".join(parts) + "."
+
+
+def _where(environment: Record) -> list[str]:
+    """Processor, cores, torch and kernels, as far as they are one for the whole record."""
+    processor = [environment["processor"]] if "processor" in environment else []
+    processor += [f"{environment['cores']} cores"] if "cores" in environment else []
+    versions = [f"torch {environment['torch']}"] if "torch" in environment else []
+    versions += [f"{environment['kernels']} kernels"] if "kernels" in environment else []
+    return [", ".join(part) for part in (processor, versions) if part]
+
+
+def _limits(limits: dict[str, str]) -> str:
+    """What torch and torchadder were held to; the three variables together limit both sides alike."""
+    levels = {value.lower() for value in limits.values()}
+    if len(levels) == 1 and {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "TORCHADDER_ISA"} <= limits.keys():
+        return f"**torch and torchadder both held to {levels.pop().upper()}**"
+    return "with " + ", ".join(f"`{name}={value}`" for name, value in limits.items())
+
+
+def _network(row: Record) -> str:
+    if row["op"] == "conv":
+        return "CNN"
+    scheme = {"alr": f"ALR η={row['eta']:g}" if row["eta"] else "ALR", "ilr": "ILR", "plain": "plain rate"}
+    gradient = "" if row["grad"] == "full" else f", gradient: {row['grad']}"
+    return f"AdderNet, {scheme[row['lr_scheme']]}{gradient}"
+
+
+def _accuracy(row: Record) -> str:
+    if row["std"] is None:
+        return f"{row['mean']:.2f} (1 seed)"
+    return f"{row['mean']:.2f} ± {row['std']:.2f} ({row['n']} seeds)"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _digits(value: float) -> str:
+    """Three digits that say something: 0.123, 1.23, 12.3, 123."""
+    return f"{value:.{max(0, 3 - (len(str(int(value))) if value >= 1 else 0))}f}"
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description="Rebuild the tables of the documents from results/.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a file is out of date")
+    options = parser.parse_args(arguments)
+    try:
+        found = stale(root)
+        names = ", ".join(str(path.relative_to(root)) for path in found)
+        if options.check and found:
+            print(f"out of date: {names}; run python benchmarks/tables.py", file=sys.stderr)
+            return 1
+        for path, text in found.items():
+            atomic.write_bytes(path, text.encode())
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"rebuilt: {names}" if found else "up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

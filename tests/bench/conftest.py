@@ -1,0 +1,37 @@
+"""The scripts of benchmarks/, which are no package, as modules; small layers on one thread."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name):
+    path = ROOT / "benchmarks" / f"{name}.py"
+    if not path.exists():
+        pytest.skip("benchmarks/ is not beside the tests")
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def collect():
+    return script("collect")
+
+
+@pytest.fixture(scope="session")
+def tables():
+    return script("tables")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

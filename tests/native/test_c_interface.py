@@ -1,0 +1,232 @@
+"""The C interface as a C program uses it: plain arrays and a shape, no torch in sight.
+
+Arrays lie unaligned between guards of NaN: a number read from outside shows in the result, one written there in the
+guard.
+"""
+
+import ctypes
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from torchadder import kernels
+
+GUARD = 67  # floats on either side, an odd number: arrays start off every vector's alignment
+
+
+class Guarded:
+    """A float32 array (N, H, W, C) or the like, with NaN before and after it."""
+
+    def __init__(self, values):
+        values = np.asarray(values, dtype=np.float32)
+        self.memory = np.full(values.size + 2 * GUARD, np.nan, dtype=np.float32)
+        self.array = self.memory[GUARD : GUARD + values.size].reshape(values.shape)
+        self.array[...] = values
+
+    @property
+    def address(self):
+        return self.array.ctypes.data
+
+    def intact(self):
+        return np.isnan(self.memory[:GUARD]).all() and np.isnan(self.memory[-GUARD:]).all()
+
+
+def make_shape(images, c_in, h_in, w_in, c_out, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, last=0):
+    h_out, w_out = (
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip((h_in, w_in), kernel, stride, padding, dilation, strict=True)
+    )
+    sizes = (images, c_in, h_in, w_in, c_out, h_out, w_out, groups)
+    return kernels.Conv2dShape(*sizes, *kernel, *stride, *padding, *dilation, last)
+
+
+SHAPES = {
+    "plain": make_shape(2, 3, 5, 4, 5, (3, 2)),
+    "padded, stride 2": make_shape(2, 5, 6, 5, 9, (3, 3), stride=(2, 2), padding=(1, 1)),
+    "channels last weight": make_shape(1, 7, 5, 5, 17, (3, 3), padding=(1, 1), last=1),
+    "dilation": make_shape(2, 2, 7, 8, 33, (2, 3), dilation=(3, 2), padding=(1, 0)),
+    "2 groups": make_shape(2, 6, 5, 4, 4, (2, 2), stride=(1, 2), groups=2),
+    "depthwise": make_shape(2, 17, 5, 4, 17, (3, 3), padding=(2, 2), groups=17),
+    "depthwise, channels last weight": make_shape(1, 3, 5, 4, 3, (2, 2), groups=3, last=1),
+    "1x1": make_shape(3, 9, 2, 3, 11, (1, 1)),
+    "linear": make_shape(2, 35, 1, 1, 31, (1, 1)),
+    "padding above the kernel": make_shape(1, 2, 2, 3, 3, (2, 2), padding=(5, 4)),
+    "batch of 0": make_shape(0, 3, 5, 5, 4, (3, 3)),
+}
+
+
+def call(name, shape, *arguments):
+    """0, or -1 and the library's line."""
+    library = kernels.library()
+    code = getattr(library, f"torchadder_{name}")(ctypes.byref(shape), *arguments)
+    return code, library.torchadder_last_error().decode()
+
+
+def weight_index(s, o, c, a, b):
+    return (o, a, b, c) if s.weight_channels_last else (o, c, a, b)
+
+
+def weight_size(s):
+    depth = s.c_in // s.groups
+    return (s.c_out, s.kernel_h, s.kernel_w, depth) if s.weight_channels_last else (s.c_out, depth, s.kernel_h, s.kernel_w)
+
+
+def meetings(s):
+    """Every (n, i, j, o) of the output with every (row, column, c_in) and filter element (c, a, b) that it meets."""
+    depth = s.c_in // s.groups
+    for i, j, o in itertools.product(range(s.h_out), range(s.w_out), range(s.c_out)):
+        for c, a, b in itertools.product(range(depth), range(s.kernel_h), range(s.kernel_w)):
+            row = i * s.stride_h + a * s.dilation_h - s.padding_h
+            column = j * s.stride_w + b * s.dilation_w - s.padding_w
+            inside = 0 <= row < s.h_in and 0 <= column < s.w_in
+            channel = o // (s.c_out // s.groups) * depth + c
+            yield (i, j, o), (row, column, channel), weight_index(s, o, c, a, b), inside
+
+
+def loops(s, x, weight, dy):
+    """Y, dX (hardtanh, sign) and dW (sign): one meeting after the other."""
+    y = np.zeros(dy.shape)
+    dx, dx_sign, dw_sign = np.zeros(x.shape), np.zeros(x.shape), np.zeros(weight.shape)
+    for (i, j, o), (row, column, channel), w, inside in meetings(s):
+        value = x[:, row, column, channel] if inside else np.zeros(s.images)
+        difference = value - weight[w]
+        y[:, i, j, o] -= np.abs(difference)
+        dw_sign[w] += (np.sign(difference) * dy[:, i, j, o]).sum()
+        if inside:
+            dx[:, row, column, channel] += np.clip(-difference, -1, 1) * dy[:, i, j, o]
+            dx_sign[:, row, column, channel] += np.sign(-difference) * dy[:, i, j, o]
+    return y, dx, dx_sign, dw_sign
+
+
+@pytest.fixture(params=kernels.variants())
+def variant(request):
+    with kernels.using(request.param):
+        yield
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("s", SHAPES.values(), ids=SHAPES.keys())
+def test_arrays_between_guards(s, threads, variant):
+    random = np.random.default_rng(0)
+    x = Guarded(random.integers(-8, 9, (s.images, s.h_in, s.w_in, s.c_in)) / 4)
+    weight = Guarded(random.integers(-8, 9, weight_size(s)) / 4)
+    bias = Guarded(random.integers(-8, 9, s.c_out))
+    dy = Guarded(random.integers(-4, 5, (s.images, s.h_out, s.w_out, s.c_out)))
+    y, dx, dx_sign = Guarded(dy.array * np.nan), Guarded(x.array * np.nan), Guarded(x.array * np.nan)
+    dw = Guarded(weight.array * np.nan)
+    tensors = dy.address, x.address, weight.address
+
+    assert call("forward_f32", s, x.address, weight.address, bias.address, y.address, 0, threads)[0] == 0
+    assert call("grad_input_f32", s, *tensors, dx.address, 0, threads)[0] == 0
+    assert call("grad_input_f32", s, *tensors, dx_sign.address, 1, threads)[0] == 0
+    assert call("grad_weight_sign_f32", s, *tensors, dw.address, threads)[0] == 0
+
+    expected = loops(s, x.array, weight.array, dy.array)
+    np.testing.assert_array_equal(y.array, expected[0] + bias.array)
+    np.testing.assert_array_equal(dx.array, expected[1])
+    np.testing.assert_array_equal(dx_sign.array, expected[2])
+    np.testing.assert_array_equal(dw.array, expected[3])
+    assert all(guarded.intact() for guarded in (x, weight, bias, dy, y, dx, dx_sign, dw))
+
+
+def test_bias_may_be_null_and_recentring_adds_the_filter_s_size():
+    s = SHAPES["padded, stride 2"]
+    x = np.zeros((s.images, s.h_in, s.w_in, s.c_in), dtype=np.float32)
+    weight = np.arange(np.prod(weight_size(s)), dtype=np.float32).reshape(weight_size(s))
+    y = np.full((s.images, s.h_out, s.w_out, s.c_out), np.nan, dtype=np.float32)
+    assert call("forward_f32", s, x.ctypes.data, weight.ctypes.data, None, y.ctypes.data, 1, 1)[0] == 0
+    np.testing.assert_array_equal(y, np.zeros_like(y))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1000])
+def test_any_number_of_threads_computes_everything(threads, variant):
+    s = SHAPES["padded, stride 2"]
+    random = np.random.default_rng(0)
+    x = random.integers(-4, 5, (s.images, s.h_in, s.w_in, s.c_in)).astype(np.float32)
+    weight = random.integers(-4, 5, weight_size(s)).astype(np.float32)
+    dy = random.integers(-4, 5, (s.images, s.h_out, s.w_out, s.c_out)).astype(np.float32)
+    y, dx, dw = (np.full(t.shape, np.nan, dtype=np.float32) for t in (dy, x, weight))
+    tensors = dy.ctypes.data, x.ctypes.data, weight.ctypes.data
+    assert call("forward_f32", s, x.ctypes.data, weight.ctypes.data, None, y.ctypes.data, 0, threads)[0] == 0
+    assert call("grad_input_f32", s, *tensors, dx.ctypes.data, 0, threads)[0] == 0
+    assert call("grad_weight_sign_f32", s, *tensors, dw.ctypes.data, threads)[0] == 0
+    expected = loops(s, x, weight, dy)
+    for found, truth in zip((y, dx, dw), (expected[0], expected[1], expected[3]), strict=True):
+        np.testing.assert_array_equal(found, truth)
+
+
+REFUSED = [  # changes to a right shape -> the words that the error must contain
+    (dict(images=-1), "size"),
+    (dict(c_in=0), "size"),
+    (dict(c_out=0), "size"),
+    (dict(c_out=-4), "size"),
+    (dict(h_in=-1), "size"),
+    (dict(h_out=4), "output size"),
+    (dict(w_out=2), "output size"),
+    (dict(h_out=0), "size"),
+    (dict(kernel_h=0), "kernel"),
+    (dict(kernel_w=-1), "kernel"),
+    (dict(stride_h=0), "stride"),
+    (dict(stride_w=-2), "stride"),
+    (dict(dilation_h=0), "dilation"),
+    (dict(padding_h=-1), "padding"),
+    (dict(padding_w=-1, w_out=1), "padding"),
+    (dict(groups=0), "groups"),
+    (dict(groups=-1), "groups"),
+    (dict(groups=3), "groups"),
+    (dict(kernel_h=6, h_out=0), "size"),
+    (dict(kernel_h=6, h_out=1, stride_h=2), "size"),  # -1 / 2 is 0 in C: one row of nothing
+    (dict(dilation_h=4, h_out=1, stride_h=5), "size"),
+    (dict(weight_channels_last=2), "weight"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
+def test_refused(changes, words):
+    s = make_shape(1, 4, 5, 5, 4, (3, 3))
+    for name, value in changes.items():
+        setattr(s, name, value)
+    memory = [np.zeros(1000, dtype=np.float32) for _ in range(4)]
+    a, b, c, d = (m.ctypes.data for m in memory)
+    for result in (
+        call("forward_f32", s, a, b, None, d, 0, 1),
+        call("grad_input_f32", s, a, b, c, d, 0, 1),
+        call("grad_weight_sign_f32", s, a, b, c, d, 1),
+    ):
+        code, message = result
+        assert code == -1
+        assert words in message
+        assert "\n" not in message
+    assert not memory[3].any()
+
+
+def test_memory_that_cannot_be_had_is_an_error():
+    s = make_shape(1, 2**40, 1, 1, 2**20, (1, 1))
+    code, message = call("forward_f32", s, None, None, None, None, 0, 1)
+    assert code == -1
+    assert message
+
+
+def test_errors_belong_to_the_thread_that_made_them():
+    assert kernels.library().torchadder_select_isa(b"mine") == -1
+    other = threading.Thread(target=lambda: kernels.library().torchadder_select_isa(b"yours"))
+    other.start()
+    other.join()
+    assert "'mine'" in kernels.library().torchadder_last_error().decode()
+
+
+def test_indices_outside_the_lists_give_nothing():
+    library = kernels.library()
+    for index in (-1, library.torchadder_kernel_count()):
+        assert library.torchadder_kernel_name(index) is None
+        assert not library.torchadder_kernel_in_use(index)
+    for index in (-1, library.torchadder_isa_count()):
+        assert library.torchadder_isa_name(index) is None
+        assert not library.torchadder_isa_runs_here(index)
+
+
+def test_no_name_selects_the_best():
+    assert kernels.library().torchadder_select_isa(None) == 0
+    assert kernels.isa() == kernels.available()[-1]

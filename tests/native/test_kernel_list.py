@@ -1,0 +1,48 @@
+"""The library is built from the lists of its sources: kernels.inc and the C header."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from torchadder import kernels
+
+NATIVE = Path(__file__).parents[2] / "native"
+needs_sources = pytest.mark.skipif(not NATIVE.is_dir(), reason="the native sources are not at hand")
+
+
+@needs_sources
+def test_names_are_those_of_the_list():
+    text = (NATIVE / "kernels.inc").read_text()
+    if "avx2" not in kernels.compiled():
+        text = text.split("#if TORCHADDER_X86")[0]
+    line = re.compile(r"^KERNEL\(\s*(\w+),\s*(\w+),\s*(\d+),\s*(\d+),\s*(\w+)\)", re.MULTILINE)
+    listed = ["{}_{}_{}x{}_{}".format(*fields) for fields in line.findall(text)]
+    assert kernels.names() == listed
+    assert len(set(listed)) == len(listed)
+
+
+def test_every_operator_has_a_kernel_in_every_instruction_set():
+    operators = {name.split("_f32_")[0] for name in kernels.names()}
+    for variant in kernels.variants():
+        with kernels.using(variant):
+            assert {name.split("_f32_")[0] for name in kernels.names(in_use=True)} == operators, variant
+
+
+@needs_sources
+def test_shape_has_the_fields_of_the_header():
+    header = (NATIVE / "include" / "torchadder.h").read_text()
+    body = re.search(r"typedef struct \{(.*?)\} torchadder_conv2d;", header, re.DOTALL)[1]
+    body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
+    fields = [f.strip() for names in re.findall(r"int64_t ([^;]*);", body) for f in names.split(",")]
+    assert [name for name, _ in kernels.Conv2dShape._fields_] == fields
+
+
+@needs_sources
+def test_every_function_of_the_header_is_in_the_library():
+    header = (NATIVE / "include" / "torchadder.h").read_text()
+    declared = re.findall(r"TORCHADDER_API [\w *]*?(torchadder_\w+)\(", header)
+    assert len(declared) > 10
+    for name in declared:
+        assert getattr(kernels.library(), name) is not None
+        assert getattr(kernels.library(), name).argtypes is not None, f"{name} has no ctypes signature"

@@ -1,0 +1,48 @@
+"""The number of threads changes no bit."""
+
+import pytest
+import torch
+
+from torchadder import kernels, ops
+from torchadder.analysis.bruteforce import Case
+
+CASES = {  # each has work for three threads
+    "3x3": Case(5, 16, 33, size=(17, 13), kernel=(3, 3), padding=(1, 1)),
+    "batch 1": Case(1, 64, 67, size=(8, 7), kernel=(3, 3), padding=(1, 1)),
+    "batch 1, stride 2": Case(1, 61, 64, size=(13, 13), kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+    "batch 1, 1x1": Case(1, 128, 67, size=(8, 8), kernel=(1, 1)),
+    "batch 1, 1x1 output": Case(1, 31, 67, size=(5, 5), kernel=(5, 5)),
+    "linear, batch 1": Case(1, 1031, 513, size=(1, 1), kernel=(1, 1)),
+    "linear": Case(37, 256, 129, size=(1, 1), kernel=(1, 1)),
+    "2 groups": Case(3, 32, 34, size=(11, 11), kernel=(3, 3), padding=(1, 1), groups=2),
+    "depthwise": Case(7, 67, 67, size=(17, 16), kernel=(3, 3), padding=(1, 1), groups=67),
+    "depthwise, batch 1": Case(1, 131, 131, size=(23, 22), kernel=(5, 5), padding=(2, 2), groups=131),
+    "33 images": Case(33, 9, 16, size=(8, 8), kernel=(3, 3)),
+}
+
+
+def results(case, x, weight, grad):
+    geometry = case.stride, case.padding, case.dilation, case.groups
+    yield ops.adder_conv2d(x, weight, torch.ones(case.c_out), *geometry, False)
+    for rule in ("hardtanh", "sign"):
+        yield ops.adder_conv2d_grad_input(grad, x, weight, *geometry, rule)
+    yield ops.adder_conv2d_grad_weight(grad, x, weight, *geometry, "sign")
+
+
+@pytest.mark.skipif(not kernels.library().torchadder_has_threads(), reason="the library was built without threads")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_one_thread_equals_many_bit_for_bit(case, variant, threads):
+    tensors = case.tensors()
+    threads(1)
+    one = list(results(case, *tensors))
+    for count in (2, 3, 7):
+        threads(count)
+        for found, expected in zip(results(case, *tensors), one, strict=True):
+            assert torch.equal(found, expected), count
+
+
+def test_threads_are_torch_s(threads):
+    threads(1)
+    assert kernels.threads() == 1
+    threads(3)
+    assert kernels.threads() == (3 if kernels.library().torchadder_has_threads() else 1)

@@ -1,0 +1,84 @@
+"""Every kernel of the list, alone and beside its edges: tile - 1, tile, tile + 1 in pixels and in lanes."""
+
+import itertools
+import re
+
+import pytest
+import torch
+
+from torchadder import kernels, ops
+from torchadder.analysis.bruteforce import Case, brute_force
+
+NAME = re.compile(r"(?P<op>\w+_f32)_(?P<isa>[a-z0-9]+)_(?P<pixels>\d+)x(?P<lanes>\d+)_(?P<sum>any|fma|add)")
+DEPTH = 5
+
+
+def kernel_param(name):
+    op, isa, pixels, lanes, sum_ = NAME.fullmatch(name).groups()
+    marks = () if isa in kernels.available() else pytest.mark.skip(reason=f"this CPU cannot run {isa}")
+    return pytest.param(op, isa, int(pixels), int(lanes), sum_, id=name, marks=marks)
+
+
+def beside(size):
+    return [n for n in (size - 1, size, size + 1) if n > 0]
+
+
+def forward_case(pixels, lanes):
+    """One row of `pixels` outputs, all of one class: no padding."""
+    return Case(1, DEPTH, lanes, size=(2, pixels + 2), kernel=(2, 3))
+
+
+def gradient_case(pixels, lanes):
+    """Stride = kernel: 6 classes of `pixels` inputs, one tap each."""
+    return Case(1, lanes, DEPTH, size=(2, 3 * pixels), kernel=(2, 3), stride=(2, 3))
+
+
+def depthwise_case(pixels, lanes):
+    return Case(1, lanes, lanes, size=(2, pixels + 2), kernel=(2, 3), groups=lanes)
+
+
+def depthwise_gradient_case(pixels, lanes):
+    return Case(1, lanes, lanes, size=(2, 3 * pixels), kernel=(2, 3), stride=(2, 3), groups=lanes)
+
+
+OPERATORS = {  # of kernels.inc -> case, operator and brute force's twin
+    "forward_f32": (forward_case, "output"),
+    "grad_input_f32": (gradient_case, "grad_input"),
+    "grad_input_sign_f32": (gradient_case, "grad_input_sign"),
+    "depthwise_f32": (depthwise_case, "output"),
+    "depthwise_grad_f32": (depthwise_gradient_case, "grad_input"),
+    "depthwise_sign_f32": (depthwise_gradient_case, "grad_input_sign"),
+}
+
+
+def run(result, case, x, weight, grad):
+    geometry = case.stride, case.padding, case.dilation, case.groups
+    if result == "output":
+        return ops.adder_conv2d(x, weight, None, *geometry, False)
+    rule = "sign" if result == "grad_input_sign" else "hardtanh"
+    return ops.adder_conv2d_grad_input(grad, x, weight, *geometry, rule)
+
+
+@pytest.mark.parametrize(("op", "isa", "pixels", "lanes", "sum_"), [kernel_param(name) for name in kernels.names()])
+def test_tile_and_its_edges(op, isa, pixels, lanes, sum_):
+    make_case, result = OPERATORS[op]
+    with kernels.using(isa if sum_ == "any" else f"{isa}:{sum_}"):
+        assert f"{op}_{isa}_{pixels}x{lanes}_{sum_}" in kernels.names(in_use=True)
+        for case in itertools.starmap(make_case, itertools.product(beside(pixels), beside(lanes))):
+            x, weight, grad = case.tensors()
+            x, weight, grad = (x * 4).round() / 4, (weight * 4).round() / 4, (grad * 2).round()
+            truth = getattr(brute_force(case, x, weight, grad), result)
+            assert torch.equal(run(result, case, x, weight, grad).double(), truth), case
+
+
+# The sign gradient of the weight has tiles of rows of the filter (K) by lanes, and sums 16 images at once.
+@pytest.mark.parametrize("images", [1, 15, 16, 17, 32, 33])
+@pytest.mark.parametrize("filters", [1, 7, 8, 9, 15, 16, 17])
+def test_tiles_of_the_sign_gradient_of_the_weight(images, filters, variant):
+    for depth in (1, 3, 4, 5, 11, 12, 13, 25):
+        case = Case(images, depth, filters, size=(2, 1), kernel=(1, 1))
+        x, weight, grad = case.tensors()
+        x, weight, grad = (x * 4).round() / 4, (weight * 4).round() / 4, (grad * 2).round()
+        truth = brute_force(case, x, weight, grad).grad_weight_sign
+        found = ops.adder_conv2d_grad_weight(grad, x, weight, (1, 1), (0, 0), (1, 1), 1, "sign")
+        assert torch.equal(found.double(), truth), case

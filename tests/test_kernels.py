@@ -1,0 +1,125 @@
+"""torchadder.kernels: the instruction set in use, how it is chosen, and what cannot be chosen."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from torchadder import kernels
+from torchadder.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _best_afterwards():
+    yield
+    kernels.select("")
+
+
+def lacking():
+    return [isa for isa in kernels.compiled() if isa not in kernels.available()]
+
+
+def test_reference_is_everywhere():
+    assert kernels.compiled()[0] == kernels.available()[0] == "reference"
+    assert set(kernels.available()) <= set(kernels.compiled())
+
+
+def test_the_best_is_the_default():
+    kernels.select("reference")
+    kernels.select("")
+    assert kernels.isa() == kernels.available()[-1]
+
+
+def test_variants_reach_every_kernel_that_runs_here():
+    reached = set()
+    for variant in kernels.variants():
+        with kernels.using(variant):
+            reached |= set(kernels.names(in_use=True))
+    runs = {name for name in kernels.names() if name.split("_f32_")[1].split("_")[0] in kernels.available()}
+    assert reached == runs
+
+
+@pytest.mark.parametrize("variant", kernels.variants())
+def test_using_is_over_afterwards(variant):
+    before = kernels.isa(), kernels.names(in_use=True)
+    with kernels.using(variant):
+        assert kernels.isa() == variant.split(":")[0]
+        with kernels.using("reference"):
+            assert kernels.isa() == "reference"
+        assert kernels.isa() == variant.split(":")[0]
+    assert (kernels.isa(), kernels.names(in_use=True)) == before
+
+
+@pytest.mark.parametrize("variant", kernels.variants())
+def test_using_restores_the_way_of_adding_up(variant):
+    kernels.select(variant)
+    chosen = kernels.names(in_use=True)
+    with kernels.using("reference"):
+        assert kernels.names(in_use=True) != chosen or variant == "reference"
+    assert kernels.names(in_use=True) == chosen
+
+
+def test_using_is_over_after_an_error():
+    before = kernels.isa()
+    with pytest.raises(ZeroDivisionError), kernels.using("reference"):
+        raise ZeroDivisionError
+    assert kernels.isa() == before
+
+
+REFUSED = [  # name -> words that the message must contain
+    ("nonsense", "'nonsense' is not an instruction set"),
+    ("AVX2", "'AVX2' is not an instruction set"),
+    ("avx", "'avx' is not an instruction set"),
+    ("reference ", "'reference ' is not an instruction set"),
+    ("reference:mul", "after the colon"),
+    ("reference:", "after the colon"),
+    ("nonsense:fma", "'nonsense:fma' is not an instruction set"),
+    (":fma", "':fma' is not an instruction set"),
+    ("x" * 1000, "xxx"),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), REFUSED)
+def test_refused(name, words):
+    before = kernels.isa(), kernels.names(in_use=True)
+    with pytest.raises(UserError, match=words):
+        kernels.select(name)
+    with pytest.raises(UserError), kernels.using(name):
+        pass
+    assert (kernels.isa(), kernels.names(in_use=True)) == before
+
+
+@pytest.mark.parametrize(("name", "words"), REFUSED)
+def test_environment_is_refused(name, words, monkeypatch):
+    monkeypatch.setenv("TORCHADDER_ISA", name)
+    with pytest.raises(UserError, match=words) as raised:
+        kernels.library.__wrapped__()
+    assert "TORCHADDER_ISA=" in str(raised.value)
+
+
+@pytest.mark.skipif(not lacking(), reason="this CPU runs every instruction set of the library")
+def test_an_instruction_set_that_this_cpu_lacks_is_refused():
+    for isa in lacking():
+        with pytest.raises(UserError, match=f"cannot run the instruction set '{isa}'"):
+            kernels.select(isa)
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+def test_environment_chooses(isa, monkeypatch):
+    monkeypatch.setenv("TORCHADDER_ISA", isa)
+    kernels.library.__wrapped__()
+    assert kernels.isa() == isa
+
+
+def test_environment_of_a_new_process():
+    program = "from torchadder import kernels\nprint(kernels.isa())"
+    environment = {**os.environ, "TORCHADDER_ISA": "reference"}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "reference\n"), found.stderr
+
+
+def test_missing_library_is_an_error_of_the_installation(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "library_path", lambda: tmp_path / "libtorchadder.so")
+    with pytest.raises(UserError, match=r"does not load.*reinstall"):
+        kernels.library.__wrapped__()
