@@ -169,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"note: the runs differ in {', '.join(result['differing'])}: listed run by run", file=sys.stderr)
     for row in result["rows"]:
         scheme = [str(row[name]) for name in ("op", "lr_scheme", "eta", "grad") if row[name] is not None]
-        print(f"{' '.join(scheme)}, {row['epochs']} epochs: {row['mean']:.2f}% over {row['n']} seeds")
+        seeds = f"{row['n']} seed{'s' if row['n'] > 1 else ''}"
+        print(f"{' '.join(scheme)}, {row['epochs']} epochs: {row['mean']:.2f}% over {seeds}")
     print(f"written to {options.output}")
     return 0
 

@@ -97,8 +97,8 @@ MNIST = {
     ],
 }
 MNIST_TABLE = """\
-Abacus 3000; torch 2.13.0, avx2 kernels; accuracy of the final epoch, mean ± sample standard deviation; the runs differ \
-in threads, which the file lists run by run; 2020-06-14.
+Abacus 3000; torch 2.13.0, avx2 kernels; accuracy of the final epoch, mean ± sample standard deviation; the runs \
+differ in threads, which the file lists run by run; 2020-06-14.
 
 | network | test accuracy, % | paper, % | epochs | minutes a run | threads |
 | :-- | --: | --: | --: | --: | --: |

@@ -77,8 +77,11 @@ REFUSED = [  # arguments -> the words on stderr
     ([*LAYERS, "--passes", "backward"], "--passes backward: choose of forward, grad_input, grad_weight"),
     ([*LAYERS, "--repetitions", "0"], "--repetitions"),
     ([*LAYERS, "--out", "folder"], "cannot write folder (is a folder): choose another place with --out"),
-    ([*LAYERS, "--out", "file/a.json"], "cannot write file/a.json (File exists): choose another place with --out"),
-    ([*LAYERS, "--out", "file/a/b.json"], "cannot write file/a/b.json (Not a directory)"),
+    (
+        [*LAYERS, "--out", "file/a.json"],
+        "cannot write file/a.json (file is no folder): choose another place with --out",
+    ),
+    ([*LAYERS, "--out", "file/a/b.json"], "cannot write file/a/b.json (file/a is no folder)"),
     ([*TRAIN, "--model", "lenet6"], "--model lenet6: choose of lenet5bn"),
     ([*TRAIN, "--batch", "1"], "--batch"),
     ([*TRAIN, "--threads", "0"], "--threads 0: expected positive"),

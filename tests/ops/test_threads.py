@@ -1,5 +1,7 @@
 """The number of threads changes no bit."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -39,6 +41,29 @@ def test_one_thread_equals_many_bit_for_bit(case, variant, threads):
         threads(count)
         for found, expected in zip(results(case, *tensors), one, strict=True):
             assert torch.equal(found, expected), count
+
+
+def test_calls_side_by_side_do_not_meet(variant, threads):
+    """Many Python threads, each in the library at the same time, with as many shapes (calls release the GIL)."""
+    threads(1)
+    cases = [
+        Case(2, 5, 9, size=(5 + i, 7), kernel=(3, 2), stride=(1 + i % 3, 1), padding=(1, i % 2)) for i in range(40)
+    ]
+    tensors = [case.tensors() for case in cases]
+    expected = [list(results(case, *t)) for case, t in zip(cases, tensors, strict=True)]
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: [list(results(c, *t)) for c, t in zip(cases, tensors, strict=True)], range(8)):
+            for ours, theirs in zip(found, expected, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_more_shapes_than_the_library_remembers(threads):
+    first = Case(1, 2, 3, size=(4, 5), kernel=(2, 3)), Case(1, 2, 3, size=(5, 4), kernel=(2, 3))
+    before = [list(results(case, *case.tensors())) for case in first]
+    for width in range(3, 603):
+        ops.adder_conv2d(torch.ones(1, 1, 3, width), torch.ones(1, 1, 3, 3), None, (1, 1), (0, 0), (1, 1), 1, False)
+    for case, expected in zip(first, before, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(results(case, *case.tensors()), expected, strict=True))
 
 
 def test_threads_are_torch_s(threads):

@@ -74,6 +74,8 @@ def _destination(out: Path | None, name: str) -> Path:
     path = out or Path(f"results/bench-{name}.json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _unwritable(path, f"{path.parent} is no folder") from error
     except OSError as error:
         raise _unwritable(path, error.strerror) from error
     if path.is_dir():

@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ def forward(
     """Y of torchadder::adder_conv2d."""
     x, weight = _channels_last(x), _dense(weight)
     prepared = _prepare(x.shape, weight.shape, geometry, not weight.is_contiguous())
-    y = torch.empty(prepared.output_shape, memory_format=torch.channels_last)
+    y = _empty(prepared.output_shape, layout)
     bias_pointer = None if bias is None else (bias := bias.contiguous()).data_ptr()
     pointers = (x.data_ptr(), weight.data_ptr(), bias_pointer, y.data_ptr())
     _call(kernels.library().torchadder_forward_f32, prepared, *pointers, recenter)
@@ -40,7 +40,7 @@ def grad_input(
     """dX of torchadder::adder_conv2d_grad_input; rule is "hardtanh" or "sign"."""
     grad, x, weight = _channels_last(grad), _channels_last(x), _dense(weight)
     prepared = _prepare(x.shape, weight.shape, geometry, not weight.is_contiguous())
-    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    dx = _empty(x.shape, layout)
     pointers = (grad.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr())
     _call(kernels.library().torchadder_grad_input_f32, prepared, *pointers, rule == "sign")
     return dx.contiguous(memory_format=layout)
@@ -60,6 +60,12 @@ def grad_weight_sign(
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(shape: Sequence[int], layout: torch.memory_format) -> Tensor:
+    """Memory for a channels-last result; with the strides of `layout` where both formats are one and the same."""
+    same = shape[1] == 1 or shape[2] * shape[3] == 1
+    return torch.empty(shape, memory_format=layout if same else torch.channels_last)
 
 
 def _dense(weight: Tensor) -> Tensor:

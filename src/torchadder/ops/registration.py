@@ -30,11 +30,17 @@ adder_conv2d_grad_weight = torch.ops.torchadder.adder_conv2d_grad_weight.default
 
 
 def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """nn.Conv2d's choice: channels last if the input or the weight is unambiguously so."""
-    for tensor in (x, weight):
-        if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-            return torch.channels_last
-    return torch.contiguous_format
+    """nn.Conv2d's choice: channels last if the input's or the weight's strides are, else contiguous."""
+    return torch.channels_last if _is_channels_last(x) or _is_channels_last(weight) else torch.contiguous_format
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    # Strides decide, as in torch: one channel or one pixel is dense in either format, but strided differently.
+    if not tensor.is_contiguous(memory_format=torch.channels_last):
+        return False
+    image, channel, row, column = tensor.stride()
+    _, channels, rows, columns = tensor.shape
+    return column >= channel * channels and row >= column * columns and image >= row * rows > channel
 
 
 def _geometry(stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Conv2dGeometry:

@@ -1,0 +1,337 @@
+"""AdderConv2d and AdderLinear: nn.Conv2d and nn.Linear to everything around them, adder operators inside."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torchadder.functional import GradientRule, adder_conv2d, adder_linear
+from torchadder.nn import AdderConv2d, AdderLinear
+
+CONVS = {  # arguments of nn.Conv2d
+    "plain": dict(args=(4, 6, 3)),
+    "positional": dict(args=(4, 6, (3, 2), 2, (1, 0), 1, 2, False)),
+    "no bias": dict(args=(4, 6, 3), bias=False),
+    "rectangular": dict(args=(4, 6, (1, 5)), stride=(2, 1), padding=(0, 2)),
+    "dilation": dict(args=(4, 6, 3), dilation=(2, 1), padding=2),
+    "depthwise": dict(args=(4, 4, 3), padding=1, groups=4),
+    "same": dict(args=(4, 6, 3), padding="same", dilation=(1, 2)),
+    "same, even kernel": dict(args=(4, 6, (2, 4)), padding="same"),
+    "valid": dict(args=(4, 6, 3), padding="valid"),
+    "reflect": dict(args=(4, 6, 3), padding=(2, 1), padding_mode="reflect"),
+    "replicate, stride 2": dict(args=(4, 6, 3), padding=(2, 3), stride=2, padding_mode="replicate"),
+    "circular": dict(args=(4, 6, 3), padding=(1, 2), padding_mode="circular"),
+    "circular, same": dict(args=(4, 6, (2, 3)), padding="same", padding_mode="circular"),
+}
+SIZE = (3, 4, 8, 9)
+convs = pytest.mark.parametrize("options", CONVS.values(), ids=CONVS.keys())
+
+
+def pair(layer, options, **ours_alone):
+    """The layer and its nn twin with the same numbers, multiples of 1/4."""
+    options = dict(options)
+    twin_type = nn.Conv2d if layer is AdderConv2d else nn.Linear
+    args = options.pop("args")
+    ours, twin = layer(*args, **options, **ours_alone), twin_type(*args, **options)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_((parameter * 4).round() / 4)
+    twin.load_state_dict(ours.state_dict())
+    return ours, twin
+
+
+def image():
+    return (torch.randn(SIZE, generator=torch.Generator().manual_seed(0)) * 4).round() / 4
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's convolution says that it makes a copy
+@convs
+def test_shapes_and_state_are_those_of_conv2d(options):
+    ours, twin = pair(AdderConv2d, options)
+    assert isinstance(ours, nn.Conv2d)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in twin.state_dict().items()}
+    for name in ("stride", "padding", "dilation", "groups", "padding_mode", "in_channels", "out_channels"):
+        assert getattr(ours, name) == getattr(twin, name)
+    x = image()
+    assert ours(x).shape == twin(x).shape
+    assert ours(x[0]).shape == twin(x[0]).shape
+
+
+def padded(layer, x):
+    """The input with its padding made visible, by torch's own padding."""
+    if isinstance(layer.padding, str):
+        total = [d * (k - 1) * (layer.padding == "same") for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        sides = (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
+    else:
+        (vertical, horizontal) = layer.padding
+        sides = (horizontal, horizontal, vertical, vertical)
+    return F.pad(x, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
+def distance(layer, x):
+    """bias - sum |patch - filter| by unfolding, differentiable: the sign rules are its true derivative."""
+    patches = F.unfold(padded(layer, x), layer.kernel_size, layer.dilation, 0, layer.stride)
+    by_group = patches.unflatten(1, (layer.groups, 1, -1))
+    filters = layer.weight.flatten(1).unflatten(0, (layer.groups, -1))[..., None]
+    y = -(by_group - filters).abs().sum(3).flatten(1, 2)
+    height = (padded(layer, x).shape[2] - layer.dilation[0] * (layer.kernel_size[0] - 1) - 1) // layer.stride[0] + 1
+    y = y.unflatten(2, (height, -1))
+    return y if layer.bias is None else y + layer.bias[:, None, None]
+
+
+@pytest.mark.parametrize("recenter", [False, True])
+@convs
+def test_conv_equals_its_formula_and_its_gradients(options, recenter):
+    ours, _ = pair(AdderConv2d, options, grad=GradientRule("sign", "sign"), recenter=recenter)
+    x, twin = image().requires_grad_(), copy.deepcopy(ours).double()
+    wide = x.detach().double().requires_grad_()
+    y, expected = ours(x), distance(twin, wide)
+    constant = twin.weight.abs().sum((1, 2, 3))[:, None, None] * recenter
+    assert torch.equal(y.double(), expected + constant)
+    grad = (torch.randn(y.shape, generator=torch.Generator().manual_seed(1)) * 2).round()
+    y.backward(grad)
+    expected.backward(grad.double())
+    assert torch.equal(x.grad.double(), wide.grad)
+    for parameter, wanted in zip(ours.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter.grad.double(), wanted.grad)
+
+
+LAYERS = {  # layer and an input for it
+    "conv": (lambda **o: AdderConv2d(4, 6, 3, padding=1, **o), image()),
+    "conv, reflected": (lambda **o: AdderConv2d(4, 6, 3, padding=1, padding_mode="reflect", **o), image()),
+    "depthwise": (lambda **o: AdderConv2d(4, 4, 3, stride=2, groups=4, bias=False, **o), image()),
+    "linear": (lambda **o: AdderLinear(9, 5, **o), image()),
+    "linear without bias": (lambda **o: AdderLinear(9, 5, bias=False, **o), image()[0, 0]),
+}
+layers = pytest.mark.parametrize(("make", "x"), LAYERS.values(), ids=LAYERS.keys())
+RULE = GradientRule("sign", "full")
+
+
+@layers
+def test_options_reach_the_operator(make, x):
+    plain, changed = make(), make(grad=RULE, recenter=True)
+    changed.load_state_dict(plain.state_dict())
+    weight = plain.weight.detach().abs()
+    constant = weight.sum(1) if weight.dim() == 2 else weight.sum((1, 2, 3))[:, None, None]
+    torch.testing.assert_close(changed(x), plain(x) + constant)
+    gradients = []
+    for layer in (plain, changed):
+        layer(wanted := x.clone().requires_grad_()).square().sum().backward()
+        gradients.append((wanted.grad, layer.weight.grad))
+    assert not torch.allclose(gradients[0][0], gradients[1][0])
+    assert not torch.allclose(gradients[0][1], gradients[1][1])
+
+
+@pytest.mark.parametrize("shape", [(9,), (5, 9), (2, 3, 9), (0, 9)])
+def test_linear_equals_its_formula(shape):
+    ours, twin = pair(AdderLinear, dict(args=(9, 5)))
+    x = torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(0)) / 4
+    assert isinstance(ours, nn.Linear)
+    assert ours(x).shape == twin(x).shape
+    expected = ours.bias - (x[..., None, :] - ours.weight).abs().sum(-1)
+    assert torch.equal(ours(x), expected)
+    assert torch.equal(ours(x), adder_linear(x, ours.weight, ours.bias))
+
+
+def test_weights_start_as_standard_normal_numbers_whatever_the_fan_in():
+    torch.manual_seed(0)
+    for layer in (AdderConv2d(64, 64, 5), AdderConv2d(1, 4096, 5), AdderLinear(2048, 50)):
+        count = layer.weight.numel()  # 100,000 numbers: 5 standard errors of mean and deviation
+        assert abs(layer.weight.mean().item()) < 5 / count**0.5
+        assert abs(layer.weight.std().item() - 1) < 5 / (2 * count) ** 0.5
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (AdderConv2d(2, 3, 3), "AdderConv2d(2, 3, kernel_size=(3, 3), stride=(1, 1))"),
+        (AdderLinear(2, 3, recenter=True), "AdderLinear(in_features=2, out_features=3, bias=True, recenter=True)"),
+        (
+            AdderLinear(2, 3, bias=False, grad=GradientRule(weight="sign")),
+            "AdderLinear(in_features=2, out_features=3, bias=False, "
+            "grad=GradientRule(weight='sign', input='hardtanh'))",
+        ),
+    ],
+)
+def test_printed_form(layer, text):
+    assert repr(layer) == text
+
+
+def pickled(layer):
+    return pickle.loads(pickle.dumps(layer))
+
+
+def saved(layer):
+    torch.save(layer, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def reloaded(layer):
+    other = copy.deepcopy(layer)
+    other.reset_parameters()
+    other.load_state_dict(layer.state_dict())
+    return other
+
+
+def assigned(layer):
+    other = copy.deepcopy(layer)
+    other.load_state_dict({k: v.clone() for k, v in layer.state_dict().items()}, assign=True)
+    return other
+
+
+def through_meta(layer):
+    """How large models are built: shapes first, memory later."""
+    other = copy.deepcopy(layer).to("meta").to_empty(device="cpu")
+    other.load_state_dict(layer.state_dict())
+    return other
+
+
+def replaced(layer):
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    return layer
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": pickled,
+    "torch.save": saved,
+    "deepcopy of a pickle": lambda layer: copy.deepcopy(pickled(layer)),
+    "load_state_dict": reloaded,
+    "load_state_dict(assign=True)": assigned,
+    "to float64 and back": lambda layer: layer.double().float(),
+    "meta device and back": through_meta,
+    "another parameter": replaced,
+    "share_memory": lambda layer: layer.share_memory(),
+    "requires_grad_": lambda layer: layer.requires_grad_(False).requires_grad_(),
+    "train and eval": lambda layer: layer.eval().train(),
+}
+
+
+@pytest.mark.parametrize("change", COPIES.values(), ids=COPIES.keys())
+@layers
+def test_copies_are_the_same_layer(make, x, change):
+    """The same numbers, options, and the mark by which AdaptiveLR finds the weight."""
+    layer = make(grad=RULE, recenter=True)
+    expected = layer(x)
+    other = change(layer)
+    assert torch.equal(other(x), expected)
+    assert (other.grad, other.recenter, repr(other)) == (layer.grad, layer.recenter, repr(layer))
+    assert isinstance(other.weight, nn.Parameter)
+    assert other.weight.adder is True
+    assert other.bias is None or not hasattr(other.bias, "adder")
+
+
+def test_channels_last_layer_keeps_format_and_mark():
+    layer, x = AdderConv2d(4, 6, 3), image()
+    expected = layer(x)
+    assert expected.is_contiguous()
+    layer = layer.to(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = layer(x)
+    assert torch.equal(y, expected)
+    assert layer.weight.adder is True
+    y.sum().backward()
+    for tensor in (y, x.grad, layer.weight, layer.weight.grad):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_ordinary_layers_are_not_marked():
+    assert not hasattr(nn.Conv2d(1, 1, 1).weight, "adder")
+
+
+def test_whole_state_of_a_model_moves_between_adder_and_conv():
+    ours = nn.Sequential(AdderConv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), AdderLinear(6 * 6 * 7, 5))
+    twin = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 6 * 7, 5))
+    ours.load_state_dict(twin.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), twin.parameters(), strict=True))
+
+
+# Dynamo warns of itself while it traces an autograd.Function
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@layers
+def test_compiled_layer_equals_eager(make, x):
+    layer = make()
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    results = []
+    for one in (layer, compiled):
+        y = one(wanted := x.clone().requires_grad_())
+        y.square().sum().backward()
+        results.append((y, wanted.grad, *(p.grad for p in one.parameters())))
+    for eager, other in zip(*results, strict=True):
+        assert torch.equal(eager, other)
+
+
+@layers
+def test_exported_layer_equals_eager(make, x):
+    layer = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export's own, of other modules
+        program = torch.export.export(layer, (x,))
+    assert torch.equal(program.module()(x), layer(x))
+
+
+@layers
+def test_traced_layer_equals_eager(make, x):
+    layer = nn.Sequential(make(), nn.ReLU())
+    assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
+
+
+def test_autocast_computes_in_float32():
+    layer = nn.Sequential(nn.Conv2d(4, 5, 3), AdderConv2d(5, 6, 3), nn.Flatten(), AdderLinear(6 * 4 * 5, 7))
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = layer[0](image())
+        y = layer(image())
+    assert narrow.dtype == torch.bfloat16
+    assert y.dtype == torch.float32
+    expected = layer[3](layer[2](adder_conv2d(narrow.float(), layer[1].weight, layer[1].bias)))
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+def test_memory_of_the_forward_pass_is_input_and_weight():
+    layer, x = AdderConv2d(4, 6, 3), image().requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    assert {t.data_ptr() for t in kept} == {x.data_ptr(), layer.weight.data_ptr()}
+
+
+REFUSED = [  # call, exception, words that the message must contain
+    (lambda: AdderConv2d(4, 6, 3, groups=3), ValueError, "groups"),
+    (lambda: AdderConv2d(4, 6, 3, groups=0), ValueError, "groups"),
+    (lambda: AdderConv2d(4, 6, 3, padding="full"), ValueError, "padding"),
+    (lambda: AdderConv2d(4, 6, 3, padding="same", stride=2), ValueError, "padding='same'"),
+    (lambda: AdderConv2d(4, 6, 3, padding_mode="mirror"), ValueError, "padding_mode"),
+    (lambda: AdderConv2d(4, 6), TypeError, "kernel_size"),
+    (lambda: AdderConv2d(4, 6, 3, 1, 0, 1, 1, True, "zeros", None, None, RULE), TypeError, "argument"),
+    (lambda: AdderConv2d(4, 6, 3, grad=GradientRule(weight="hardtanh")), ValueError, "'hardtanh'"),
+    (lambda: AdderLinear(4, 6, grad=GradientRule(input="clip")), ValueError, "'clip'"),
+    (lambda: AdderConv2d(3, 6, 3)(image()), ValueError, "4 channels"),
+    (lambda: AdderConv2d(4, 6, 9)(image()), ValueError, "larger than"),
+    (lambda: AdderConv2d(4, 6, 3)(image().double()), TypeError, "float64"),
+    (lambda: AdderConv2d(4, 6, 3)(image().long()), TypeError, "int64"),
+    (lambda: AdderConv2d(4, 6, 3).half()(image().half()), TypeError, "float16"),
+    (lambda: AdderConv2d(4, 6, 3)(image()[0, 0]), ValueError, "input has shape"),
+    (lambda: AdderConv2d(4, 6, 3)(image().to("meta")), ValueError, "meta"),
+    (lambda: AdderConv2d(4, 6, 3, padding=-1)(image()), ValueError, "padding"),
+    (lambda: AdderConv2d(4, 6, 3, stride=0)(image()), ValueError, "stride"),
+    (lambda: AdderConv2d(4, 6, 3, dilation=0)(image()), ValueError, "dilation"),
+    (lambda: AdderLinear(8, 5)(image()), ValueError, "input has shape"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), REFUSED, ids=range(len(REFUSED)))
+def test_refused(call, error, words):
+    with pytest.raises(error) as raised:
+        call()
+    assert type(raised.value) is error
+    assert words in str(raised.value)
