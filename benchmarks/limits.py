@@ -20,9 +20,7 @@ def main() -> int:
         program = Path(folder) / "limits"
         source = ROOT / "benchmarks" / "limits.cpp"
         compiler = os.environ.get("CXX", "c++")
-        subprocess.run(
-            [compiler, *FLAGS, f"-I{ROOT / 'native' / 'src'}", str(source), "-o", str(program)], check=True
-        )
+        subprocess.run([compiler, *FLAGS, f"-I{ROOT / 'native' / 'src'}", str(source), "-o", str(program)], check=True)
         printed = json.loads(subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout)
     record.write(ROOT / "results" / "limits.json", record.make("limits", printed["n"], printed["rows"]))
     for row in printed["rows"]:

@@ -75,9 +75,7 @@ def test_extreme_gradients(values, expected):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_are_scaled_in_float32_or_wider(dtype):
-    grad = torch.linspace(-3e-6, 4e-6, 1000).to(
-        dtype
-    )  # in float16 the squares underflow and the factor overflows
+    grad = torch.linspace(-3e-6, 4e-6, 1000).to(dtype)  # in float16 the squares underflow and the factor overflows
     (weight,) = with_gradients([((1000,), grad)], dtype)
     AdaptiveLR(optimizer := torch.optim.SGD([weight], lr=1.0), params=[weight])
     optimizer.step()
@@ -234,9 +232,7 @@ def test_closure_is_refused():
 
 def plain_step(net, n=8, **sgd):
     net.eval()
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, **sgd
-    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, **sgd)
     AdaptiveLR(optimizer)
     return optimizer, *batch(n)
 

@@ -23,9 +23,7 @@ def test_commands_exist_with_their_flags(command):
     verb, *words = command.split("  ")[0].split()
     verbs = get_command(app).commands
     assert verb in verbs
-    flags = {
-        flag for parameter in verbs[verb].params for flag in (*parameter.opts, *parameter.secondary_opts)
-    }
+    flags = {flag for parameter in verbs[verb].params for flag in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("--")} <= flags
 
 

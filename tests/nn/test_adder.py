@@ -1,6 +1,7 @@
 """AdderConv2d and AdderLinear: nn.Conv2d and nn.Linear to everything around them, adder operators inside."""
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -14,19 +15,19 @@ from torchadder.functional import GradientRule, adder_conv2d, adder_linear
 from torchadder.nn import AdderConv2d, AdderLinear
 
 CONVS = {  # arguments of nn.Conv2d
-    "plain": dict(args=(4, 6, 3)),
-    "positional": dict(args=(4, 6, (3, 2), 2, (1, 0), 1, 2, False)),
-    "no bias": dict(args=(4, 6, 3), bias=False),
-    "rectangular": dict(args=(4, 6, (1, 5)), stride=(2, 1), padding=(0, 2)),
-    "dilation": dict(args=(4, 6, 3), dilation=(2, 1), padding=2),
-    "depthwise": dict(args=(4, 4, 3), padding=1, groups=4),
-    "same": dict(args=(4, 6, 3), padding="same", dilation=(1, 2)),
-    "same, even kernel": dict(args=(4, 6, (2, 4)), padding="same"),
-    "valid": dict(args=(4, 6, 3), padding="valid"),
-    "reflect": dict(args=(4, 6, 3), padding=(2, 1), padding_mode="reflect"),
-    "replicate, stride 2": dict(args=(4, 6, 3), padding=(2, 3), stride=2, padding_mode="replicate"),
-    "circular": dict(args=(4, 6, 3), padding=(1, 2), padding_mode="circular"),
-    "circular, same": dict(args=(4, 6, (2, 3)), padding="same", padding_mode="circular"),
+    "plain": {"args": (4, 6, 3)},
+    "positional": {"args": (4, 6, (3, 2), 2, (1, 0), 1, 2, False)},
+    "no bias": {"args": (4, 6, 3), "bias": False},
+    "rectangular": {"args": (4, 6, (1, 5)), "stride": (2, 1), "padding": (0, 2)},
+    "dilation": {"args": (4, 6, 3), "dilation": (2, 1), "padding": 2},
+    "depthwise": {"args": (4, 4, 3), "padding": 1, "groups": 4},
+    "same": {"args": (4, 6, 3), "padding": "same", "dilation": (1, 2)},
+    "same, even kernel": {"args": (4, 6, (2, 4)), "padding": "same"},
+    "valid": {"args": (4, 6, 3), "padding": "valid"},
+    "reflect": {"args": (4, 6, 3), "padding": (2, 1), "padding_mode": "reflect"},
+    "replicate, stride 2": {"args": (4, 6, 3), "padding": (2, 3), "stride": 2, "padding_mode": "replicate"},
+    "circular": {"args": (4, 6, 3), "padding": (1, 2), "padding_mode": "circular"},
+    "circular, same": {"args": (4, 6, (2, 3)), "padding": "same", "padding_mode": "circular"},
 }
 SIZE = (3, 4, 8, 9)
 convs = pytest.mark.parametrize("options", CONVS.values(), ids=CONVS.keys())
@@ -65,7 +66,9 @@ def test_shapes_and_state_are_those_of_conv2d(options):
 def padded(layer, x):
     """The input with its padding made visible, by torch's own padding."""
     if isinstance(layer.padding, str):
-        total = [d * (k - 1) * (layer.padding == "same") for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        total = [
+            d * (k - 1) * (layer.padding == "same") for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
+        ]
         sides = (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
     else:
         (vertical, horizontal) = layer.padding
@@ -129,7 +132,7 @@ def test_options_reach_the_operator(make, x):
 
 @pytest.mark.parametrize("shape", [(9,), (5, 9), (2, 3, 9), (0, 9)])
 def test_linear_equals_its_formula(shape):
-    ours, twin = pair(AdderLinear, dict(args=(9, 5)))
+    ours, twin = pair(AdderLinear, {"args": (9, 5)})
     x = torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(0)) / 4
     assert isinstance(ours, nn.Linear)
     assert ours(x).shape == twin(x).shape
@@ -255,7 +258,10 @@ def test_whole_state_of_a_model_moves_between_adder_and_conv():
 
 
 # Dynamo warns of itself while it traces an autograd.Function
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+quiet_dynamo = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+@quiet_dynamo
 @layers
 def test_compiled_layer_equals_eager(make, x):
     layer = make()
@@ -267,6 +273,17 @@ def test_compiled_layer_equals_eager(make, x):
         results.append((y, wanted.grad, *(p.grad for p in one.parameters())))
     for eager, other in zip(*results, strict=True):
         assert torch.equal(eager, other)
+
+
+@quiet_dynamo
+def test_compiled_layer_takes_any_batch():
+    """The last batch of an epoch is smaller: torch.compile then makes the batch a symbol."""
+    layer = nn.Sequential(AdderConv2d(4, 6, 2, padding="same"), nn.Flatten(2), AdderLinear(8 * 9, 5))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for n in (3, 2, 1):
+        y = compiled(image()[:n])
+        assert torch.equal(y, layer(image()[:n]))
+        y.sum().backward()
 
 
 @layers
@@ -295,6 +312,16 @@ def test_autocast_computes_in_float32():
     assert torch.equal(y, expected)
     y.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+def test_autocast_narrows_and_admits_nothing():
+    """It widens 16 bits to 32; all else is as without it."""
+    layer = AdderConv2d(4, 6, 3).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(image().double()).dtype == torch.float64
+        for dtype in (torch.int64, torch.bool, torch.complex64):
+            with pytest.raises(TypeError, match="float"):
+                adder_conv2d(image().to(dtype), torch.zeros(6, 4, 3, 3).to(dtype))
 
 
 def test_memory_of_the_forward_pass_is_input_and_weight():
@@ -335,3 +362,10 @@ def test_refused(call, error, words):
         call()
     assert type(raised.value) is error
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(("layer", "twin"), [(AdderConv2d, nn.Conv2d), (AdderLinear, nn.Linear)])
+def test_signature_is_that_of_the_twin_and_two_keywords(layer, twin):
+    parameters = inspect.signature(layer).parameters
+    assert list(parameters) == [*inspect.signature(twin).parameters, "grad", "recenter"]
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in ("grad", "recenter"))

@@ -119,9 +119,7 @@ def geometries(draw):
     size = tuple(max(1, r) + draw(st.integers(0, 9)) for r in reach)
     groups, small = draw(st.sampled_from([1, 1, 2, 3, 5])), st.sampled_from([1, 2, 3, 5, 7, 11])
     channels = (groups * draw(small), groups * draw(small))
-    return Case(
-        draw(st.integers(1, 4)), *channels, size, kernel, draw(sizes(1, 4)), padding, dilation, groups
-    )
+    return Case(draw(st.integers(1, 4)), *channels, size, kernel, draw(sizes(1, 4)), padding, dilation, groups)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)

@@ -49,7 +49,7 @@ class Dependence(NamedTuple):
 
 def dependence(case, x, weight, grad):
     bad_x, bad_weight, bad_grad = ((~t.isfinite()).double() for t in (x, weight, grad))
-    all_x, all_weight, all_grad = (torch.ones_like(t, dtype=torch.float64) for t in (x, weight, grad))
+    all_weight, all_grad = (torch.ones_like(t, dtype=torch.float64) for t in (weight, grad))
     output = F.conv2d(bad_x, all_weight, None, *geometry(case)) + bad_weight.sum((1, 2, 3))[:, None, None]
     of_grad = conv2d_input(x.shape, all_weight, bad_grad, *geometry(case))
     of_weight = conv2d_input(x.shape, bad_weight, all_grad, *geometry(case))

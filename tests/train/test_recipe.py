@@ -89,9 +89,7 @@ def test_json_that_is_no_recipe(text):
         Recipe.from_json(text)
 
 
-@pytest.mark.parametrize(
-    "change", [{"epochs": "3"}, {"epochs": [3]}, {"op": 3}, {"nesterov": "yes"}, {"lr": None}]
-)
+@pytest.mark.parametrize("change", [{"epochs": "3"}, {"epochs": [3]}, {"op": 3}, {"nesterov": "yes"}, {"lr": None}])
 def test_json_with_a_wrong_type(change):
     import json
 

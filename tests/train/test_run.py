@@ -118,14 +118,10 @@ def test_stopped_twice(whole, tiny_recipe, tmp_path):
             start(tmp_path / "run", tiny_recipe, progress=StopAt(epoch, 3), resume=epoch > 2)
     start(tmp_path / "run", tiny_recipe, resume=True)
     assert_same(numbers(whole), numbers(tmp_path / "run"))
-    assert [
-        r["after_epoch"] for r in json.loads((tmp_path / "run/environment.json").read_text())["resumed"]
-    ] == [1, 2]
+    assert [r["after_epoch"] for r in json.loads((tmp_path / "run/environment.json").read_text())["resumed"]] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    "change", [{"lr_scheme": "ilr", "ilr_factor": 3.0}, {"lr_scheme": "plain"}, {"op": "conv"}]
-)
+@pytest.mark.parametrize("change", [{"lr_scheme": "ilr", "ilr_factor": 3.0}, {"lr_scheme": "plain"}, {"op": "conv"}])
 def test_other_schemes_continue_exactly(tiny_recipe, tmp_path, change):
     recipe = dataclasses.replace(tiny_recipe, epochs=2, **change)
     start(tmp_path / "whole", recipe)
@@ -210,9 +206,7 @@ def test_full_disk_keeps_the_last_checkpoint(whole, tiny_recipe, tmp_path, name)
                 (tmp_path / "run" / f"{name}.tmp").symlink_to("/dev/full")
 
     recipe = dataclasses.replace(tiny_recipe, epochs=3)
-    with pytest.raises(
-        UserError, match=r"No space left on device; the checkpoint of epoch [12] is intact"
-    ) as caught:
+    with pytest.raises(UserError, match=r"No space left on device; the checkpoint of epoch [12] is intact") as caught:
         start(tmp_path / "run", recipe, progress=FillDisk())
     assert "\n" not in str(caught.value)
     load_checkpoint(tmp_path / "run")
@@ -226,9 +220,7 @@ def test_loss_that_is_not_finite_stops_with_a_line(tiny_recipe, tmp_path, monkey
     dataset.train.images[7, 0, 3, 3] = torch.nan
     monkeypatch.setitem(datasets._DATASETS, "tiny", lambda data_dir: dataset)
     recipe = dataclasses.replace(tiny_recipe, batch_size=50)
-    with pytest.raises(
-        UserError, match=r"the loss became NaN or infinite in epoch 1\. .*smaller --eta or --lr"
-    ):
+    with pytest.raises(UserError, match=r"the loss became NaN or infinite in epoch 1\. .*smaller --eta or --lr"):
         start(tmp_path / "run", recipe)
     assert not (tmp_path / "run" / "last.pt").exists()
 

@@ -3,6 +3,7 @@
 "AdderNet: Do We Really Need Multiplications in Deep Learning?", Chen et al., CVPR 2020, arXiv 1912.13200.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,12 @@ class Adder(nn.Module):
 
     The weight is marked (`weight.adder = True`), which is how torchadder.AdaptiveLR finds it in an optimiser.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        twin = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn."))
+        ours = [p for p in inspect.signature(Adder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        cls.__signature__ = inspect.Signature([*inspect.signature(twin).parameters.values(), *ours])  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, grad: GradientRule = DEFAULT_RULE, recenter: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)

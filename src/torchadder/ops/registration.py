@@ -47,6 +47,23 @@ def _geometry(stride: list[int], padding: list[int], dilation: list[int], groups
     return Conv2dGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
 
 
+_accepted: set[tuple[object, ...]] = set()
+
+
+def _check(
+    geometry: Conv2dGeometry, x: Tensor, weight: Tensor, bias: Tensor | None = None, grad: Tensor | None = None
+) -> None:
+    """geometry.check of the same arguments, remembered: it would take a tenth of a small layer's time."""
+    tensors = (None if t is None else (t.shape, t.dtype, t.device) for t in (x, weight, bias, grad))
+    key = (geometry, *tensors)
+    if key in _accepted:
+        return
+    geometry.check(x, weight, bias, grad)
+    if len(_accepted) >= 4096:
+        _accepted.clear()
+    _accepted.add(key)
+
+
 def _check_rule(rule: str, allowed: tuple[str, ...]) -> None:
     if rule not in allowed:
         raise ValueError(f"gradient rule is {rule!r}: choose one of {', '.join(allowed)}")
@@ -63,7 +80,7 @@ def _forward(
     recenter: bool,
 ) -> Tensor:
     geometry = _geometry(stride, padding, dilation, groups)
-    geometry.check(x, weight, bias)
+    _check(geometry, x, weight, bias)
     layout = memory_format(x, weight)
     if cpu.can_run(x):
         return cpu.forward(x, weight, bias, geometry, recenter, layout)
@@ -82,7 +99,7 @@ def _grad_input(
     rule: str,
 ) -> Tensor:
     geometry = _geometry(stride, padding, dilation, groups)
-    geometry.check(x, weight, grad=grad)
+    _check(geometry, x, weight, grad=grad)
     _check_rule(rule, INPUT_RULES)
     layout = memory_format(x, weight)
     if rule == "full":  # dX = sum_o (W[o] - X) * dY[o]: a transposed convolution and a rank-one correction
@@ -105,7 +122,7 @@ def _grad_weight(
     rule: str,
 ) -> Tensor:
     geometry = _geometry(stride, padding, dilation, groups)
-    geometry.check(x, weight, grad=grad)
+    _check(geometry, x, weight, grad=grad)
     _check_rule(rule, WEIGHT_RULES)
     layout = memory_format(weight, weight)
     if rule == "sign":
@@ -123,20 +140,9 @@ def _grad_weight(
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Conv2dGeometry, which: int) -> Tensor:
     """PyTorch's own convolution gradient: of the input (which=0) or of the weight (which=1)."""
-    mask = [which == 0, which == 1, False]
-    return torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        None,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        False,
-        [0, 0],
-        geometry.groups,
-        mask,
-    )[which]
+    stride, padding, dilation, groups = geometry
+    options = (stride, padding, dilation, False, (0, 0), groups, [which == 0, which == 1, False])
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)[which]
 
 
 _library.impl("adder_conv2d", _forward, "CompositeExplicitAutograd")
