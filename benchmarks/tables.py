@@ -14,7 +14,10 @@ from torchadder import atomic
 from torchadder.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = {"README.md": ("layers", "train", "mnist"), "docs/performance.md": ()}  # and the tables that each must hold
+FILES = {
+    "README.md": ("layers", "train", "mnist"),
+    "docs/performance.md": ("limits", "distance", "layers", "train", "breakdown"),
+}  # and the tables that each must hold
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 MISSING = "Not measured yet."
 
@@ -86,10 +89,79 @@ def mnist_table(record: Record) -> str:
     return f"{'; '.join([*where, record['date']])}.\n\n{markdown(header, rows)}"
 
 
-TABLES: dict[str, tuple[Callable[[Record], str], tuple[str, ...]]] = {  # name: how, and from which files
-    "layers": (layers_table, ("bench-layers.json", "bench-layers-avx2.json")),
-    "train": (train_table, ("bench-train.json", "bench-train-avx2.json")),
-    "mnist": (mnist_table, ("mnist-lenet5bn.json",)),
+def limits_table(record: Record) -> str:
+    """One row for each loop, one column for each instruction set."""
+    isas = list(dict.fromkeys(row["isa"] for row in record["rows"]))
+    rates = {(row["loop"], row["isa"]): row["giga_ops"] for row in record["rows"]}
+    loops = list(dict.fromkeys(row["loop"] for row in record["rows"]))
+    lines = [[loop, *(f"{rates[loop, isa]:.1f}" if (loop, isa) in rates else "–" for isa in isas)] for loop in loops]
+    where = "; ".join(_where(record["environment"])[:1])
+    caption = (
+        f"G element operations a second and core; {where}; medians of {record['n']} repetitions; {record['date']}."
+    )
+    return f"{caption}\n\n{markdown(['inner loop', *isas], lines)}"
+
+
+def distance_table(record: Record, limits: Record) -> str:
+    """Rates at the largest batch on one thread, and their share of the inner loop's."""
+    isa = record["environment"]["kernels"]
+    best: dict[str, float] = {}
+    for row in limits["rows"]:
+        name = row["loop"].partition(":")[0]
+        if row["isa"] == isa:
+            best[name] = max(best.get(name, 0.0), row["giga_ops"])
+    largest = max(row["batch"] for row in record["rows"])
+    lines = []
+    for row in record["rows"]:
+        if row["batch"] != largest or row["threads"] != 1 or row["pass"] not in best:
+            continue
+        done = row["adder_giga_ops"] * _inside(row)
+        rates = (done, best[row["pass"]], row["conv_giga_ops"])
+        share = f"{100 * done / best[row['pass']]:.0f}%"
+        lines.append([row["layer"], row["pass"], *(f"{rate:.1f}" for rate in rates[:2]), share, f"{rates[2]:.1f}"])
+    header = ["layer", "pass", "G/s", "limit", "share", "convolution, G/s with padding"]
+    return f"{isa} kernels, batch {largest}:\n\n{markdown(header, lines, left=2)}"
+
+
+def breakdown_table(record: Record) -> str:
+    """Milliseconds by operator, adder and CNN, for each model on one thread."""
+    parts = []
+    for row in record["rows"]:
+        if row["threads"] != 1:
+            continue
+        ops = dict.fromkeys([*row["profile"]["adder"], *row["profile"]["conv"]])
+        lines = [
+            [
+                f"`{op}`",
+                *(
+                    f"{row['profile'][side][op]:.1f}" if op in row["profile"][side] else "–"
+                    for side in ("adder", "conv")
+                ),
+            ]
+            for op in ops
+        ]
+        header = [f"{row['model']}, batch {row['batch']}, 1 thread", "AdderNet, ms", "CNN, ms"]
+        parts.append(markdown(header, lines))
+    return "\n\n".join(parts)
+
+
+def _inside(row: Record) -> float:
+    """Share of a square layer's taps that meet the image and not its padding."""
+    size_out = (row["size"] + 2 * row["padding"] - row["kernel"]) // row["stride"] + 1
+    positions = [i * row["stride"] + a - row["padding"] for i in range(size_out) for a in range(row["kernel"])]
+    return (sum(0 <= position < row["size"] for position in positions) / len(positions)) ** 2
+
+
+TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  # how, and from which files together
+    "layers": (layers_table, (("bench-layers.json",), ("bench-layers-avx2.json",))),
+    "train": (train_table, (("bench-train.json",), ("bench-train-avx2.json",))),
+    "mnist": (mnist_table, (("mnist-lenet5bn.json",),)),
+    "limits": (limits_table, (("limits.json",),)),
+    "distance": (
+        distance_table,
+        (("bench-layers.json", "limits.json"), ("bench-layers-avx2.json", "limits.json")),
+    ),
+    "breakdown": (breakdown_table, (("bench-train.json",),)),
 }
 
 
@@ -97,13 +169,13 @@ def table(name: str, results: Path) -> str:
     """The table, from each of its files that exists. Raises UserError for a file that is no such record."""
     build, files = TABLES[name]
     parts = []
-    for path in (results / file for file in files):
-        if not path.exists():
+    for paths in ([results / file for file in together] for together in files):
+        if not all(path.exists() for path in paths):
             continue
         try:
-            parts.append(build(json.loads(path.read_text())))
+            parts.append(build(*(json.loads(path.read_text()) for path in paths)))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path.name} is no record of {name} ({error!r}): measure it again") from error
+            raise UserError(f"{paths[0].name} is no record of {name} ({error!r}): measure it again") from error
     return "\n\n".join(parts) or MISSING
 
 
@@ -128,7 +200,7 @@ def stale(root: Path) -> dict[Path, str]:
     found = {}
     for file, names in FILES.items():
         path = root / file
-        if not names and not path.exists():
+        if file != "README.md" and not path.exists():
             continue
         text = path.read_text(encoding="utf-8")
         for name in names:

@@ -11,6 +11,9 @@ constexpr int64_t kChunkPixels = 768;        // most pixels whose pointers are m
 constexpr int64_t kChunkFloats = 64 * 1024;  // of source, state and result that a chunk touches: stays in L2
 constexpr int64_t kGroupFloats = 96 * 1024;  // of the images that go through all classes together
 constexpr int64_t kLeastWork = 128 * 1024;   // element operations that are worth another thread
+constexpr int64_t kLeastPacking = 8 * 1024;  // floats of packed weight that are
+constexpr int64_t kFewTiles = 12;            // tiles a thread, under which the blocks are shared out too
+constexpr int64_t kStepsOfATile = 4;         // what a tile costs beside its steps
 
 // A class of pixels and the blocks that one thread computes for a pixel before it goes on to the next chunk.
 struct Part {
@@ -27,17 +30,13 @@ void class_constants(const Convolution &c, const PixelClass &pixels, const Chann
                      float *constant) {
   const int width = packed.kernel->lanes;
   const int64_t taps = c.view.taps();
-  std::vector<bool> inside(static_cast<std::size_t>(taps), false);
-  for (const AxisTap &a : pixels.rows->taps)
-    for (const AxisTap &b : pixels.columns->taps)
-      inside[static_cast<std::size_t>(a.rank * c.view.kernel_w + b.rank)] = true;
   for (int lane = 0; lane < width; ++lane) {
     weight_sum[lane] = 0.0f;
     constant[lane] = c.bias && lane < packed.packing.lanes ? c.bias[packed.channel + lane] : 0.0f;
   }
   for (int64_t tap = 0; tap < taps; ++tap) {
     const float *sum = packed.packing.tap_sum + tap * width, *abs_sum = packed.packing.tap_abs_sum + tap * width;
-    const bool meets = inside[static_cast<std::size_t>(tap)];
+    const bool meets = pixels.inside[static_cast<std::size_t>(tap)];
     for (int lane = 0; lane < width; ++lane) {
       if (meets) weight_sum[lane] += sum[lane];
       if (c.recenter) constant[lane] += abs_sum[lane];
@@ -88,76 +87,85 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   }
 }
 
-}  // namespace
+// Blocks by class, and the memory under them: packed weight, sums by tap, constants.
+struct Packed {
+  Buffer memory;
+  std::vector<Block> blocks;  // [class][block]
+};
 
-void run(Convolution &c, int threads) {
-  const int64_t block_count = static_cast<int64_t>(c.blocks.size());
-  const int64_t taps = c.view.taps(), rows = c.view.rows();
-  const bool forward = c.op == Op::forward_f32 || c.op == Op::depthwise_f32;
+Packed pack(Convolution &c, int64_t lanes, int threads) {
   const std::vector<PixelClass> &classes = c.plan->classes;
-
-  int64_t floats = 0, lanes = 0, work = 0;
-  for (const ChannelBlock &block : c.blocks) lanes += block.kernel->lanes;
-  for (const PixelClass &pixels : classes) work += c.images * pixels.pixels() * (pixels.steps + 1) * lanes;
-  threads = static_cast<int>(std::clamp<int64_t>(work / kLeastWork, 1, std::max(threads, 1)));
-
-  // One buffer: packed weight, sums by tap, constants.
-  const int64_t by_lane = rows + (forward ? 2 * taps + 2 * static_cast<int64_t>(classes.size()) : 1);
-  const Buffer memory = make_buffer((by_lane + 1) * lanes);
+  const bool forward = c.op == Op::forward_f32 || c.op == Op::depthwise_f32;
+  const int64_t taps = c.view.taps(), rows = c.view.rows(), block_count = static_cast<int64_t>(c.blocks.size());
+  const int64_t by_lane = rows + 1 + (forward ? 2 * taps + 2 * static_cast<int64_t>(classes.size()) : 0);
+  Packed packed{make_buffer(by_lane * lanes), std::vector<Block>(classes.size() * c.blocks.size())};
+  float *at = packed.memory.get();
   for (ChannelBlock &block : c.blocks) {
     const int64_t width = block.kernel->lanes;
-    float *at = memory.get() + floats;
     Packing &to = block.packing;
     to.weight = at;
     to.constant = at + rows * width;
     to.tap_sum = forward ? to.constant + width : nullptr;
     to.tap_abs_sum = forward ? to.tap_sum + taps * width : nullptr;
-    floats += (by_lane + 1) * width;
+    at += by_lane * width;
   }
-  std::vector<Block> blocks(classes.size() * c.blocks.size());
-  const int packers = static_cast<int>(std::min<int64_t>(threads, block_count));
-  parallel(rows * lanes < 8192 ? 1 : packers, [&](int t, int count) {
-    const Share mine = share(block_count, t, count);
-    for (int64_t b = mine.begin; b < mine.end; ++b) {
-      ChannelBlock &packed = c.blocks[static_cast<std::size_t>(b)];
-      const int64_t width = packed.kernel->lanes;
-      const Packing &to = packed.packing;
-      isa_functions().pack(c.view, to, packed.kernel->lanes);
-      float *constants = forward ? to.tap_abs_sum + taps * width : to.constant;
-      for (std::size_t k = 0; k < classes.size(); ++k) {
-        const PixelClass &pixels = classes[k];
-        Block &block = blocks[k * c.blocks.size() + static_cast<std::size_t>(b)];
-        block = {to.weight,
-                 pixels.runs.data(),
-                 static_cast<int64_t>(pixels.runs.size()),
-                 constants,
-                 constants,
-                 packed.source_channel,
-                 packed.channel,
-                 to.lanes};
-        if (forward) {
-          block.constant = constants + width;
-          class_constants(c, pixels, packed, constants, constants + width);
-          constants += 2 * width;
-        }
-      }
-    }
-  });
+  parallel(rows * lanes < kLeastPacking ? 1 : static_cast<int>(std::min<int64_t>(threads, block_count)),
+           [&](int t, int count) {
+             const Share mine = share(block_count, t, count);
+             for (int64_t b = mine.begin; b < mine.end; ++b) {
+               const ChannelBlock &from = c.blocks[static_cast<std::size_t>(b)];
+               const int64_t width = from.kernel->lanes;
+               const Packing &to = from.packing;
+               isa_functions().pack(c.view, to, from.kernel->lanes);
+               float *constants = forward ? to.tap_abs_sum + taps * width : to.constant;
+               Block *block = &packed.blocks[static_cast<std::size_t>(b)];
+               for (const PixelClass &pixels : classes) {
+                 const int64_t runs = static_cast<int64_t>(pixels.runs.size());
+                 float *constant = forward ? constants + width : constants;
+                 *block = {to.weight, pixels.runs.data(),  runs,         constants,
+                           constant,  from.source_channel, from.channel, to.lanes};
+                 if (forward) {
+                   class_constants(c, pixels, from, constants, constant);
+                   constants += 2 * width;
+                 }
+                 block += block_count;
+               }
+             }
+           });
+  return packed;
+}
 
-  // Few pixels: the blocks are shared out too.
-  std::vector<Part> parts;
-  int64_t pixels_in_all = 0, image_cost = 0;
+// Classes as parts; where there are few pixels the blocks are shared out too.
+std::vector<Part> make_parts(const Convolution &c, const Packed &packed, int threads) {
+  const std::vector<PixelClass> &classes = c.plan->classes;
+  const int64_t block_count = static_cast<int64_t>(c.blocks.size());
+  int64_t pixels_in_all = 0;
   for (const PixelClass &pixels : classes) pixels_in_all += c.images * pixels.pixels();
-  const int64_t together = pixels_in_all < 16 * 12 * threads ? 1 : block_count;
+  const int64_t together = pixels_in_all < kFewTiles * kMaxPixels * threads ? 1 : block_count;
+  std::vector<Part> parts;
   for (std::size_t k = 0; k < classes.size(); ++k)
     for (int64_t b = 0; b < block_count; b += together) {
       const std::size_t at = static_cast<std::size_t>(b);
       int64_t width = 0;
       for (int64_t i = b; i < b + together; ++i) width += c.blocks[static_cast<std::size_t>(i)].kernel->lanes;
-      const int64_t pixels = classes[k].pixels(), cost = (classes[k].steps + 4) * width;
-      parts.push_back({&classes[k], &blocks[k * c.blocks.size() + at], &c.blocks[at], together, pixels, cost});
-      image_cost += pixels * cost;
+      parts.push_back({&classes[k], &packed.blocks[k * c.blocks.size() + at], &c.blocks[at], together,
+                       classes[k].pixels(), (classes[k].steps + kStepsOfATile) * width});
     }
+  return parts;
+}
+
+}  // namespace
+
+void run(Convolution &c, int threads) {
+  int64_t lanes = 0, work = 0;
+  for (const ChannelBlock &block : c.blocks) lanes += block.kernel->lanes;
+  for (const PixelClass &pixels : c.plan->classes) work += c.images * pixels.pixels() * (pixels.steps + 1) * lanes;
+  threads = static_cast<int>(std::clamp<int64_t>(work / kLeastWork, 1, std::max(threads, 1)));
+
+  const Packed packed = pack(c, lanes, threads);
+  const std::vector<Part> parts = make_parts(c, packed, threads);
+  int64_t image_cost = 0;
+  for (const Part &part : parts) image_cost += part.pixels_an_image * part.cost;
 
   // A few images at a time through all classes: what one class has read is still in the cache for the next.
   const int64_t floats_an_image = c.source_layout.image + (c.state ? 2 : 1) * c.result_layout.image;
@@ -169,15 +177,15 @@ void run(Convolution &c, int threads) {
       const int64_t images = std::min(group, c.images - first);
       int64_t before = first * image_cost;
       if (before + images * image_cost <= mine.begin) continue;
+      if (before >= mine.end) break;
       for (const Part &part : parts) {
+        const int64_t pixels = images * part.pixels_an_image, skipped = first * part.pixels_an_image;
         const auto pixel_at = [&](int64_t place) {
-          return std::clamp<int64_t>((place - before + part.cost - 1) / part.cost, 0, images * part.pixels_an_image);
+          return place <= before ? 0 : std::min((place - before + part.cost - 1) / part.cost, pixels);
         };
-        const int64_t begin = mine.begin <= before ? 0 : pixel_at(mine.begin);
-        const int64_t end = mine.end <= before ? 0 : pixel_at(mine.end);
-        const int64_t skipped = first * part.pixels_an_image;
+        const int64_t begin = pixel_at(mine.begin), end = pixel_at(mine.end);
         if (begin < end) compute(c, part, skipped + begin, skipped + end);
-        before += images * part.pixels_an_image * part.cost;
+        before += pixels * part.cost;
       }
     }
   });

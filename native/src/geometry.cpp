@@ -58,18 +58,20 @@ std::vector<AxisClass> axis_classes(const Axis &axis, Direction direction) {
 }
 
 // `depth`: source channels that a pixel meets; `pixel`, `row`: strides of the source in floats.
-PixelClass pixel_class(const AxisClass &rows, const AxisClass &columns, int64_t kernel_w, int64_t depth, int64_t pixel,
-                       int64_t row) {
-  PixelClass c{&rows, &columns, {}, 0};
+PixelClass pixel_class(const AxisClass &rows, const AxisClass &columns, const torchadder_conv2d &s, int64_t depth,
+                       int64_t pixel, int64_t row) {
+  PixelClass c{&rows, &columns, {}, 0, std::vector<char>(static_cast<std::size_t>(s.kernel_h * s.kernel_w), 0)};
   for (const AxisTap &a : rows.taps)
     for (const AxisTap &b : columns.taps) {
-      const Run next{a.offset * row + b.offset * pixel, (a.rank * kernel_w + b.rank) * depth, depth};
+      const int64_t tap = a.rank * s.kernel_w + b.rank;
+      const Run next{a.offset * row + b.offset * pixel, tap * depth, depth};
       Run *last = c.runs.empty() ? nullptr : &c.runs.back();
       if (last && last->source + last->length == next.source && last->weight + last->length == next.weight)
         last->length += depth;
       else
         c.runs.push_back(next);
       c.steps += depth;
+      c.inside[static_cast<std::size_t>(tap)] = 1;
     }
   return c;
 }
@@ -85,8 +87,7 @@ std::shared_ptr<const PixelPlan> make_plan(const torchadder_conv2d &s, Direction
   plan->columns = axis(s.w_in, s.w_out, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w);
   for (const AxisClass &rows : plan->rows)
     for (const AxisClass &columns : plan->columns)
-      plan->classes.push_back(
-          pixel_class(rows, columns, s.kernel_w, channels / s.groups, channels, source_w * channels));
+      plan->classes.push_back(pixel_class(rows, columns, s, channels / s.groups, channels, source_w * channels));
   return plan;
 }
 

@@ -31,7 +31,8 @@ enum class Direction { forward, gradient };
 struct PixelClass {
   const AxisClass *rows, *columns;
   std::vector<Run> runs;
-  int64_t steps;  // total length of the runs
+  int64_t steps;             // total length of the runs
+  std::vector<char> inside;  // by tap in packed order: whether it meets the source and not the padding
   int64_t pixels() const { return static_cast<int64_t>(rows->result.size() * columns->result.size()); }
 };
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 NAMES = ("layers", "train", "mnist")
+PERFORMANCE = ("limits", "distance", "layers", "train", "breakdown")
 MARKERS = "".join(f"Before {name}.\n\n<!-- table: {name} -->\n<!-- /table -->\n\n" for name in NAMES)
 ENVIRONMENT = {
     **{"processor": "Abacus 3000", "cores": 2, "torch": "2.13.0", "torchadder": "0.1.0", "kernels": "avx2"},
@@ -63,11 +64,11 @@ TRAIN = {
     "rows": [
         {
             **{"model": "resnet20", "batch": 128, "threads": 2, "adder_ms": 1234.5, "conv_ms": 1000.0},
-            **{"ratio": 1.2345, "memory_ratio": 0.98},
+            **{"ratio": 1.2345, "memory_ratio": 0.98, "profile": {"adder": {}, "conv": {}}},
         },
         {
             **{"model": "lenet5bn", "batch": 2, "threads": 1, "adder_ms": 1.0, "conv_ms": 2.0},
-            **{"ratio": 0.5, "memory_ratio": None},
+            **{"ratio": 0.5, "memory_ratio": None, "profile": {"adder": {}, "conv": {}}},
         },
     ],
 }
@@ -170,12 +171,12 @@ def test_other_documents_may_hold_any_of_the_tables(tables, root, capsys):
     put(root, "bench-train.json", TRAIN)
     (root / "docs").mkdir()
     document = root / "docs" / "performance.md"
-    document.write_text("<!-- table: train -->\nold\n<!-- /table -->\n")
+    document.write_text("".join(f"<!-- table: {name} -->\nold\n<!-- /table -->\n" for name in PERFORMANCE))
     assert tables.main([], root) == 0
     assert body(document.read_text(), "train") == TRAIN_TABLE
     document.write_text("no table\n")
-    assert tables.main([], root) == 0
-    assert document.read_text() == "no table\n"
+    assert tables.main([], root) == 2
+    assert "docs/performance.md: <!-- table: limits --> is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "record"), [("layers", LAYERS), ("train", TRAIN)])
@@ -242,3 +243,49 @@ def test_the_documents_of_this_repository_are_well_formed(tables):
     root = Path(__file__).parents[2]
     tables.stale(root)  # every marker present, known and closed; every record readable
     assert all(f"<!-- table: {name} -->" in (root / "README.md").read_text(encoding="utf-8") for name in NAMES)
+
+
+LIMITS = {
+    **{"benchmark": "limits", "date": "2020-06-14", "environment": ENVIRONMENT, "n": 15},
+    "rows": [
+        {"isa": "avx512", "loop": "forward:add", "giga_ops": 50.0},
+        {"isa": "avx2", "loop": "forward:add", "giga_ops": 20.0},
+        {"isa": "avx2", "loop": "forward:fma", "giga_ops": 10.0},
+    ],
+}
+
+
+def test_limits_by_instruction_set(tables):
+    assert tables.limits_table(LIMITS).endswith("""
+| inner loop | avx512 | avx2 |
+| :-- | --: | --: |
+| forward:add | 50.0 | 20.0 |
+| forward:fma | – | 10.0 |""")
+
+
+def test_distance_counts_the_taps_inside_and_takes_the_best_loop(tables):
+    shape = {"size": 8, "kernel": 3, "stride": 1, "padding": 1}
+    rates = {"adder_giga_ops": 16.0, "conv_giga_ops": 30.0}
+    rows = [
+        {**layer("a", 128, 1, 1.0, 1.0), **shape, **rates},
+        {**layer("a", 128, 2, 1.0, 1.0), **shape, **rates},  # another number of threads
+        {**layer("a", 1, 1, 1.0, 1.0), **shape, **rates},  # another batch
+        {**layer("a", 128, 1, 1.0, 1.0, "grad_input"), **shape, **rates},  # no limit measured
+    ]
+    inside = 16.0 * (22 / 24) ** 2
+    lines = tables.distance_table({**LAYERS, "rows": rows}, LIMITS).splitlines()
+    assert lines[0] == "avx2 kernels, batch 128:"
+    assert lines[4:] == [f"| a | forward | {inside:.1f} | 20.0 | {100 * inside / 20:.0f}% | 30.0 |"]
+
+
+def test_breakdown_puts_both_sides_in_one_row(tables):
+    profile = {"adder": {"aten::relu": 2.0, "torchadder::x": 5.04}, "conv": {"aten::relu": 3.0}}
+    record = {**TRAIN, "rows": [{"model": "m", "batch": 2, "threads": t, "profile": profile} for t in (1, 2)]}
+    assert (
+        tables.breakdown_table(record)
+        == """\
+| m, batch 2, 1 thread | AdderNet, ms | CNN, ms |
+| :-- | --: | --: |
+| `aten::relu` | 2.0 | 3.0 |
+| `torchadder::x` | 5.0 | – |"""
+    )

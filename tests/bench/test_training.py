@@ -50,6 +50,7 @@ def test_rows(monkeypatch):
     monkeypatch.setattr(training, "peak_memory", memory)
     seconds = {"adder contiguous": [4.0], "adder channels_last": [3.0], "conv contiguous": [2.0]}
     seconds["conv channels_last"] = [8.0]
+    monkeypatch.setattr(training, "profile", lambda step: {"aten::mm": 1.0})
     monkeypatch.setattr(training, "interleaved", lambda steps, repetitions: seconds)
     first, second = training.measure("lenet5bn", 2, [1, 2], 1, lambda text: None)
     assert (first["threads"], second["threads"]) == (1, 2)
@@ -59,6 +60,7 @@ def test_rows(monkeypatch):
         **{"adder_ms": 3000.0, "conv_ms": 2000.0, "ratio": 1.5, "memory_ratio": 1.5},
         "images_per_second": {"adder": pytest.approx(2 / 3), "conv": 1.0},
         "memory_mib": {"adder": {"step": 3.0, "total": 100.0}, "conv": {"step": 2.0, "total": 100.0}},
+        "profile": {"adder": {"aten::mm": 1.0}, "conv": {"aten::mm": 1.0}},
     }
     assert asked[:2] == [("lenet5bn", "adder", "channels_last", 2, 1), ("lenet5bn", "conv", "contiguous", 2, 1)]
 
@@ -86,3 +88,10 @@ def test_memory_of_a_fresh_process():
 def test_a_process_that_dies_is_named():
     with pytest.raises(RuntimeError, match="ended with code 1"):
         training.peak_memory("no such model", "adder", "contiguous", 2, 1)
+
+
+def test_profile_lists_operators_the_longest_first():
+    times = training.profile(training.training_step("lenet5bn", "adder", "contiguous", 8), steps=1)
+    assert "torchadder::adder_conv2d_grad_input" in times
+    assert list(times.values()) == sorted(times.values(), reverse=True)
+    assert all(value > 0 for value in times.values())

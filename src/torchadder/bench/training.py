@@ -57,6 +57,8 @@ def measure(
         middle = medians(seconds)
         better = {op: min(FORMATS, key=lambda layout: middle[f"{op} {layout}"]) for op in OPS}
         step = {op: middle[f"{op} {better[op]}"] for op in OPS}
+        with threads(count):
+            profiles = {op: profile(steps[f"{op} {better[op]}"]) for op in OPS}
         progress(f"{name}, batch {batch}, {count} threads, memory")
         memory = {op: peak_memory(name, op, better[op], batch, count) for op in OPS}
         rows.append(
@@ -71,10 +73,22 @@ def measure(
                 "ratio": step["adder"] / step["conv"],
                 "images_per_second": {op: batch / step[op] for op in OPS},
                 "memory_mib": memory,
+                "profile": profiles,
                 "memory_ratio": _ratio(memory["adder"]["step"], memory["conv"]["step"]),
             }
         )
     return rows
+
+
+def profile(step: Callable[[], object], steps: int = 3, least: float = 0.005) -> dict[str, float]:
+    """Milliseconds a step that operators spend in themselves, those above `least` of the whole, longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            step()
+    times = {event.key: event.self_cpu_time_total / 1e3 / steps for event in profiler.key_averages()}
+    whole = sum(times.values())
+    longest = sorted(times, key=lambda key: -times[key])
+    return {key: times[key] for key in longest if "::" in key and times[key] >= least * whole}
 
 
 def peak_memory(name: str, op: str, layout: str, batch: int, count: int) -> dict[str, float]:
