@@ -56,16 +56,21 @@ def layers_table(record: Record) -> str:
 
 def train_table(record: Record) -> str:
     """One row for each model and number of threads."""
-    header = ["model", "batch", "threads", "adder ms/step", "CNN ms/step", "ratio", "memory ratio"]
+    header = ["model", "batch", "threads", "adder ms/step", "CNN ms/step", "ratio", "memory ratio", "process ratio"]
     rows = [
         [
             *(str(row[key]) for key in ("model", "batch", "threads")),
             *(_digits(row[key]) for key in ("adder_ms", "conv_ms")),
             *("–" if row[key] is None else f"{row[key]:.2f}" for key in ("ratio", "memory_ratio")),
+            f"{row['memory_mib']['adder']['total'] / row['memory_mib']['conv']['total']:.2f}",
         ]
         for row in record["rows"]
     ]
-    caption = _caption(record, "ratios are adder / CNN, each in its better memory format; memory is the step's peak")
+    meaning = (
+        "ratios are adder / CNN, each in its better memory format; memory is the peak of what a step needs, process "
+        "that of the whole process with malloc's leftovers"
+    )
+    caption = _caption(record, meaning)
     return f"{caption}\n\n{markdown(header, rows)}"
 
 

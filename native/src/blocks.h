@@ -17,6 +17,19 @@ inline Buffer make_buffer(int64_t floats) {
   return Buffer(static_cast<float *>(::operator new[](bytes, std::align_val_t{64})));
 }
 
+// The calling thread's own scratch, kept between calls and grown when needed; the next call of scratch() reuses it.
+inline float *scratch(int64_t floats) {
+  thread_local Buffer memory;
+  thread_local int64_t size = 0;
+  if (floats > size) {
+    memory.reset();
+    size = 0;
+    memory = make_buffer(floats);
+    size = floats;
+  }
+  return memory.get();
+}
+
 struct ChannelBlock {
   const Kernel *kernel;
   int64_t source_channel, channel;

@@ -87,19 +87,14 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   }
 }
 
-// Blocks by class, and the memory under them: packed weight, sums by tap, constants.
-struct Packed {
-  Buffer memory;
-  std::vector<Block> blocks;  // [class][block]
-};
-
-Packed pack(Convolution &c, int64_t lanes, int threads) {
+// Blocks by class and block, over packed weight, sums by tap and constants in the thread's scratch.
+std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
   const std::vector<PixelClass> &classes = c.plan->classes;
   const bool forward = c.op == Op::forward_f32 || c.op == Op::depthwise_f32;
   const int64_t taps = c.view.taps(), rows = c.view.rows(), block_count = static_cast<int64_t>(c.blocks.size());
   const int64_t by_lane = rows + 1 + (forward ? 2 * taps + 2 * static_cast<int64_t>(classes.size()) : 0);
-  Packed packed{make_buffer(by_lane * lanes), std::vector<Block>(classes.size() * c.blocks.size())};
-  float *at = packed.memory.get();
+  std::vector<Block> blocks(classes.size() * c.blocks.size());
+  float *at = scratch(by_lane * lanes);
   for (ChannelBlock &block : c.blocks) {
     const int64_t width = block.kernel->lanes;
     Packing &to = block.packing;
@@ -118,7 +113,7 @@ Packed pack(Convolution &c, int64_t lanes, int threads) {
                const Packing &to = from.packing;
                isa_functions().pack(c.view, to, from.kernel->lanes);
                float *constants = forward ? to.tap_abs_sum + taps * width : to.constant;
-               Block *block = &packed.blocks[static_cast<std::size_t>(b)];
+               Block *block = &blocks[static_cast<std::size_t>(b)];
                for (const PixelClass &pixels : classes) {
                  const int64_t runs = static_cast<int64_t>(pixels.runs.size());
                  float *constant = forward ? constants + width : constants;
@@ -132,11 +127,11 @@ Packed pack(Convolution &c, int64_t lanes, int threads) {
                }
              }
            });
-  return packed;
+  return blocks;
 }
 
 // Classes as parts; where there are few pixels the blocks are shared out too.
-std::vector<Part> make_parts(const Convolution &c, const Packed &packed, int threads) {
+std::vector<Part> make_parts(const Convolution &c, const std::vector<Block> &blocks, int threads) {
   const std::vector<PixelClass> &classes = c.plan->classes;
   const int64_t block_count = static_cast<int64_t>(c.blocks.size());
   int64_t pixels_in_all = 0;
@@ -148,8 +143,8 @@ std::vector<Part> make_parts(const Convolution &c, const Packed &packed, int thr
       const std::size_t at = static_cast<std::size_t>(b);
       int64_t width = 0;
       for (int64_t i = b; i < b + together; ++i) width += c.blocks[static_cast<std::size_t>(i)].kernel->lanes;
-      parts.push_back({&classes[k], &packed.blocks[k * c.blocks.size() + at], &c.blocks[at], together,
-                       classes[k].pixels(), (classes[k].steps + kStepsOfATile) * width});
+      parts.push_back({&classes[k], &blocks[k * c.blocks.size() + at], &c.blocks[at], together, classes[k].pixels(),
+                       (classes[k].steps + kStepsOfATile) * width});
     }
   return parts;
 }
@@ -162,8 +157,8 @@ void run(Convolution &c, int threads) {
   for (const PixelClass &pixels : c.plan->classes) work += c.images * pixels.pixels() * (pixels.steps + 1) * lanes;
   threads = static_cast<int>(std::clamp<int64_t>(work / kLeastWork, 1, std::max(threads, 1)));
 
-  const Packed packed = pack(c, lanes, threads);
-  const std::vector<Part> parts = make_parts(c, packed, threads);
+  const std::vector<Block> blocks = pack(c, lanes, threads);
+  const std::vector<Part> parts = make_parts(c, blocks, threads);
   int64_t image_cost = 0;
   for (const Part &part : parts) image_cost += part.pixels_an_image * part.cost;
 

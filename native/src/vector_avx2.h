@@ -18,9 +18,10 @@ struct Avx2 {
   static T broadcast(float x) { return _mm256_set1_ps(x); }
   static T load(const float *p) { return _mm256_loadu_ps(p); }
   static T load_partial(const float *p, int n) { return _mm256_maskload_ps(p, first(n)); }
-  static T load_strided(const float *p, int64_t stride, int n) {  // a gather takes many cycles on Zen
+  static T load_strided(const float *p, int64_t s, int n) {  // a gather takes many cycles on Zen
+    if (n >= width) return _mm256_setr_ps(p[0], p[s], p[2 * s], p[3 * s], p[4 * s], p[5 * s], p[6 * s], p[7 * s]);
     alignas(32) float lanes[8] = {};
-    for (int i = 0; i < 8 && i < n; ++i) lanes[i] = p[i * stride];
+    for (int i = 0; i < n; ++i) lanes[i] = p[i * s];
     return _mm256_load_ps(lanes);
   }
   static void store(float *p, T a) { _mm256_storeu_ps(p, a); }

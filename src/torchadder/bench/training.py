@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import re
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from .layers import FORMATS
 from .timing import interleaved, medians, threads
 
 OPS = ("adder", "conv")
+_M_MMAP_THRESHOLD = -3  # of glibc's mallopt()
 
 
 def training_step(name: str, op: str, layout: str, batch: int) -> Callable[[], object]:
@@ -92,14 +95,23 @@ def profile(step: Callable[[], object], steps: int = 3, least: float = 0.005) ->
 
 
 def peak_memory(name: str, op: str, layout: str, batch: int, count: int) -> dict[str, float]:
-    """Peak resident memory of a fresh process that trains three steps, MiB.
+    """Peak resident memory of fresh processes that train three steps, MiB.
 
-    "total" is the process; "step" is what it grew by from just before the model was made: weights, activations,
-    gradients, optimiser and scratch, without the interpreter and the libraries.
+    "step" is what such a process grows by from just before the model is made: weights, activations, gradients,
+    optimiser and scratch, without interpreter and libraries. Blocks of 1 MiB and more go back to the system when they
+    are freed, so that it is what the step needs. "malloc" is the same (median of three) with glibc's malloc left as
+    it is, which keeps freed blocks and fragments; "total" is the whole process then.
     """
+    needed = _in_process(name, op, layout, batch, count, True)
+    usual = [_in_process(name, op, layout, batch, count, False) for _ in range(3)]
+    step, total = (statistics.median(values) for values in zip(*usual, strict=True))
+    return {"step": needed[0], "malloc": step, "total": total}
+
+
+def _in_process(*arguments: Any) -> tuple[float, float]:
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=_report_peak, args=(send, name, op, layout, batch, count))
+    child = context.Process(target=_report_peak, args=(send, *arguments))
     child.start()
     send.close()
     try:
@@ -116,14 +128,16 @@ def _ratio(adder: float, conv: float) -> float | None:
     return adder / conv if conv else None
 
 
-def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, count: int) -> None:
+def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, count: int, give_back: bool) -> None:
+    if give_back:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     torch.set_num_threads(count)
     training_step(name, op, layout, 2)()  # libraries, thread pools and code are loaded before the count begins
     before = _peak_rss()
     step = training_step(name, op, layout, batch)
     for _ in range(3):
         step()
-    send.send({"step": _peak_rss() - before, "total": _peak_rss()})
+    send.send((_peak_rss() - before, _peak_rss()))
 
 
 def _peak_rss() -> float:
