@@ -13,6 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml CMakeLists.txt LICENSE \
 	$(shell find src native -not -path '*/__pycache__*' -not -path '*/torchadder/lib*')
 CXX_FILES = $(shell find native -name '*.cpp' -o -name '*.hpp' -o -name '*.h')
+AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 TORCHADDER_ISA=avx2
 RUNS := runs/quickstart
 # Where a quickstart trains; one that was interrupted or is finished is taken up again.
 run = --out $(RUNS)/$(1)-$(EPOCHS) $(if $(wildcard $(RUNS)/$(1)-$(EPOCHS)/recipe.json),--resume)
@@ -23,7 +24,7 @@ PACKAGE_INSTALLED := $(VENV)/.installed-torchadder
 DEV_INSTALLED := $(VENV)/.installed-dev
 
 .DELETE_ON_ERROR:
-.PHONY: quickstart test lint bench format clean
+.PHONY: quickstart test lint bench bench-avx2 format clean
 
 quickstart: $(PACKAGE_INSTALLED)  ## train LeNet-5-BN on MNIST as AdderNet and as CNN, print both accuracies
 	$(BIN)/torchadder train lenet5bn-mnist --op adder --epochs $(EPOCHS) $(call run,adder)
@@ -46,9 +47,15 @@ format: $(DEV_INSTALLED)  ## what lint would complain about, repaired where that
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(PACKAGE_INSTALLED)  ## measure this machine, write results/, rebuild the tables of the README
+bench: $(PACKAGE_INSTALLED)  ## measure this machine, write results/, rebuild the tables of README and docs
+	$(BIN)/python benchmarks/limits.py
 	$(BIN)/torchadder bench layers
 	$(BIN)/torchadder bench train
+	$(BIN)/python benchmarks/tables.py
+
+bench-avx2: $(PACKAGE_INSTALLED)  ## the same with torchadder and torch held to AVX2
+	$(AVX2) $(BIN)/torchadder bench layers --out results/bench-layers-avx2.json
+	$(AVX2) $(BIN)/torchadder bench train --out results/bench-train-avx2.json
 	$(BIN)/python benchmarks/tables.py
 
 clean:  ## remove what the build made; runs/ and results/ stay

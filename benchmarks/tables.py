@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from torchadder import atomic
+from torchadder.bench import record
 from torchadder.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
     "README.md": ("layers", "train", "mnist"),
-    "docs/performance.md": ("limits", "distance", "layers", "train", "breakdown"),
+    "docs/performance.md": ("limits", "distance", "layers", "layers-avx2", "train", "train-avx2", "breakdown"),
 }  # and the tables that each must hold
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 MISSING = "Not measured yet."
@@ -158,8 +159,10 @@ def _inside(row: Record) -> float:
 
 
 TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  # how, and from which files together
-    "layers": (layers_table, (("bench-layers.json",), ("bench-layers-avx2.json",))),
-    "train": (train_table, (("bench-train.json",), ("bench-train-avx2.json",))),
+    "layers": (layers_table, (("bench-layers.json",),)),
+    "layers-avx2": (layers_table, (("bench-layers-avx2.json",),)),
+    "train": (train_table, (("bench-train.json",),)),
+    "train-avx2": (train_table, (("bench-train-avx2.json",),)),
     "mnist": (mnist_table, (("mnist-lenet5bn.json",),)),
     "limits": (limits_table, (("limits.json",),)),
     "distance": (
@@ -265,9 +268,9 @@ def _where(environment: Record) -> list[str]:
 
 
 def _limits(limits: dict[str, str]) -> str:
-    """What torch and torchadder were held to; the three variables together limit both sides alike."""
+    """What torch and torchadder were held to; the four variables together limit both sides alike."""
     levels = {value.lower() for value in limits.values()}
-    if len(levels) == 1 and {"ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "TORCHADDER_ISA"} <= limits.keys():
+    if len(levels) == 1 and set(record.LIMITS) <= limits.keys():
         return f"**torch and torchadder both held to {levels.pop().upper()}**"
     return "with " + ", ".join(f"`{name}={value}`" for name, value in limits.items())
 

@@ -8,7 +8,7 @@ import pytest
 from torchadder.errors import UserError
 from torchadder.functional import GradientRule
 from torchadder.train import RECIPES, Recipe, get_recipe
-from torchadder.train.recipe import GRADIENTS, allowed_values, differences, options
+from torchadder.train.recipe import GRADIENTS, allowed_values, default_value, differences, options
 
 
 def test_the_mnist_recipe_is_the_papers():
@@ -16,7 +16,7 @@ def test_the_mnist_recipe_is_the_papers():
     assert (recipe.model, recipe.dataset, recipe.op) == ("lenet5bn", "mnist", "adder")
     assert (recipe.epochs, recipe.batch_size, recipe.lr) == (50, 256, 0.1)
     assert (recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.9, True, 5e-4)
-    assert (recipe.lr_scheme, recipe.eta) == ("alr", 0.2)
+    assert (recipe.lr_scheme, recipe.eta) == ("alr", 0.1)
     assert recipe.gradient_rule == GradientRule(weight="full", input="hardtanh")
 
 
@@ -79,8 +79,8 @@ def test_every_option_has_a_help_and_its_default_is_allowed():
 
 def test_differences_name_the_fields():
     ours = get_recipe("lenet5bn-mnist")
-    theirs = dataclasses.replace(ours, epochs=3, eta=0.1)
-    assert differences(ours, theirs) == {"epochs": (50, 3), "eta": (0.2, 0.1)}
+    theirs = dataclasses.replace(ours, epochs=3, eta=0.3)
+    assert differences(ours, theirs) == {"epochs": (50, 3), "eta": (0.1, 0.3)}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x"}', '{"name": "x", "future": 1}', "3"])
@@ -96,3 +96,12 @@ def test_json_with_a_wrong_type(change):
     text = json.dumps({**json.loads(get_recipe("lenet5bn-mnist").to_json()), **change})
     with pytest.raises(UserError):
         Recipe.from_json(text)
+
+
+def test_default_in_words(monkeypatch, tiny_recipe):
+    monkeypatch.delitem(RECIPES, tiny_recipe.name)
+    named = {option.name: option for option in options()}
+    defaults = [default_value(named[name]) for name in ("epochs", "eta", "lr_scheme", "nesterov", "channels_last")]
+    assert defaults == ["50", "0.1", "alr", "on", "off"]
+    monkeypatch.setitem(RECIPES, "other", dataclasses.replace(RECIPES["lenet5bn-mnist"], eta=0.2))
+    assert default_value(named["eta"]) == "by recipe"

@@ -190,7 +190,7 @@ train(Run.open(Path(sys.argv[2]), recipe), progress=Kill())
 
 
 def test_kill_9(whole, tiny_recipe, tmp_path):
-    conftest = str(Path(__file__).with_name("conftest.py"))
+    conftest = str(Path(__file__).parents[1] / "conftest.py")
     command = [sys.executable, "-c", KILLED, conftest, str(tmp_path / "run"), str(torch.get_num_threads())]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert Run.open(tmp_path / "run", tiny_recipe, resume=True).epoch == 1

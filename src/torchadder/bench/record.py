@@ -14,13 +14,13 @@ from .. import atomic
 from ..environment import describe_environment
 
 # Variables that hold torch's own kernels to an instruction set: a reader must know if one was set.
-_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "TORCHADDER_ISA")
+LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "TORCHADDER_ISA")
 _PLACES = ("--data", "--out")
 
 
 def make(kind: str, repetitions: int, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     """The record of one run of a benchmark; `repetitions` is the n behind every median."""
-    limits = {name: os.environ[name] for name in _LIMITS if name in os.environ}
+    limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
     environment = describe_environment()
     environment["command"] = portable_command(environment["command"])
     return {

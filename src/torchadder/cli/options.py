@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from torchadder.train.recipe import allowed_values, options
+from torchadder.train.recipe import allowed_values, default_value, options
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -17,11 +17,8 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     flags = []
     for option in options():
         kind: Any = type(option.default)
-        if kind is bool:
-            text = f"{option.metadata['help']} (default {'on' if option.default else 'off'})"
-        else:
-            default = option.default if kind is str else f"{option.default:g}"
-            text = f"{option.metadata['help']} ({allowed_values(option)}; default {default})"
+        allowed = "" if kind is bool else f"{allowed_values(option)}; "
+        text = f"{option.metadata['help']} ({allowed}default {default_value(option)})"
         info = typer.Option(help=text, rich_help_panel="Recipe", show_default=False)
         annotation = Annotated[Optional[kind], info]  # noqa: UP045  a type known at run time
         flags.append(

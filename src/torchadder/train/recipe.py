@@ -108,6 +108,15 @@ def options() -> tuple[Field[Any], ...]:
     return tuple(f for f in fields(Recipe) if f.metadata)
 
 
+def default_value(option: Field[Any]) -> str:
+    """The default of an option in words, "by recipe" where the recipes do not agree."""
+    values = {getattr(recipe, option.name) for recipe in RECIPES.values()}
+    value = values.pop() if len(values) == 1 else "by recipe"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def allowed_values(option: Field[Any]) -> str:
     """The allowed values of an option in words: "alr, ilr or plain", "at least 1", "above 0", "0 to 1"."""
     choices, low, above, high = (option.metadata[key] for key in ("choices", "low", "above", "high"))
@@ -123,7 +132,8 @@ def allowed_values(option: Field[Any]) -> str:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in [
-        Recipe("lenet5bn-mnist", model="lenet5bn", dataset="mnist"),
+        # eta: the best of the paper's five on MNIST (99.40 against 99.35 with the published code's 0.2)
+        Recipe("lenet5bn-mnist", model="lenet5bn", dataset="mnist", eta=0.1),
     ]
 }
 

@@ -1,0 +1,47 @@
+// The kernels of one instruction set: each of its lines in kernels.inc with its functor and tile.
+//
+// The including file defines ISA, VECTOR, GRAD_INPUT (the functor of grad_input_f32), SIGN_ROWS (registers that the
+// sign gradient keeps), and KERNEL_isa for every isa: KERNEL_HERE for its own, nothing for the others.
+#include "functors.h"
+#include "skeleton.h"
+
+#define JOINED_(a, b) a##b
+#define JOINED(a, b) JOINED_(a, b)
+
+namespace torchadder {
+namespace {
+template <bool kAdd>
+using forward_f32 = Forward<VECTOR, kAdd>;
+template <bool>
+using grad_input_f32 = GRAD_INPUT<VECTOR>;
+template <bool>
+using grad_input_sign_f32 = GradInputSign<VECTOR>;
+template <bool>
+using depthwise_f32 = Depthwise<VECTOR>;
+template <bool>
+using depthwise_grad_f32 = DepthwiseGradInput<VECTOR>;
+template <bool>
+using depthwise_sign_f32 = DepthwiseGradInputSign<VECTOR>;
+constexpr bool any = false, fma = false, add = true;
+}  // namespace
+
+#define KERNEL_HERE(name, op, pixels, lanes, sum)                             \
+  void name(const Block &block, const Tile &tile) {                           \
+    tile_kernel<VECTOR, op<sum>, pixels, lanes / VECTOR::width>(block, tile); \
+  }
+#define KERNEL(op, isa, pixels, lanes, sum) \
+  KERNEL_##isa(op##_##isa##_##pixels##x##lanes##_##sum, op, pixels, lanes, sum)
+#include "../kernels.inc"
+
+void JOINED(grad_weight_sign_, ISA)(const SignGradient &job) { sign_gradient_kernel<VECTOR, SIGN_ROWS>(job); }
+
+void JOINED(source_sums_, ISA)(const Block &block, const float *const *source, int64_t count, float *sums) {
+  source_sums<VECTOR>(block, source, count, sums);
+}
+
+void JOINED(pack_, ISA)(const WeightView &view, const Packing &to, int lanes) {
+  if (lanes == VECTOR::width) return pack<VECTOR, 1>(view, to);
+  pack<VECTOR, 2>(view, to);
+}
+
+}  // namespace torchadder
