@@ -152,6 +152,7 @@ std::vector<Part> make_parts(const Convolution &c, const std::vector<Block> &blo
 }  // namespace
 
 void run(Convolution &c, int threads) {
+  if (c.images == 0 || c.plan->classes.empty()) return;  // nothing to compute
   int64_t lanes = 0, work = 0;
   for (const ChannelBlock &block : c.blocks) lanes += block.kernel->lanes;
   for (const PixelClass &pixels : c.plan->classes) work += c.images * pixels.pixels() * (pixels.steps + 1) * lanes;
