@@ -109,7 +109,7 @@ def limits_table(record: Record) -> str:
 
 
 def distance_table(record: Record, limits: Record) -> str:
-    """Rates at the largest batch on one thread, and their share of the inner loop's."""
+    """Rates at the largest batch on one thread, their share of the inner loop's, and what 100% would make the ratio."""
     isa = record["environment"]["kernels"]
     best: dict[str, float] = {}
     for row in limits["rows"]:
@@ -121,11 +121,12 @@ def distance_table(record: Record, limits: Record) -> str:
     for row in record["rows"]:
         if row["batch"] != largest or row["threads"] != 1 or row["pass"] not in best:
             continue
-        done = row["adder_giga_ops"] * _inside(row)
-        rates = (done, best[row["pass"]], row["conv_giga_ops"])
-        share = f"{100 * done / best[row['pass']]:.0f}%"
-        lines.append([row["layer"], row["pass"], *(f"{rate:.1f}" for rate in rates[:2]), share, f"{rates[2]:.1f}"])
-    header = ["layer", "pass", "G/s", "limit", "share", "convolution, G/s with padding"]
+        limit, inside = best[row["pass"]], _inside(row)
+        done = row["adder_giga_ops"] * inside
+        ratios = (row["ratio"], row["conv_giga_ops"] * inside / limit)
+        line = [row["layer"], row["pass"], f"{done:.1f}", f"{limit:.1f}", f"{100 * done / limit:.0f}%"]
+        lines.append([*line, *(f"{ratio:.2f}" for ratio in ratios)])
+    header = ["layer", "pass", "G/s", "limit", "share", "ratio to convolution", "ratio at the limit"]
     return f"{isa} kernels, batch {largest}:\n\n{markdown(header, lines, left=2)}"
 
 

@@ -278,7 +278,10 @@ def test_distance_counts_the_taps_inside_and_takes_the_best_loop(tables):
     inside = 16.0 * (22 / 24) ** 2
     lines = tables.distance_table({**LAYERS, "rows": rows}, LIMITS).splitlines()
     assert lines[0] == "avx2 kernels, batch 128:"
-    assert lines[4:] == [f"| a | forward | {inside:.1f} | 20.0 | {100 * inside / 20:.0f}% | 30.0 |"]
+    at_the_limit = 30.0 * inside / 16.0 / 20.0
+    assert lines[4:] == [
+        f"| a | forward | {inside:.1f} | 20.0 | {100 * inside / 20:.0f}% | 1.00 | {at_the_limit:.2f} |"
+    ]
 
 
 def test_breakdown_puts_both_sides_in_one_row(tables):
