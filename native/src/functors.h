@@ -77,9 +77,9 @@ struct Depthwise {
 };
 
 template <class V>
-struct DepthwiseGradInput : GradInputMinMax<V> {
+struct DepthwiseGradInput {
   using T = typename V::T;
-  static constexpr bool kBroadcast = false, kSourceSum = false;
+  static constexpr bool kBroadcast = false, kSourceSum = false, kState = true;
   struct State {
     T x, one, minus_one;
   };

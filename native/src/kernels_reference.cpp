@@ -13,8 +13,8 @@ float sign(float t) { return t > 0.0f ? 1.0f : t < 0.0f ? -1.0f : t; }
 float clamped(float w, float dy, float x) { return hardtanh(w - x) * dy; }
 float signed_(float w, float dy, float x) { return sign(w - x) * dy; }
 
-// result[lane] = constant[lane] + sum over runs of term(weight, source, state[lane]); depthwise: lane has its own
-// source
+// result[lane] = constant[lane] + sum over runs of term(weight, source, state[lane]).
+// Depthwise: each lane has its own source.
 template <float (*term)(float, float, float), bool kState, bool kDepthwise>
 void sum_of_terms(const Block &block, const Tile &tile) {
   for (int p = 0; p < tile.pixels; ++p)

@@ -4,8 +4,7 @@
 
 namespace torchadder {
 
-constexpr int kMaxPixels = 16;
-constexpr int kMaxLanes = 32;
+constexpr int kMaxPixels = 16;  // of a tile
 
 // `length` consecutive floats of the source, met by as many rows of packed weight.
 struct Run {
@@ -14,7 +13,7 @@ struct Run {
   int64_t length;
 };
 
-// A block of at most kMaxLanes output channels in one class of pixels. Packed weight is [tap][depth][lanes].
+// A block of output channels, at most a kernel's lanes, in one class of pixels. Packed weight is [tap][depth][lanes].
 struct Block {
   const float *weight;
   const Run *runs;
