@@ -56,7 +56,7 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   const float *state[kChunkPixels];
   float *result[kChunkPixels];
   float sums[kChunkPixels];
-  const IsaFunctions &isa = isa_functions();
+  const IsaFunctions &isa = isa_functions(part.packed->kernel->isa);
   const bool wants_sums =
       (c.op == Op::forward_f32 && isa.forward_sums) || (c.op == Op::grad_input_f32 && isa.gradient_sums);
   int64_t j = begin % width, i = begin / width % height, n = begin / width / height;
@@ -111,7 +111,7 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
                const ChannelBlock &from = c.blocks[static_cast<std::size_t>(b)];
                const int64_t width = from.kernel->lanes;
                const Packing &to = from.packing;
-               isa_functions().pack(c.view, to, from.kernel->lanes);
+               isa_functions(from.kernel->isa).pack(c.view, to, from.kernel->lanes);
                float *constants = forward ? to.tap_abs_sum + taps * width : to.constant;
                Block *block = &blocks[static_cast<std::size_t>(b)];
                for (const PixelClass &pixels : classes) {

@@ -92,7 +92,7 @@ const Kernel &kernel_for(Op op, int64_t lanes) {
   return *best;
 }
 
-const IsaFunctions &isa_functions() {
+const IsaFunctions &isa_functions(Isa isa) {
   static const IsaFunctions functions[] = {
       {pack_reference, nullptr, false, false, grad_weight_sign_reference, 8},
 #if TORCHADDER_X86
@@ -100,7 +100,7 @@ const IsaFunctions &isa_functions() {
       {pack_avx512, source_sums_avx512, true, false, grad_weight_sign_avx512, 16},
 #endif
   };
-  return functions[static_cast<int>(selected_isa())];
+  return functions[static_cast<int>(isa)];
 }
 
 }  // namespace torchadder

@@ -38,6 +38,6 @@ Isa selected_isa();
 
 // The narrowest kernel of the selected instruction set that holds `lanes` channels, or the widest there is.
 const Kernel &kernel_for(Op op, int64_t lanes);
-const IsaFunctions &isa_functions();
+const IsaFunctions &isa_functions(Isa isa);
 
 }  // namespace torchadder

@@ -146,7 +146,7 @@ void grad_weight_sign(const torchadder_conv2d &s, const float *dy, const float *
     for (int64_t b = 0; b < s.kernel_w; ++b)
       for (int64_t k = 0; k < depth; ++k) offsets.push_back((a * s.dilation_h * width + b * s.dilation_w) * s.c_in + k);
 
-  const IsaFunctions &isa = isa_functions();
+  const IsaFunctions &isa = isa_functions(selected_isa());
   std::vector<ChannelBlock> blocks;
   for (int64_t g = 0; g < s.groups; ++g)
     for (int64_t lane = 0; lane < lanes; lane += isa.sign_lanes) {
