@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from torchadder.analysis.bruteforce import Case, brute_force
-from torchadder.functional import INPUT_RULES, WEIGHT_RULES, GradientRule, adder_conv2d, adder_linear
+from torchadder.functional import GradientRule, adder_conv2d, adder_linear
+from torchadder.ops.registration import INPUT_RULES, WEIGHT_RULES
 
 RULES = [GradientRule(*names) for names in itertools.product(WEIGHT_RULES, INPUT_RULES)]
 TERM = {  # of a gradient, by the difference that it looks at

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops
-from .ops.geometry import Conv2dGeometry
-from .ops.registration import INPUT_RULES, WEIGHT_RULES
+from .. import ops
+from ..ops.geometry import Conv2dGeometry
+from ..ops.registration import INPUT_RULES, WEIGHT_RULES
 
 
 class GradientRule(NamedTuple):
@@ -110,9 +110,6 @@ def adder_conv2d(
     return _AdderConv2d.apply(input, weight, bias, geometry, grad, recenter)
 
 
-torch.fx.wrap("adder_conv2d")  # a leaf to torch.fx.symbolic_trace
-
-
 def adder_linear(
     input: Tensor,
     weight: Tensor,
@@ -135,9 +132,6 @@ def adder_linear(
     pixels = input.reshape(-1, weight.shape[1], 1, 1)
     y = adder_conv2d(pixels, weight[:, :, None, None], bias, grad=grad, recenter=recenter)
     return y.view(*input.shape[:-1], weight.shape[0])
-
-
-torch.fx.wrap("adder_linear")
 
 
 def _autocast_is_on(x: Tensor) -> bool:
