@@ -296,7 +296,7 @@ REFUSED = [  # call, exception, words that the message must contain
     (lambda: conv(x=(1, 4, 1, 5), stride=2), ValueError, ["larger than", "(1, 5)"]),
     (lambda: conv(stride=0), ValueError, ["stride is (0, 0)", "at least 1"]),
     (lambda: conv(stride=(1, -1)), ValueError, ["stride is (1, -1)"]),
-    (lambda: conv(stride=(1, 1, 1)), ValueError, ["(1, 1, 1)", "one or two"]),
+    (lambda: conv(stride=(1, 1, 1)), ValueError, ["(1, 1, 1)", "one or 2"]),
     (lambda: conv(stride=1.5), TypeError, []),
     (lambda: conv(stride=(1.5, 1)), TypeError, []),
     (lambda: conv(padding=-1), ValueError, ["padding is (-1, -1)", "at least 0"]),

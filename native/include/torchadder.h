@@ -4,9 +4,9 @@
  *
  *     Y[n, o, i, j] = bias[o] - sum over c, a, b of |X[n, c, i*s + a*d - p, j*s + b*d - p] - W[o, c, a, b]|
  *
- * (Chen et al., CVPR 2020, arXiv 1912.13200). A padded position holds 0. Images are dense float32, channels last
- * (N, H, W, C). Weights are dense float32 in either order that PyTorch uses. No function keeps a pointer after it
- * returns. Functions that return int return 0, or -1 with a line in torchadder_last_error().
+ * (Chen et al., CVPR 2020, arXiv 1912.13200), in one to three dimensions. A padded position holds 0. Images are dense
+ * float32, channels last (N, D, H, W, C). Weights are dense float32 in either order that PyTorch uses. No function
+ * keeps a pointer after it returns. Functions that return int return 0, or -1 with a line in torchadder_last_error().
  */
 #ifndef TORCHADDER_H
 #define TORCHADDER_H
@@ -23,23 +23,25 @@ extern "C" {
 #define TORCHADDER_API
 #endif
 
-/* The geometry of one convolution; h_out and w_out must be what the other fields give. */
+/* The geometry of one convolution. Arrays are by axis: depth, height, width; an axis that a convolution lacks has size,
+ * kernel, stride and dilation 1 and padding 0. `size_out` must be what the other fields give. */
 typedef struct {
-  int64_t images, c_in, h_in, w_in, c_out, h_out, w_out, groups;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  int64_t weight_channels_last; /* 0: (C_out, C_in / groups, kh, kw); 1: (C_out, kh, kw, C_in / groups) */
-} torchadder_conv2d;
+  int64_t images, c_in, c_out, groups;
+  int64_t size_in[3], size_out[3], kernel[3], stride[3], padding[3], dilation[3];
+  int64_t weight_channels_last;  /* 0: (C_out, C_in / groups, kd, kh, kw); 1: (C_out, kd, kh, kw, C_in / groups) */
+  int64_t images_channels_first; /* 1: all images lie (N, C, D, H, W); they are copied, on one thread: for small ones */
+} torchadder_convolution;
 
 /* y = forward(x, weight) + bias. bias may be NULL. recenter adds sum |W| of each filter: padding then gives 0. */
-TORCHADDER_API int torchadder_forward_f32(const torchadder_conv2d *shape, const float *x, const float *weight,
+TORCHADDER_API int torchadder_forward_f32(const torchadder_convolution *shape, const float *x, const float *weight,
                                           const float *bias, float *y, int recenter, int threads);
 
 /* dx[c] = sum over o of HardTanh(W[o, c] - x[c]) * dy[o]; with sign != 0, sign() in place of HardTanh(). */
-TORCHADDER_API int torchadder_grad_input_f32(const torchadder_conv2d *shape, const float *dy, const float *x,
+TORCHADDER_API int torchadder_grad_input_f32(const torchadder_convolution *shape, const float *dy, const float *x,
                                              const float *weight, float *dx, int sign, int threads);
 
 /* dw[o, c, a, b] = sum over positions of sign(x[c] - W[o, c, a, b]) * dy[o]; dw has the weight's order. */
-TORCHADDER_API int torchadder_grad_weight_sign_f32(const torchadder_conv2d *shape, const float *dy, const float *x,
+TORCHADDER_API int torchadder_grad_weight_sign_f32(const torchadder_convolution *shape, const float *dy, const float *x,
                                                    const float *weight, float *dw, int threads);
 
 /* Instruction sets: those compiled in, those this CPU can run, and the one in use. "" selects the best; "avx2:fma" or

@@ -17,8 +17,11 @@ inline Buffer make_buffer(int64_t floats) {
   return Buffer(static_cast<float *>(::operator new[](bytes, std::align_val_t{64})));
 }
 
-// The calling thread's own scratch, kept between calls and grown when needed; the next call of scratch() reuses it.
-inline float *scratch(int64_t floats) {
+// The calling thread's own memory for one use, kept between calls and grown when needed; the next call for the same use
+// gets it again.
+enum class Use { packing, source, state, result };
+template <Use>
+float *scratch(int64_t floats) {
   thread_local Buffer memory;
   thread_local int64_t size = 0;
   if (floats > size) {
@@ -34,6 +37,7 @@ struct ChannelBlock {
   const Kernel *kernel;
   int64_t source_channel, channel;
   Packing packing;
+  int source_lanes = 0;  // grouped
 };
 
 }  // namespace torchadder

@@ -1,6 +1,7 @@
 #include "convolution.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "threads.h"
 
@@ -25,30 +26,37 @@ struct Part {
   int64_t cost;  // of one pixel
 };
 
+using Four = float __attribute__((vector_size(16)));
+Four load(const float *p) {
+  Four four;
+  std::memcpy(&four, p, sizeof four);
+  return four;
+}
+
 // Forward, for one class: weight_sum = sum W inside the image, constant = bias - sum |W| in the padding [+ sum |W|].
 void class_constants(const Convolution &c, const PixelClass &pixels, const ChannelBlock &packed, float *weight_sum,
                      float *constant) {
-  const int width = packed.kernel->lanes;
-  const int64_t taps = c.view.taps();
-  for (int lane = 0; lane < width; ++lane) {
-    weight_sum[lane] = 0.0f;
-    constant[lane] = c.bias && lane < packed.packing.lanes ? c.bias[packed.channel + lane] : 0.0f;
-  }
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const float *sum = packed.packing.tap_sum + tap * width, *abs_sum = packed.packing.tap_abs_sum + tap * width;
-    const bool meets = pixels.inside[static_cast<std::size_t>(tap)];
-    for (int lane = 0; lane < width; ++lane) {
-      if (meets) weight_sum[lane] += sum[lane];
-      if (c.recenter) constant[lane] += abs_sum[lane];
-      if (!meets) constant[lane] -= abs_sum[lane];  // recentred: 0, or NaN where a weight is
+  const int width = packed.kernel->lanes;  // a multiple of four
+  for (int first = 0; first < width; first += 4) {
+    Four total{}, rest{};
+    for (int lane = 0; c.bias && lane < std::min(4, packed.packing.lanes - first); ++lane)
+      rest[lane] = c.bias[packed.channel + first + lane];
+    for (int64_t tap = 0; tap < c.view.taps; ++tap) {
+      const bool meets = pixels.inside[static_cast<std::size_t>(tap)];
+      const Four abs_sum = load(packed.packing.tap_abs_sum + tap * width + first);
+      if (meets) total += load(packed.packing.tap_sum + tap * width + first);
+      if (c.recenter) rest += abs_sum;
+      if (!meets) rest -= abs_sum;  // recentred: 0, or NaN where a weight is
     }
+    std::memcpy(weight_sum + first, &total, sizeof total);
+    std::memcpy(constant + first, &rest, sizeof rest);
   }
 }
 
-// Pixels [begin, end) of a part, counted image by image, row by row.
+// Pixels [begin, end) of a part, counted image by image, plane by plane, row by row.
 void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end) {
-  const AxisClass &rows = *part.pixels->rows, &columns = *part.pixels->columns;
-  const int64_t height = static_cast<int64_t>(rows.result.size()), width = static_cast<int64_t>(columns.result.size());
+  const AxisClass &planes = *part.pixels->axes[0], &rows = *part.pixels->axes[1], &columns = *part.pixels->axes[2];
+  const int64_t depth = part.pixels->size(0), height = part.pixels->size(1), width = part.pixels->size(2);
   const int64_t floats = c.source_layout.pixel + (c.state ? 2 : 1) * c.result_layout.pixel;
   const int64_t chunk = std::clamp<int64_t>(kChunkFloats / floats, 48, kChunkPixels);
   const Layout &from = c.source_layout, &to = c.result_layout;
@@ -59,19 +67,25 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   const IsaFunctions &isa = isa_functions(part.packed->kernel->isa);
   const bool wants_sums =
       (c.op == Op::forward_f32 && isa.forward_sums) || (c.op == Op::grad_input_f32 && isa.gradient_sums);
-  int64_t j = begin % width, i = begin / width % height, n = begin / width / height;
+  int64_t j = begin % width, i = begin / width % height, d = begin / width / height % depth;
+  int64_t n = begin / width / height / depth;
   while (begin < end) {
     const int64_t count = std::min(chunk, end - begin);
     for (int64_t p = 0; p < count; ++p) {
-      source[p] = c.source + n * from.image + rows.source[i] * from.row + columns.source[j] * from.pixel;
-      const int64_t place = n * to.image + rows.result[i] * to.row + columns.result[j] * to.pixel;
+      source[p] = c.source + n * from.image + planes.source[d] * from.plane + rows.source[i] * from.row +
+                  columns.source[j] * from.pixel;
+      const int64_t place =
+          n * to.image + planes.result[d] * to.plane + rows.result[i] * to.row + columns.result[j] * to.pixel;
       result[p] = c.result + place;
       state[p] = c.state ? c.state + place : nullptr;
       if (++j == width) {
         j = 0;
         if (++i == height) {
           i = 0;
-          ++n;
+          if (++d == depth) {
+            d = 0;
+            ++n;
+          }
         }
       }
     }
@@ -90,11 +104,11 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
 // Blocks by class and block, over packed weight, sums by tap and constants in the thread's scratch.
 std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
   const std::vector<PixelClass> &classes = c.plan->classes;
-  const bool forward = c.op == Op::forward_f32 || c.op == Op::depthwise_f32;
-  const int64_t taps = c.view.taps(), rows = c.view.rows(), block_count = static_cast<int64_t>(c.blocks.size());
+  const bool forward = c.op == Op::forward_f32 || c.op == Op::grouped_f32 || c.op == Op::depthwise_f32;
+  const int64_t taps = c.view.taps, rows = c.view.rows(), block_count = static_cast<int64_t>(c.blocks.size());
   const int64_t by_lane = rows + 1 + (forward ? 2 * taps + 2 * static_cast<int64_t>(classes.size()) : 0);
   std::vector<Block> blocks(classes.size() * c.blocks.size());
-  float *at = scratch(by_lane * lanes);
+  float *at = scratch<Use::packing>(by_lane * lanes);
   for (ChannelBlock &block : c.blocks) {
     const int64_t width = block.kernel->lanes;
     Packing &to = block.packing;
@@ -111,14 +125,15 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
                const ChannelBlock &from = c.blocks[static_cast<std::size_t>(b)];
                const int64_t width = from.kernel->lanes;
                const Packing &to = from.packing;
-               isa_functions(from.kernel->isa).pack(c.view, to, from.kernel->lanes);
+               const Packer packer = c.view.group_lanes ? pack_by_lane : isa_functions(from.kernel->isa).pack;
+               packer(c.view, to, from.kernel->lanes);
                float *constants = forward ? to.tap_abs_sum + taps * width : to.constant;
                Block *block = &blocks[static_cast<std::size_t>(b)];
                for (const PixelClass &pixels : classes) {
                  const int64_t runs = static_cast<int64_t>(pixels.runs.size());
                  float *constant = forward ? constants + width : constants;
-                 *block = {to.weight, pixels.runs.data(),  runs,         constants,
-                           constant,  from.source_channel, from.channel, to.lanes};
+                 *block = {to.weight,           pixels.runs.data(), runs,     constants,      constant,
+                           from.source_channel, from.channel,       to.lanes, c.index.data(), from.source_lanes};
                  if (forward) {
                    class_constants(c, pixels, from, constants, constant);
                    constants += 2 * width;

@@ -9,9 +9,10 @@ namespace torchadder {
 
 // Images in memory, channels last; strides in floats.
 struct Layout {
-  int64_t image, row, pixel;
-  static Layout dense(int64_t height, int64_t width, int64_t channels) {
-    return {height * width * channels, width * channels, channels};
+  int64_t image, plane, row, pixel;
+  static Layout dense(const int64_t (&size)[3], int64_t channels) {
+    const int64_t row = size[2] * channels, plane = size[1] * row;
+    return {size[0] * plane, plane, row, channels};
   }
 };
 
@@ -21,6 +22,7 @@ struct Convolution {
   std::shared_ptr<const PixelPlan> plan;
   WeightView view;
   std::vector<ChannelBlock> blocks;
+  std::vector<int32_t> index{};   // grouped: see Block
   const float *source = nullptr;  // what is summed over: the input, or the gradient of the output
   const float *state = nullptr;   // gradients: the input, which lies as the result does
   float *result = nullptr;

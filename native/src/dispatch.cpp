@@ -15,10 +15,10 @@ namespace torchadder {
   void grad_weight_sign_##isa(const SignGradient &);         \
   void pack_##isa(const WeightView &, const Packing &, int); \
   void source_sums_##isa(const Block &, const float *const *, int64_t, float *);
-ISA(reference)
 ISA(avx2)
 ISA(avx512)
 #undef ISA
+void grad_weight_sign_reference(const SignGradient &);
 
 namespace {
 
@@ -94,7 +94,7 @@ const Kernel &kernel_for(Op op, int64_t lanes) {
 
 const IsaFunctions &isa_functions(Isa isa) {
   static const IsaFunctions functions[] = {
-      {pack_reference, nullptr, false, false, grad_weight_sign_reference, 8},
+      {pack_by_lane, nullptr, false, false, grad_weight_sign_reference, 8},
 #if TORCHADDER_X86
       {pack_avx2, source_sums_avx2, true, true, grad_weight_sign_avx2, 8},
       {pack_avx512, source_sums_avx512, true, false, grad_weight_sign_avx512, 16},

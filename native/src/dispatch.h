@@ -8,6 +8,9 @@ enum class Op {
   forward_f32,
   grad_input_f32,
   grad_input_sign_f32,
+  grouped_f32,
+  grouped_grad_f32,
+  grouped_sign_f32,
   depthwise_f32,
   depthwise_grad_f32,
   depthwise_sign_f32,
@@ -26,13 +29,14 @@ struct Kernel {
 
 // What an instruction set has once, whatever the tile.
 struct IsaFunctions {
-  Packer pack;
+  Packer pack;  // for the kernels whose lanes lie evenly in the weight; pack_by_lane() is for all
   SourceSums source_sums;
   bool forward_sums, gradient_sums;  // whether forward_f32 and grad_input_f32 want source sums
   SignGradientKernel sign_gradient;
   int sign_lanes;
 };
 
+void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);
 bool runs_here(Isa isa);
 Isa selected_isa();
 

@@ -6,11 +6,15 @@
 
 namespace torchadder {
 
+// What the lanes of a vector meet: one number for all, each its own channel's, or each a channel of its own group.
+enum class Source { one, own, group };
+
 // |x - w| = 2 max(x, w) - x - w: two instructions an element; the two plain sums are made once a patch and filter.
 template <class V, bool kAdd>
 struct Forward {
   using T = typename V::T;
-  static constexpr bool kBroadcast = true, kSourceSum = true, kState = false;
+  static constexpr Source kSource = Source::one;
+  static constexpr bool kSourceSum = true, kState = false;
   T one = V::broadcast(1.0f);
   struct State {};
   static State state(T) { return {}; }
@@ -27,7 +31,8 @@ struct Forward {
 template <class V>
 struct GradInputMinMax {
   using T = typename V::T;
-  static constexpr bool kBroadcast = true, kSourceSum = true, kState = true;
+  static constexpr Source kSource = Source::one;
+  static constexpr bool kSourceSum = true, kState = true;
   struct State {
     T low, high;
   };
@@ -43,7 +48,8 @@ struct GradInputMinMax {
 template <class V>
 struct GradInputClamp {
   using T = typename V::T;
-  static constexpr bool kBroadcast = true, kSourceSum = false, kState = true;
+  static constexpr Source kSource = Source::one;
+  static constexpr bool kSourceSum = false, kState = true;
   struct State {
     T x;
   };
@@ -56,7 +62,8 @@ struct GradInputClamp {
 template <class V>
 struct GradInputSign {
   using T = typename V::T;
-  static constexpr bool kBroadcast = true, kSourceSum = false, kState = true;
+  static constexpr Source kSource = Source::one;
+  static constexpr bool kSourceSum = false, kState = true;
   struct State {
     T x;
   };
@@ -65,11 +72,18 @@ struct GradInputSign {
   static T finish(T sum, T, T, T, T) { return sum; }
 };
 
+// Groups of few channels: several of them fill a vector.
+template <class F>
+struct Grouped : F {
+  static constexpr Source kSource = Source::group;
+};
+
 // Depthwise: source and weight are both vectors along the channels, so the plain sums would not be shared.
 template <class V>
 struct Depthwise {
   using T = typename V::T;
-  static constexpr bool kBroadcast = false, kSourceSum = false, kState = false;
+  static constexpr Source kSource = Source::own;
+  static constexpr bool kSourceSum = false, kState = false;
   struct State {};
   static State state(T) { return {}; }
   static T step(T sum, T w, T x, State) { return V::add(sum, V::abs(V::sub(x, w))); }
@@ -79,7 +93,8 @@ struct Depthwise {
 template <class V>
 struct DepthwiseGradInput {
   using T = typename V::T;
-  static constexpr bool kBroadcast = false, kSourceSum = false, kState = true;
+  static constexpr Source kSource = Source::own;
+  static constexpr bool kSourceSum = false, kState = true;
   struct State {
     T x, one, minus_one;
   };
@@ -92,7 +107,7 @@ struct DepthwiseGradInput {
 
 template <class V>
 struct DepthwiseGradInputSign : GradInputSign<V> {
-  static constexpr bool kBroadcast = false;
+  static constexpr Source kSource = Source::own;
 };
 
 }  // namespace torchadder

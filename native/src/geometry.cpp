@@ -57,55 +57,58 @@ std::vector<AxisClass> axis_classes(const Axis &axis, Direction direction) {
   return classes;
 }
 
-// `depth`: source channels that a pixel meets; `pixel`, `row`: strides of the source in floats.
-PixelClass pixel_class(const AxisClass &rows, const AxisClass &columns, const torchadder_conv2d &s, int64_t depth,
-                       int64_t pixel, int64_t row) {
-  PixelClass c{&rows, &columns, {}, 0, std::vector<char>(static_cast<std::size_t>(s.kernel_h * s.kernel_w), 0)};
-  for (const AxisTap &a : rows.taps)
-    for (const AxisTap &b : columns.taps) {
-      const int64_t tap = a.rank * s.kernel_w + b.rank;
-      const Run next{a.offset * row + b.offset * pixel, tap * depth, depth};
-      Run *last = c.runs.empty() ? nullptr : &c.runs.back();
-      if (last && last->source + last->length == next.source && last->weight + last->length == next.weight)
-        last->length += depth;
-      else
-        c.runs.push_back(next);
-      c.steps += depth;
-      c.inside[static_cast<std::size_t>(tap)] = 1;
-    }
+// `depth`: source channels that a pixel meets; `strides`: of the source, by axis, in floats.
+PixelClass pixel_class(const AxisClass &planes, const AxisClass &rows, const AxisClass &columns,
+                       const torchadder_convolution &s, int64_t depth, const int64_t (&strides)[3]) {
+  const std::size_t taps = static_cast<std::size_t>(s.kernel[0] * s.kernel[1] * s.kernel[2]);
+  PixelClass c{{&planes, &rows, &columns}, {}, 0, std::vector<char>(taps, 0)};
+  for (const AxisTap &a : planes.taps)
+    for (const AxisTap &b : rows.taps)
+      for (const AxisTap &d : columns.taps) {
+        const int64_t tap = (a.rank * s.kernel[1] + b.rank) * s.kernel[2] + d.rank;
+        const Run next{a.offset * strides[0] + b.offset * strides[1] + d.offset * strides[2], tap * depth, depth};
+        Run *last = c.runs.empty() ? nullptr : &c.runs.back();
+        if (last && last->source + last->length == next.source && last->weight + last->length == next.weight)
+          last->length += depth;
+        else
+          c.runs.push_back(next);
+        c.steps += depth;
+        c.inside[static_cast<std::size_t>(tap)] = 1;
+      }
   return c;
 }
 
-std::shared_ptr<const PixelPlan> make_plan(const torchadder_conv2d &s, Direction direction) {
+std::shared_ptr<const PixelPlan> make_plan(const torchadder_convolution &s, Direction direction) {
   const bool forward = direction == Direction::forward;
-  const int64_t channels = forward ? s.c_in : s.c_out, source_w = forward ? s.w_in : s.w_out;
-  const auto axis = [&](int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-    return axis_classes({forward ? in : out, forward ? out : in, kernel, stride, padding, dilation}, direction);
-  };
+  const int64_t channels = forward ? s.c_in : s.c_out;
+  const int64_t (&source)[3] = forward ? s.size_in : s.size_out, (&result)[3] = forward ? s.size_out : s.size_in;
   auto plan = std::make_shared<PixelPlan>();
-  plan->rows = axis(s.h_in, s.h_out, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h);
-  plan->columns = axis(s.w_in, s.w_out, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w);
-  for (const AxisClass &rows : plan->rows)
-    for (const AxisClass &columns : plan->columns)
-      plan->classes.push_back(pixel_class(rows, columns, s, channels / s.groups, channels, source_w * channels));
+  for (int a = 0; a < 3; ++a)
+    plan->axes[a] =
+        axis_classes({source[a], result[a], s.kernel[a], s.stride[a], s.padding[a], s.dilation[a]}, direction);
+  const int64_t strides[3] = {source[1] * source[2] * channels, source[2] * channels, channels};
+  for (const AxisClass &planes : plan->axes[0])
+    for (const AxisClass &rows : plan->axes[1])
+      for (const AxisClass &columns : plan->axes[2])
+        plan->classes.push_back(pixel_class(planes, rows, columns, s, channels / s.groups, strides));
   return plan;
 }
 
 constexpr std::size_t kPlansKept = 256;
 
 struct KeptPlan {
-  torchadder_conv2d shape;
+  torchadder_convolution shape;
   Direction direction;
   std::shared_ptr<const PixelPlan> plan;
 };
 
 }  // namespace
 
-std::shared_ptr<const PixelPlan> pixel_plan(const torchadder_conv2d &shape, Direction direction) {
+std::shared_ptr<const PixelPlan> pixel_plan(const torchadder_convolution &shape, Direction direction) {
   static std::mutex mutex;
   static std::deque<KeptPlan> kept;  // the most recently made first
-  torchadder_conv2d key = shape;
-  key.images = key.weight_channels_last = 0;
+  torchadder_convolution key = shape;
+  key.images = key.weight_channels_last = key.images_channels_first = 0;
   const std::lock_guard<std::mutex> lock(mutex);
   for (const KeptPlan &known : kept)
     if (known.direction == direction && !std::memcmp(&known.shape, &key, sizeof key)) return known.plan;

@@ -1,7 +1,8 @@
 // Which source pixels a result pixel meets: exact lists of filter taps, no padding and no bounds check inside.
 //
 // Along each axis result positions with the same taps at the same distances form a class; a class of pixels is a
-// class of rows times a class of columns. Padding, stride and dilation end here: a kernel sees base pointers and runs.
+// class of planes times one of rows times one of columns. Padding, stride and dilation end here: a kernel sees base
+// pointers and runs.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -27,21 +28,22 @@ struct AxisClass {
 // where that is a whole number; its taps are packed backwards.
 enum class Direction { forward, gradient };
 
-// A class of rows times a class of columns. Adjacent taps are one run where source and packed weight both continue.
+// Adjacent taps are one run where source and packed weight both continue.
 struct PixelClass {
-  const AxisClass *rows, *columns;
+  const AxisClass *axes[3];  // depth, height, width
   std::vector<Run> runs;
   int64_t steps;             // total length of the runs
   std::vector<char> inside;  // by tap in packed order: whether it meets the source and not the padding
-  int64_t pixels() const { return static_cast<int64_t>(rows->result.size() * columns->result.size()); }
+  int64_t size(int axis) const { return static_cast<int64_t>(axes[axis]->result.size()); }
+  int64_t pixels() const { return size(0) * size(1) * size(2); }
 };
 
 struct PixelPlan {
-  std::vector<AxisClass> rows, columns;
+  std::vector<AxisClass> axes[3];
   std::vector<PixelClass> classes;
 };
 
 // The plan of a shape, made once and kept: it does not depend on the number of images.
-std::shared_ptr<const PixelPlan> pixel_plan(const torchadder_conv2d &shape, Direction direction);
+std::shared_ptr<const PixelPlan> pixel_plan(const torchadder_convolution &shape, Direction direction);
 
 }  // namespace torchadder

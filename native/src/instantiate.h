@@ -16,6 +16,12 @@ template <bool>
 using grad_input_f32 = GRAD_INPUT<VECTOR>;
 template <bool>
 using grad_input_sign_f32 = GradInputSign<VECTOR>;
+template <bool kAdd>
+using grouped_f32 = Grouped<forward_f32<kAdd>>;
+template <bool>
+using grouped_grad_f32 = Grouped<GRAD_INPUT<VECTOR>>;
+template <bool>
+using grouped_sign_f32 = Grouped<GradInputSign<VECTOR>>;
 template <bool>
 using depthwise_f32 = Depthwise<VECTOR>;
 template <bool>

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "dispatch.h"
+#include "functors.h"
 #include "tile.h"
 
 namespace torchadder {
@@ -14,8 +16,7 @@ float clamped(float w, float dy, float x) { return hardtanh(w - x) * dy; }
 float signed_(float w, float dy, float x) { return sign(w - x) * dy; }
 
 // result[lane] = constant[lane] + sum over runs of term(weight, source, state[lane]).
-// Depthwise: each lane has its own source.
-template <float (*term)(float, float, float), bool kState, bool kDepthwise>
+template <float (*term)(float, float, float), bool kState, Source kSource>
 void sum_of_terms(const Block &block, const Tile &tile) {
   for (int p = 0; p < tile.pixels; ++p)
     for (int lane = 0; lane < block.lanes; ++lane) {
@@ -23,7 +24,10 @@ void sum_of_terms(const Block &block, const Tile &tile) {
       float sum = 0.0f;
       for (const Run *run = block.runs; run != block.runs + block.run_count; ++run)
         for (int64_t k = 0; k < run->length; ++k) {
-          const float *source = tile.source[p] + run->source + block.source_channel + (kDepthwise ? lane : k);
+          const int64_t channel = kSource == Source::own     ? lane
+                                  : kSource == Source::group ? block.index[k * 8 + lane]
+                                                             : k;
+          const float *source = tile.source[p] + run->source + block.source_channel + channel;
           sum += term(block.weight[(run->weight + k) * 8 + lane], *source, state);
         }
       tile.result[p][block.channel + lane] = block.constant[lane] + sum;
@@ -32,32 +36,36 @@ void sum_of_terms(const Block &block, const Tile &tile) {
 
 }  // namespace
 
-#define REFERENCE(name, term, state, depthwise)                         \
+#define REFERENCE(name, term, state, source)                            \
   void name##_reference_1x8_any(const Block &block, const Tile &tile) { \
-    sum_of_terms<term, state, depthwise>(block, tile);                  \
+    sum_of_terms<term, state, Source::source>(block, tile);             \
   }
-REFERENCE(forward_f32, distance, false, false)
-REFERENCE(grad_input_f32, clamped, true, false)
-REFERENCE(grad_input_sign_f32, signed_, true, false)
-REFERENCE(depthwise_f32, distance, false, true)
-REFERENCE(depthwise_grad_f32, clamped, true, true)
-REFERENCE(depthwise_sign_f32, signed_, true, true)
+REFERENCE(forward_f32, distance, false, one)
+REFERENCE(grad_input_f32, clamped, true, one)
+REFERENCE(grad_input_sign_f32, signed_, true, one)
+REFERENCE(grouped_f32, distance, false, group)
+REFERENCE(grouped_grad_f32, clamped, true, group)
+REFERENCE(grouped_sign_f32, signed_, true, group)
+REFERENCE(depthwise_f32, distance, false, own)
+REFERENCE(depthwise_grad_f32, clamped, true, own)
+REFERENCE(depthwise_sign_f32, signed_, true, own)
 
-void pack_reference(const WeightView &view, const Packing &to, int) {
-  for (int lane = 0; lane < 8; ++lane) {
+void pack_by_lane(const WeightView &view, const Packing &to, int lanes) {
+  for (int lane = 0; lane < lanes; ++lane) {
+    const float *origin = to.origin + view.lane_offset(lane);
     to.constant[lane] = 0.0f;
-    for (int64_t tap = 0; tap < view.taps(); ++tap) {
+    for (int64_t tap = 0; tap < view.taps; ++tap) {
       float sum = 0.0f, abs_sum = 0.0f;
       for (int64_t k = 0; k < view.depth_size; ++k) {
-        const float w = lane < to.lanes ? to.origin[lane * view.lane + view.tap_offset(tap) + k * view.depth] : 0.0f;
-        to.weight[(tap * view.depth_size + k) * 8 + lane] = w;
+        const float w = lane < to.lanes ? origin[view.tap_offset(tap) + k * view.depth] : 0.0f;
+        to.weight[(tap * view.depth_size + k) * lanes + lane] = w;
         sum += w;
         abs_sum += std::fabs(w);
         if (std::isnan(w)) to.constant[lane] = w;
       }
       if (to.tap_sum) {
-        to.tap_sum[tap * 8 + lane] = sum;
-        to.tap_abs_sum[tap * 8 + lane] = abs_sum;
+        to.tap_sum[tap * lanes + lane] = sum;
+        to.tap_abs_sum[tap * lanes + lane] = abs_sum;
       }
     }
   }
@@ -68,11 +76,12 @@ void grad_weight_sign_reference(const SignGradient &job) {
     for (int lane = 0; lane < job.lanes; ++lane) {
       const float w = job.weight[row * 8 + lane];
       float sum = 0.0f;
+      const float *dy = job.dy + lane;
       for (int64_t n = 0; n < job.images; ++n)
-        for (int64_t i = 0; i < job.height; ++i)
-          for (int64_t j = 0; j < job.width; ++j) {
-            const float x = job.x[n * job.x_image + i * job.x_row + j * job.x_pixel + job.offsets[row]];
-            sum += sign(x - w) * job.dy[((n * job.height + i) * job.width + j) * job.dy_pixel + lane];
+        for (int64_t k = 0; k < job.size[0]; ++k)
+          for (int64_t i = 0; i < job.size[1]; ++i) {
+            const float *x = job.x + n * job.x_image + k * job.x_axis[0] + i * job.x_axis[1] + job.offsets[row];
+            for (int64_t j = 0; j < job.size[2]; ++j, dy += job.dy_pixel) sum += sign(x[j * job.x_axis[2]] - w) * *dy;
           }
       job.result[row * 8 + lane] = sum;
     }

@@ -11,34 +11,30 @@
 namespace torchadder {
 namespace {
 
-// (One channel is a plain convolution: its adjacent taps join into runs, which depthwise kernels do not read.)
-bool depthwise(const torchadder_conv2d &s) { return s.groups > 1 && s.groups == s.c_in && s.groups == s.c_out; }
-
-const char *wrong(const torchadder_conv2d &s) {
-  const auto out = [](int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-    const int64_t room = in + 2 * padding - dilation * (kernel - 1) - 1;
-    return room < 0 ? -1 : room / stride + 1;
-  };
-  if (s.images < 0 || s.c_in < 1 || s.h_in < 0 || s.w_in < 0 || s.c_out < 1 || s.h_out < 0 || s.w_out < 0)
-    return "negative or empty size";
-  if (s.kernel_h < 1 || s.kernel_w < 1 || s.stride_h < 1 || s.stride_w < 1 || s.dilation_h < 1 || s.dilation_w < 1)
-    return "kernel, stride and dilation must be at least 1";
-  if (s.padding_h < 0 || s.padding_w < 0) return "negative padding";
+const char *wrong(const torchadder_convolution &s) {
+  if (s.images < 0 || s.c_in < 1 || s.c_out < 1) return "negative or empty size";
+  for (int a = 0; a < 3; ++a) {
+    if (s.size_in[a] < 0 || s.size_out[a] < 0) return "negative or empty size";
+    if (s.kernel[a] < 1 || s.stride[a] < 1 || s.dilation[a] < 1)
+      return "kernel, stride and dilation must be at least 1";
+    if (s.padding[a] < 0) return "negative padding";
+    const int64_t room = s.size_in[a] + 2 * s.padding[a] - s.dilation[a] * (s.kernel[a] - 1) - 1;
+    if (s.size_out[a] != (room < 0 ? -1 : room / s.stride[a] + 1))
+      return "the output size does not follow from the input's, or the kernel is larger than the padded input";
+  }
   if (s.groups < 1 || s.c_in % s.groups || s.c_out % s.groups) return "groups must divide both channel counts";
-  if (s.h_out != out(s.h_in, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h) ||
-      s.w_out != out(s.w_in, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w))
-    return "the output size does not follow from the input's, or the kernel is larger than the padded input";
   return nullptr;
 }
 
 struct WeightStrides {
-  int64_t out, in, h, w;
+  int64_t taps;  // how many
+  int64_t out, in, tap;
 };
 
-WeightStrides weight_strides(const torchadder_conv2d &s) {
-  const int64_t depth = s.c_in / s.groups, taps = s.kernel_h * s.kernel_w;
-  if (s.weight_channels_last) return {depth * taps, 1, s.kernel_w * depth, depth};
-  return {depth * taps, taps, s.kernel_w, 1};
+WeightStrides weight_strides(const torchadder_convolution &s) {
+  const int64_t depth = s.c_in / s.groups, taps = s.kernel[0] * s.kernel[1] * s.kernel[2];
+  if (s.weight_channels_last) return {taps, depth * taps, 1, depth};
+  return {taps, depth * taps, taps, 1};
 }
 
 // Cuts `lanes` channels a group into blocks, each for the narrowest kernel that holds it.
@@ -59,8 +55,43 @@ std::vector<ChannelBlock> cut(Op op, int64_t groups, int64_t lanes, int64_t dept
   return blocks;
 }
 
+// How a convolution's groups fill the lanes of a vector.
+struct Grouping {
+  Op op;
+  bool by_channel;   // depthwise: a lane meets its own channel and nothing else
+  int64_t together;  // groups that share a vector, if more than one
+};
+
+Grouping grouping(const torchadder_convolution &s, Op plain, Op grouped, Op depthwise) {
+  if (s.groups == 1) return {plain, false, 1};
+  if (s.groups == s.c_in && s.groups == s.c_out) return {depthwise, true, 1};
+  const int64_t together = kernel_for(grouped, 1).lanes / std::max(s.c_in / s.groups, s.c_out / s.groups);
+  return together > 1 ? Grouping{grouped, false, together} : Grouping{plain, false, 1};
+}
+
+// Cuts the groups, of `lanes` channels that meet `depth`, into blocks of `together` of them; `stride` floats of the
+// weight lie between groups.
+void cut_groups(Convolution &c, int64_t groups, int64_t together, int64_t lanes, int64_t depth, const float *weight,
+                int64_t stride) {
+  const Kernel &kernel = kernel_for(c.op, 1);
+  for (int64_t g = 0; g < groups; g += together) {
+    const int64_t count = std::min(together, groups - g);
+    c.blocks.push_back({&kernel,
+                        g * depth,
+                        g * lanes,
+                        {weight + g * stride, static_cast<int>(count * lanes), nullptr, nullptr, nullptr, nullptr},
+                        static_cast<int>(count * depth)});
+  }
+  c.view.group_lanes = lanes;
+  c.view.group = stride;
+  c.index.resize(static_cast<std::size_t>(depth * kernel.lanes));
+  for (int64_t k = 0; k < depth; ++k)
+    for (int64_t lane = 0; lane < together * lanes; ++lane)
+      c.index[static_cast<std::size_t>(k * kernel.lanes + lane)] = static_cast<int32_t>(lane / lanes * depth + k);
+}
+
 template <class Body>
-int guarded(const torchadder_conv2d &s, Body &&body) {
+int guarded(const torchadder_convolution &s, Body &&body) {
   if (const char *reason = wrong(s)) return fail("%s", reason);
   try {
     body();
@@ -70,81 +101,123 @@ int guarded(const torchadder_conv2d &s, Body &&body) {
   return 0;
 }
 
-void forward(const torchadder_conv2d &s, const float *x, const float *weight, const float *bias, float *y,
+int64_t pixels(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
+
+// to[column][row] = from[row][column]: channels first to last and back, by fours for the sake of the caches' lines.
+void transpose(const float *__restrict from, float *__restrict to, int64_t rows, int64_t columns) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t k = 0; k < 4; ++k) to[c * rows + r + k] = from[(r + k) * columns + c];
+  for (; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
+}
+
+// Images that lie (N, C, D, H, W), channels last in this thread's scratch; others as they are.
+template <Use use>
+const float *channels_last(const torchadder_convolution &s, const float *images, int64_t channels, int64_t count) {
+  if (!s.images_channels_first) return images;
+  const int64_t floats = channels * count;
+  float *to = scratch<use>(s.images * floats);
+  for (int64_t n = 0; n < s.images; ++n) transpose(images + n * floats, to + n * floats, channels, count);
+  return to;
+}
+
+// Where a result goes before store() puts it into the order that was asked for.
+float *result_memory(const torchadder_convolution &s, float *result, int64_t channels, int64_t count) {
+  return s.images_channels_first ? scratch<Use::result>(s.images * channels * count) : result;
+}
+
+void store(const torchadder_convolution &s, const float *from, float *result, int64_t channels, int64_t count) {
+  if (!s.images_channels_first) return;
+  const int64_t floats = channels * count;
+  for (int64_t n = 0; n < s.images; ++n) transpose(from + n * floats, result + n * floats, count, channels);
+}
+
+void forward(const torchadder_convolution &s, const float *x, const float *weight, const float *bias, float *y,
              bool recenter, int threads) {
-  const bool by_channel = depthwise(s);
-  const Op op = by_channel ? Op::depthwise_f32 : Op::forward_f32;
+  const auto [op, by_channel, together] = grouping(s, Op::forward_f32, Op::grouped_f32, Op::depthwise_f32);
   const WeightStrides w = weight_strides(s);
   const int64_t groups = by_channel ? 1 : s.groups;
   const int64_t lanes = s.c_out / groups, depth = s.c_in / s.groups;
-  const auto origin = [&](int64_t g, int64_t lane) { return weight + (g * lanes + lane) * w.out; };
-  Convolution c{op,
-                s.images,
-                pixel_plan(s, Direction::forward),
-                {w.out, w.in, w.h, w.w, s.kernel_h, s.kernel_w, false, depth},
-                cut(op, groups, lanes, depth, by_channel, origin)};
-  c.source = x;
-  c.result = y;
-  c.source_layout = Layout::dense(s.h_in, s.w_in, s.c_in);
-  c.result_layout = Layout::dense(s.h_out, s.w_out, s.c_out);
+  Convolution c{op, s.images, pixel_plan(s, Direction::forward), {w.out, w.in, w.tap, w.taps, false, depth}, {}};
+  if (together > 1)
+    cut_groups(c, groups, together, lanes, depth, weight, lanes * w.out);
+  else
+    c.blocks = cut(op, groups, lanes, depth, by_channel,
+                   [&](int64_t g, int64_t lane) { return weight + (g * lanes + lane) * w.out; });
+  c.source = channels_last<Use::source>(s, x, s.c_in, pixels(s.size_in));
+  c.result = result_memory(s, y, s.c_out, pixels(s.size_out));
+  c.source_layout = Layout::dense(s.size_in, s.c_in);
+  c.result_layout = Layout::dense(s.size_out, s.c_out);
   c.bias = bias;
   c.recenter = recenter;
   run(c, threads);
+  store(s, c.result, y, s.c_out, pixels(s.size_out));
 }
 
-void grad_input(const torchadder_conv2d &s, const float *dy, const float *x, const float *weight, float *dx, bool sign,
-                int threads) {
-  const bool by_channel = depthwise(s);
-  const Op op = by_channel ? (sign ? Op::depthwise_sign_f32 : Op::depthwise_grad_f32)
-                           : (sign ? Op::grad_input_sign_f32 : Op::grad_input_f32);
+void grad_input(const torchadder_convolution &s, const float *dy, const float *x, const float *weight, float *dx,
+                bool sign, int threads) {
+  const auto [op, by_channel, together] =
+      sign ? grouping(s, Op::grad_input_sign_f32, Op::grouped_sign_f32, Op::depthwise_sign_f32)
+           : grouping(s, Op::grad_input_f32, Op::grouped_grad_f32, Op::depthwise_grad_f32);
   const WeightStrides w = weight_strides(s);
   const int64_t groups = by_channel ? 1 : s.groups;
   const int64_t lanes = s.c_in / groups, depth = s.c_out / s.groups;
   const int64_t lane_stride = by_channel ? w.out : w.in, group_stride = by_channel ? 0 : depth * w.out;
-  const auto origin = [&](int64_t g, int64_t lane) { return weight + g * group_stride + lane * lane_stride; };
-  Convolution c{op,
-                s.images,
-                pixel_plan(s, Direction::gradient),
-                {lane_stride, w.out, w.h, w.w, s.kernel_h, s.kernel_w, true, depth},
-                cut(op, groups, lanes, depth, by_channel, origin)};
-  c.source = dy;
-  c.state = x;
-  c.result = dx;
-  c.source_layout = Layout::dense(s.h_out, s.w_out, s.c_out);
-  c.result_layout = Layout::dense(s.h_in, s.w_in, s.c_in);
+  Convolution c{op, s.images, pixel_plan(s, Direction::gradient), {lane_stride, w.out, w.tap, w.taps, true, depth}, {}};
+  if (together > 1)
+    cut_groups(c, groups, together, lanes, depth, weight, group_stride);
+  else
+    c.blocks = cut(op, groups, lanes, depth, by_channel,
+                   [&](int64_t g, int64_t lane) { return weight + g * group_stride + lane * lane_stride; });
+  c.source = channels_last<Use::source>(s, dy, s.c_out, pixels(s.size_out));
+  c.state = channels_last<Use::state>(s, x, s.c_in, pixels(s.size_in));
+  c.result = result_memory(s, dx, s.c_in, pixels(s.size_in));
+  c.source_layout = Layout::dense(s.size_out, s.c_out);
+  c.result_layout = Layout::dense(s.size_in, s.c_in);
   run(c, threads);
+  store(s, c.result, dx, s.c_in, pixels(s.size_in));
 }
 
 constexpr int64_t kImagesAtOnce = 16;  // of one partial sum: fixed, so that the result does not depend on the threads
 
-void grad_weight_sign(const torchadder_conv2d &s, const float *dy, const float *x, const float *weight, float *dw,
+void grad_weight_sign(const torchadder_convolution &s, const float *dy, const float *x, const float *weight, float *dw,
                       int threads) {
   const WeightStrides w = weight_strides(s);
   const int64_t lanes = s.c_out / s.groups, depth = s.c_in / s.groups;
-  const int64_t height = s.h_in + 2 * s.padding_h, width = s.w_in + 2 * s.padding_w;
+  int64_t size[3];  // of the padded input
+  for (int a = 0; a < 3; ++a) size[a] = s.size_in[a] + 2 * s.padding[a];
+  const Layout layout = Layout::dense(size, s.c_in);
+  x = channels_last<Use::source>(s, x, s.c_in, pixels(s.size_in));
+  dy = channels_last<Use::state>(s, dy, s.c_out, pixels(s.size_out));
 
   Buffer padded;
-  if (s.padding_h || s.padding_w) {
-    padded = make_buffer(s.images * height * width * s.c_in);
+  if (s.padding[0] || s.padding[1] || s.padding[2]) {
+    padded = make_buffer(s.images * layout.image);
     parallel(threads, [&](int t, int count) {
       const Share mine = share(s.images, t, count);
-      float *begin = padded.get() + mine.begin * height * width * s.c_in;
-      std::fill(begin, padded.get() + mine.end * height * width * s.c_in, 0.0f);
+      std::fill(padded.get() + mine.begin * layout.image, padded.get() + mine.end * layout.image, 0.0f);
       for (int64_t n = mine.begin; n < mine.end; ++n)
-        for (int64_t i = 0; i < s.h_in; ++i)
-          std::memcpy(padded.get() + ((n * height + i + s.padding_h) * width + s.padding_w) * s.c_in,
-                      x + (n * s.h_in + i) * s.w_in * s.c_in,
-                      static_cast<std::size_t>(s.w_in * s.c_in) * sizeof(float));
+        for (int64_t d = 0; d < s.size_in[0]; ++d)
+          for (int64_t i = 0; i < s.size_in[1]; ++i)
+            std::memcpy(padded.get() + n * layout.image + (d + s.padding[0]) * layout.plane +
+                            (i + s.padding[1]) * layout.row + s.padding[2] * layout.pixel,
+                        x + ((n * s.size_in[0] + d) * s.size_in[1] + i) * s.size_in[2] * s.c_in,
+                        static_cast<std::size_t>(s.size_in[2] * s.c_in) * sizeof(float));
     });
     x = padded.get();
   }
 
-  const WeightView view{w.out, w.in, w.h, w.w, s.kernel_h, s.kernel_w, false, depth};
+  const WeightView view{w.out, w.in, w.tap, w.taps, false, depth};
   const int64_t rows = view.rows();
   std::vector<int64_t> offsets;
-  for (int64_t a = 0; a < s.kernel_h; ++a)
-    for (int64_t b = 0; b < s.kernel_w; ++b)
-      for (int64_t k = 0; k < depth; ++k) offsets.push_back((a * s.dilation_h * width + b * s.dilation_w) * s.c_in + k);
+  for (int64_t a = 0; a < s.kernel[0]; ++a)
+    for (int64_t b = 0; b < s.kernel[1]; ++b)
+      for (int64_t c = 0; c < s.kernel[2]; ++c)
+        for (int64_t k = 0; k < depth; ++k)
+          offsets.push_back(a * s.dilation[0] * layout.plane + b * s.dilation[1] * layout.row +
+                            c * s.dilation[2] * layout.pixel + k);
 
   const IsaFunctions &isa = isa_functions(selected_isa());
   std::vector<ChannelBlock> blocks;
@@ -169,11 +242,18 @@ void grad_weight_sign(const torchadder_conv2d &s, const float *dy, const float *
     for (int64_t job = mine.begin; job < mine.end; ++job) {
       const ChannelBlock &block = blocks[static_cast<std::size_t>(job % block_count)];
       const int64_t first = job / block_count * kImagesAtOnce;
-      isa.sign_gradient({x + first * height * width * s.c_in + block.source_channel,
-                         dy + first * s.h_out * s.w_out * s.c_out + block.channel, offsets.data(), block.packing.weight,
-                         partial.get() + job * floats, std::min(kImagesAtOnce, s.images - first), s.h_out, s.w_out,
-                         height * width * s.c_in, s.stride_h * width * s.c_in, s.stride_w * s.c_in, s.c_out,
-                         static_cast<int>(rows), block.packing.lanes});
+      isa.sign_gradient({x + first * layout.image + block.source_channel,
+                         dy + first * pixels(s.size_out) * s.c_out + block.channel,
+                         offsets.data(),
+                         block.packing.weight,
+                         partial.get() + job * floats,
+                         std::min(kImagesAtOnce, s.images - first),
+                         {s.size_out[0], s.size_out[1], s.size_out[2]},
+                         layout.image,
+                         {s.stride[0] * layout.plane, s.stride[1] * layout.row, s.stride[2] * layout.pixel},
+                         s.c_out,
+                         static_cast<int>(rows),
+                         block.packing.lanes});
     }
   });
   for (int64_t b = 0; b < block_count; ++b) {
@@ -182,7 +262,7 @@ void grad_weight_sign(const torchadder_conv2d &s, const float *dy, const float *
     for (int64_t part = 1; part < parts; ++part)
       for (int64_t i = 0; i < floats; ++i) sum[i] += partial[(part * block_count + b) * floats + i];
     float *target = dw + (block.packing.origin - weight);
-    for (int64_t tap = 0; tap < view.taps(); ++tap)
+    for (int64_t tap = 0; tap < view.taps; ++tap)
       for (int64_t k = 0; k < depth; ++k, sum += isa.sign_lanes)
         for (int lane = 0; lane < block.packing.lanes; ++lane)
           target[lane * view.lane + view.tap_offset(tap) + k * view.depth] = sum[lane];
@@ -196,17 +276,17 @@ using namespace torchadder;
 
 extern "C" {
 
-int torchadder_forward_f32(const torchadder_conv2d *shape, const float *x, const float *weight, const float *bias,
+int torchadder_forward_f32(const torchadder_convolution *shape, const float *x, const float *weight, const float *bias,
                            float *y, int recenter, int threads) {
   return guarded(*shape, [&] { forward(*shape, x, weight, bias, y, recenter != 0, threads); });
 }
 
-int torchadder_grad_input_f32(const torchadder_conv2d *shape, const float *dy, const float *x, const float *weight,
+int torchadder_grad_input_f32(const torchadder_convolution *shape, const float *dy, const float *x, const float *weight,
                               float *dx, int sign, int threads) {
   return guarded(*shape, [&] { grad_input(*shape, dy, x, weight, dx, sign != 0, threads); });
 }
 
-int torchadder_grad_weight_sign_f32(const torchadder_conv2d *shape, const float *dy, const float *x,
+int torchadder_grad_weight_sign_f32(const torchadder_convolution *shape, const float *dy, const float *x,
                                     const float *weight, float *dw, int threads) {
   return guarded(*shape, [&] { grad_weight_sign(*shape, dy, x, weight, dw, threads); });
 }

@@ -23,6 +23,8 @@ struct Block {
   int64_t source_channel;   // first source channel of the block's group; depthwise: the block's first channel
   int64_t channel;          // first channel of the block, in the result
   int lanes;                // channels of the block that exist
+  const int32_t *index;  // grouped: [depth][lanes of the kernel], the source channel of each lane, from source_channel
+  int source_lanes;      // grouped: source channels that the block's groups have
 };
 
 // Pixel p: source[p] is where its runs start; state[p], result[p] its channel 0 in the input and in the result;
@@ -42,16 +44,16 @@ using SourceSums = void (*)(const Block &, const float *const *source, int64_t c
 
 // How an operator looks at the weight: strides in floats from lane to lane, along the depth and from tap to tap.
 struct WeightView {
-  int64_t lane, depth, tap_h, tap_w;
-  int64_t kernel_h, kernel_w;
+  int64_t lane, depth, tap;
+  int64_t taps;
   bool backwards;  // taps in reverse order (input gradient)
   int64_t depth_size;
-  int64_t taps() const { return kernel_h * kernel_w; }
-  int64_t rows() const { return taps() * depth_size; }
-  int64_t tap_offset(int64_t tap) const {
-    const int64_t t = backwards ? taps() - 1 - tap : tap;
-    return t / kernel_w * tap_h + t % kernel_w * tap_w;
+  int64_t group_lanes = 0, group = 0;  // grouped: after so many lanes the weight goes on so many floats further
+  int64_t rows() const { return taps * depth_size; }
+  int64_t lane_offset(int64_t l) const {
+    return group_lanes ? l / group_lanes * group + l % group_lanes * lane : l * lane;
   }
+  int64_t tap_offset(int64_t t) const { return (backwards ? taps - 1 - t : t) * tap; }
 };
 
 // Where the packed weight of a block goes.
@@ -67,13 +69,13 @@ using Packer = void (*)(const WeightView &, const Packing &, int lanes_of_kernel
 
 // Sign gradient of the weight: rows of packed weight against all pixels of some images.
 struct SignGradient {
-  const float *x;          // padded input, at the first image
-  const float *dy;         // at the first image and the block's first channel
-  const int64_t *offsets;  // of each row, from the pixel's base in x
-  const float *weight;     // packed [row][lanes]
-  float *result;           // [row][lanes], overwritten
-  int64_t images, height, width;
-  int64_t x_image, x_row, x_pixel, dy_pixel;  // strides, floats
+  const float *x;                        // padded input, at the first image
+  const float *dy;                       // at the first image and the block's first channel
+  const int64_t *offsets;                // of each row, from the pixel's base in x
+  const float *weight;                   // packed [row][lanes]
+  float *result;                         // [row][lanes], overwritten
+  int64_t images, size[3];               // of dy
+  int64_t x_image, x_axis[3], dy_pixel;  // strides, floats; dy is dense
   int rows, lanes;
 };
 

@@ -24,6 +24,9 @@ struct Avx2 {
     for (int i = 0; i < n; ++i) lanes[i] = p[i * s];
     return _mm256_load_ps(lanes);
   }
+  static T permute(T a, const int32_t *lanes) {
+    return _mm256_permutevar8x32_ps(a, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(lanes)));
+  }
   static void store(float *p, T a) { _mm256_storeu_ps(p, a); }
   static void store_partial(float *p, T a, int n) {  // a masked store takes many cycles on Zen
     alignas(32) float lanes[8];

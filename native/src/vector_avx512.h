@@ -22,6 +22,7 @@ struct Avx512 {
     const __mmask16 mask = n >= width ? static_cast<__mmask16>(-1) : first(n > 0 ? n : 0);
     return _mm512_mask_i32gather_ps(zero(), mask, index, p, 4);
   }
+  static T permute(T a, const int32_t *lanes) { return _mm512_permutexvar_ps(_mm512_loadu_si512(lanes), a); }
   static void store(float *p, T a) { _mm512_storeu_ps(p, a); }
   static void store_partial(float *p, T a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
   static T add(T a, T b) { return _mm512_add_ps(a, b); }

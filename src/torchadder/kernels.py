@@ -16,16 +16,13 @@ import torch
 from .errors import UserError
 
 
-class Conv2dShape(ctypes.Structure):
-    """torchadder_conv2d of include/torchadder.h."""
+class Convolution(ctypes.Structure):
+    """torchadder_convolution of include/torchadder.h."""
 
     _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            *("images", "c_in", "h_in", "w_in", "c_out", "h_out", "w_out", "groups", "kernel_h", "kernel_w"),
-            *("stride_h", "stride_w", "padding_h", "padding_w", "dilation_h", "dilation_w"),
-            "weight_channels_last",
-        )
+        *((name, ctypes.c_int64) for name in ("images", "c_in", "c_out", "groups")),
+        *((name, ctypes.c_int64 * 3) for name in ("size_in", "size_out", "kernel", "stride", "padding", "dilation")),
+        *((name, ctypes.c_int64) for name in ("weight_channels_last", "images_channels_first")),
     ]
 
 
@@ -42,7 +39,7 @@ def library() -> ctypes.CDLL:
     except OSError as error:
         raise UserError(f"the native library does not load ({error}): reinstall torchadder") from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int
-    shape = ctypes.POINTER(Conv2dShape)
+    shape = ctypes.POINTER(Convolution)
     for name, arguments, result in (
         ("forward_f32", [shape, pointer, pointer, pointer, pointer, integer, integer], integer),
         ("grad_input_f32", [shape, pointer, pointer, pointer, pointer, integer, integer], integer),

@@ -92,6 +92,6 @@ def test_a_process_that_dies_is_named():
 
 def test_profile_lists_operators_the_longest_first():
     times = training.profile(training.training_step("lenet5bn", "adder", "contiguous", 8), steps=1)
-    assert "torchadder::adder_conv2d_grad_input" in times
+    assert "torchadder::adder_conv_grad_input" in times
     assert list(times.values()) == sorted(times.values(), reverse=True)
     assert all(value > 0 for value in times.values())

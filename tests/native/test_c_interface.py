@@ -34,28 +34,33 @@ class Guarded:
 
 
 def make_shape(
-    images, c_in, h_in, w_in, c_out, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, last=0
+    images, c_in, size, c_out, kernel, stride=(1, 1, 1), padding=(0, 0, 0), dilation=(1, 1, 1), groups=1, last=0
 ):
-    h_out, w_out = (
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, k, s, p, d in zip((h_in, w_in), kernel, stride, padding, dilation, strict=True)
+    """An axis that is missing on the left has size 1."""
+    size, kernel, stride, dilation = ((1,) * (3 - len(axes)) + axes for axes in (size, kernel, stride, dilation))
+    padding = (0,) * (3 - len(padding)) + padding
+    output = tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
     )
-    sizes = (images, c_in, h_in, w_in, c_out, h_out, w_out, groups)
-    return kernels.Conv2dShape(*sizes, *kernel, *stride, *padding, *dilation, last)
+    return kernels.Convolution(images, c_in, c_out, groups, size, output, kernel, stride, padding, dilation, last)
 
 
 SHAPES = {
-    "plain": make_shape(2, 3, 5, 4, 5, (3, 2)),
-    "padded, stride 2": make_shape(2, 5, 6, 5, 9, (3, 3), stride=(2, 2), padding=(1, 1)),
-    "channels last weight": make_shape(1, 7, 5, 5, 17, (3, 3), padding=(1, 1), last=1),
-    "dilation": make_shape(2, 2, 7, 8, 33, (2, 3), dilation=(3, 2), padding=(1, 0)),
-    "2 groups": make_shape(2, 6, 5, 4, 4, (2, 2), stride=(1, 2), groups=2),
-    "depthwise": make_shape(2, 17, 5, 4, 17, (3, 3), padding=(2, 2), groups=17),
-    "depthwise, channels last weight": make_shape(1, 3, 5, 4, 3, (2, 2), groups=3, last=1),
-    "1x1": make_shape(3, 9, 2, 3, 11, (1, 1)),
-    "linear": make_shape(2, 35, 1, 1, 31, (1, 1)),
-    "padding above the kernel": make_shape(1, 2, 2, 3, 3, (2, 2), padding=(5, 4)),
-    "batch of 0": make_shape(0, 3, 5, 5, 4, (3, 3)),
+    "plain": make_shape(2, 3, (5, 4), 5, (3, 2)),
+    "padded, stride 2": make_shape(2, 5, (6, 5), 9, (3, 3), stride=(2, 2), padding=(1, 1)),
+    "channels last weight": make_shape(1, 7, (5, 5), 17, (3, 3), padding=(1, 1), last=1),
+    "dilation": make_shape(2, 2, (7, 8), 33, (2, 3), dilation=(3, 2), padding=(1, 0)),
+    "2 groups": make_shape(2, 6, (5, 4), 4, (2, 2), stride=(1, 2), groups=2),
+    "depthwise": make_shape(2, 17, (5, 4), 17, (3, 3), padding=(2, 2), groups=17),
+    "depthwise, channels last weight": make_shape(1, 3, (5, 4), 3, (2, 2), groups=3, last=1),
+    "1x1": make_shape(3, 9, (2, 3), 11, (1, 1)),
+    "linear": make_shape(2, 35, (1, 1), 31, (1, 1)),
+    "padding above the kernel": make_shape(1, 2, (2, 3), 3, (2, 2), padding=(5, 4)),
+    "a row": make_shape(2, 5, (19,), 7, (3,), stride=(2,), padding=(2,), dilation=(2,)),
+    "a volume": make_shape(2, 3, (4, 5, 3), 9, (2, 3, 2), stride=(1, 2, 1), padding=(1, 0, 2), dilation=(2, 1, 1)),
+    "a volume, depthwise": make_shape(1, 5, (3, 4, 5), 5, (3, 2, 2), padding=(1, 1, 0), groups=5, last=1),
+    "batch of 0": make_shape(0, 3, (5, 5), 4, (3, 3)),
 }
 
 
@@ -66,41 +71,35 @@ def call(name, shape, *arguments):
     return code, library.torchadder_last_error().decode()
 
 
-def weight_index(s, o, c, a, b):
-    return (o, a, b, c) if s.weight_channels_last else (o, c, a, b)
-
-
 def weight_size(s):
     depth = s.c_in // s.groups
-    return (
-        (s.c_out, s.kernel_h, s.kernel_w, depth) if s.weight_channels_last else (s.c_out, depth, s.kernel_h, s.kernel_w)
-    )
+    return (s.c_out, *s.kernel, depth) if s.weight_channels_last else (s.c_out, depth, *s.kernel)
 
 
 def meetings(s):
-    """Every (n, i, j, o) of the output with every (row, column, c_in) and filter element (c, a, b) that it meets."""
+    """Every place and channel of the output with every place, channel and filter element of the input that it meets."""
     depth = s.c_in // s.groups
-    for i, j, o in itertools.product(range(s.h_out), range(s.w_out), range(s.c_out)):
-        for c, a, b in itertools.product(range(depth), range(s.kernel_h), range(s.kernel_w)):
-            row = i * s.stride_h + a * s.dilation_h - s.padding_h
-            column = j * s.stride_w + b * s.dilation_w - s.padding_w
-            inside = 0 <= row < s.h_in and 0 <= column < s.w_in
+    for *place, o in itertools.product(*map(range, s.size_out), range(s.c_out)):
+        for c, *tap in itertools.product(range(depth), *map(range, s.kernel)):
+            axes = zip(place, tap, s.stride, s.dilation, s.padding, strict=True)
+            met = [i * step + a * d - p for i, a, step, d, p in axes]
+            inside = all(0 <= at < size for at, size in zip(met, s.size_in, strict=True))
             channel = o // (s.c_out // s.groups) * depth + c
-            yield (i, j, o), (row, column, channel), weight_index(s, o, c, a, b), inside
+            element = (o, *tap, c) if s.weight_channels_last else (o, c, *tap)
+            yield (..., *place, o), (..., *met, channel), element, inside
 
 
 def loops(s, x, weight, dy):
     """Y, dX (hardtanh, sign) and dW (sign): one meeting after the other."""
     y = np.zeros(dy.shape)
     dx, dx_sign, dw_sign = np.zeros(x.shape), np.zeros(x.shape), np.zeros(weight.shape)
-    for (i, j, o), (row, column, channel), w, inside in meetings(s):
-        value = x[:, row, column, channel] if inside else np.zeros(s.images)
-        difference = value - weight[w]
-        y[:, i, j, o] -= np.abs(difference)
-        dw_sign[w] += (np.sign(difference) * dy[:, i, j, o]).sum()
+    for out, met, w, inside in meetings(s):
+        difference = (x[met] if inside else np.zeros(s.images)) - weight[w]
+        y[out] -= np.abs(difference)
+        dw_sign[w] += (np.sign(difference) * dy[out]).sum()
         if inside:
-            dx[:, row, column, channel] += np.clip(-difference, -1, 1) * dy[:, i, j, o]
-            dx_sign[:, row, column, channel] += np.sign(-difference) * dy[:, i, j, o]
+            dx[met] += np.clip(-difference, -1, 1) * dy[out]
+            dx_sign[met] += np.sign(-difference) * dy[out]
     return y, dx, dx_sign, dw_sign
 
 
@@ -114,10 +113,10 @@ def variant(request):
 @pytest.mark.parametrize("s", SHAPES.values(), ids=SHAPES.keys())
 def test_arrays_between_guards(s, threads, variant):
     random = np.random.default_rng(0)
-    x = Guarded(random.integers(-8, 9, (s.images, s.h_in, s.w_in, s.c_in)) / 4)
+    x = Guarded(random.integers(-8, 9, (s.images, *s.size_in, s.c_in)) / 4)
     weight = Guarded(random.integers(-8, 9, weight_size(s)) / 4)
     bias = Guarded(random.integers(-8, 9, s.c_out))
-    dy = Guarded(random.integers(-4, 5, (s.images, s.h_out, s.w_out, s.c_out)))
+    dy = Guarded(random.integers(-4, 5, (s.images, *s.size_out, s.c_out)))
     y, dx, dx_sign = Guarded(dy.array * np.nan), Guarded(x.array * np.nan), Guarded(x.array * np.nan)
     dw = Guarded(weight.array * np.nan)
     tensors = dy.address, x.address, weight.address
@@ -137,9 +136,9 @@ def test_arrays_between_guards(s, threads, variant):
 
 def test_bias_may_be_null_and_recentring_adds_the_filter_s_size():
     s = SHAPES["padded, stride 2"]
-    x = np.zeros((s.images, s.h_in, s.w_in, s.c_in), dtype=np.float32)
+    x = np.zeros((s.images, *s.size_in, s.c_in), dtype=np.float32)
     weight = np.arange(np.prod(weight_size(s)), dtype=np.float32).reshape(weight_size(s))
-    y = np.full((s.images, s.h_out, s.w_out, s.c_out), np.nan, dtype=np.float32)
+    y = np.full((s.images, *s.size_out, s.c_out), np.nan, dtype=np.float32)
     assert call("forward_f32", s, x.ctypes.data, weight.ctypes.data, None, y.ctypes.data, 1, 1)[0] == 0
     np.testing.assert_array_equal(y, np.zeros_like(y))
 
@@ -148,9 +147,9 @@ def test_bias_may_be_null_and_recentring_adds_the_filter_s_size():
 def test_any_number_of_threads_computes_everything(threads, variant):
     s = SHAPES["padded, stride 2"]
     random = np.random.default_rng(0)
-    x = random.integers(-4, 5, (s.images, s.h_in, s.w_in, s.c_in)).astype(np.float32)
+    x = random.integers(-4, 5, (s.images, *s.size_in, s.c_in)).astype(np.float32)
     weight = random.integers(-4, 5, weight_size(s)).astype(np.float32)
-    dy = random.integers(-4, 5, (s.images, s.h_out, s.w_out, s.c_out)).astype(np.float32)
+    dy = random.integers(-4, 5, (s.images, *s.size_out, s.c_out)).astype(np.float32)
     y, dx, dw = (np.full(t.shape, np.nan, dtype=np.float32) for t in (dy, x, weight))
     tensors = dy.ctypes.data, x.ctypes.data, weight.ctypes.data
     assert call("forward_f32", s, x.ctypes.data, weight.ctypes.data, None, y.ctypes.data, 0, threads)[0] == 0
@@ -166,30 +165,36 @@ REFUSED = [  # changes to a right shape -> the words that the error must contain
     ({"c_in": 0}, "size"),
     ({"c_out": 0}, "size"),
     ({"c_out": -4}, "size"),
-    ({"h_in": -1}, "size"),
-    ({"h_out": 4}, "output size"),
-    ({"w_out": 2}, "output size"),
-    ({"h_out": 0}, "size"),
-    ({"kernel_h": 0}, "kernel"),
-    ({"kernel_w": -1}, "kernel"),
-    ({"stride_h": 0}, "stride"),
-    ({"stride_w": -2}, "stride"),
-    ({"dilation_h": 0}, "dilation"),
-    ({"padding_h": -1}, "padding"),
-    ({"padding_w": -1, "w_out": 1}, "padding"),
+    ({("size_in", 1): -1}, "size"),
+    ({("size_out", 1): 4}, "output size"),
+    ({("size_out", 2): 2}, "output size"),
+    ({("size_out", 1): 0}, "size"),
+    ({("kernel", 1): 0}, "kernel"),
+    ({("kernel", 2): -1}, "kernel"),
+    ({("kernel", 0): 0}, "kernel"),
+    ({("stride", 0): 0}, "stride"),
+    ({("stride", 1): 0}, "stride"),
+    ({("stride", 2): -2}, "stride"),
+    ({("dilation", 1): 0}, "dilation"),
+    ({("padding", 0): -1}, "padding"),
+    ({("padding", 1): -1}, "padding"),
+    ({("padding", 2): -1, ("size_out", 2): 1}, "padding"),
     ({"groups": 0}, "groups"),
     ({"groups": -1}, "groups"),
     ({"groups": 3}, "groups"),
-    ({"kernel_h": 6, "h_out": 1, "stride_h": 2}, "size"),  # -1 / 2 is 0 in C: one row of nothing
-    ({"dilation_h": 4, "h_out": 1, "stride_h": 5}, "size"),
+    ({("kernel", 1): 6, ("size_out", 1): 1, ("stride", 1): 2}, "size"),  # -1 / 2 is 0 in C: one row of nothing
+    ({("dilation", 1): 4, ("size_out", 1): 1, ("stride", 1): 5}, "size"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
 def test_refused(changes, words):
-    s = make_shape(1, 4, 5, 5, 4, (3, 3))
+    s = make_shape(1, 4, (5, 5), 4, (3, 3))
     for name, value in changes.items():
-        setattr(s, name, value)
+        if isinstance(name, tuple):
+            getattr(s, name[0])[name[1]] = value
+        else:
+            setattr(s, name, value)
     memory = [np.zeros(1000, dtype=np.float32) for _ in range(4)]
     a, b, c, d = (m.ctypes.data for m in memory)
     for result in (
@@ -205,7 +210,7 @@ def test_refused(changes, words):
 
 
 def test_memory_that_cannot_be_had_is_an_error():
-    s = make_shape(1, 2**40, 1, 1, 2**20, (1, 1))
+    s = make_shape(1, 2**40, (1, 1), 2**20, (1, 1))
     code, message = call("forward_f32", s, None, None, None, None, 0, 1)
     assert code == -1
     assert message

@@ -1,5 +1,6 @@
 """The library is built from the lists of its sources: kernels.inc and the C header."""
 
+import ctypes
 import re
 from pathlib import Path
 
@@ -32,10 +33,13 @@ def test_every_operator_has_a_kernel_in_every_instruction_set():
 @needs_sources
 def test_shape_has_the_fields_of_the_header():
     header = (NATIVE / "include" / "torchadder.h").read_text()
-    body = re.search(r"typedef struct \{(.*?)\} torchadder_conv2d;", header, re.DOTALL)[1]
+    body = re.search(r"typedef struct \{(.*?)\} torchadder_convolution;", header, re.DOTALL)[1]
     body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
     fields = [f.strip() for names in re.findall(r"int64_t ([^;]*);", body) for f in names.split(",")]
-    assert [name for name, _ in kernels.Conv2dShape._fields_] == fields
+    ours = [
+        name if kind is ctypes.c_int64 else f"{name}[{kind._length_}]" for name, kind in kernels.Convolution._fields_
+    ]
+    assert ours == fields
 
 
 @needs_sources

@@ -25,10 +25,6 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channel
 table = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
-def geometry(case):
-    return case.stride, case.padding, case.dilation, case.groups
-
-
 def on_grid(case):
     x, weight, grad = case.tensors()
     return (x * 4).round() / 4, (weight * 4).round() / 4, (grad * 2).round()
@@ -36,10 +32,10 @@ def on_grid(case):
 
 def results(case, x, weight, grad):
     return (
-        ops.adder_conv2d(x, weight, None, *geometry(case), False),
-        ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), "hardtanh"),
-        ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), "sign"),
-        ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), "sign"),
+        ops.adder_conv(x, weight, None, case.geometry, False),
+        ops.adder_conv_grad_input(grad, x, weight, case.geometry, "hardtanh"),
+        ops.adder_conv_grad_input(grad, x, weight, case.geometry, "sign"),
+        ops.adder_conv_grad_weight(grad, x, weight, case.geometry, "sign"),
     )
 
 
@@ -107,7 +103,7 @@ def test_outputs_have_the_memory_format_of_conv2d_and_of_the_fakes(case, formats
     x, weight, grad = (t.to(dtype) for t in case.tensors())
     x = x.contiguous(memory_format=FORMATS[formats[0]])
     weight = weight.contiguous(memory_format=FORMATS[formats[1]])
-    conv = F.conv2d(x, weight, None, *geometry(case))
+    conv = F.conv2d(x, weight, None, *case.geometry)
     expected = (conv, x, x, weight)
     with FakeTensorMode() as mode:
         fakes = results(case, *(mode.from_tensor(t) for t in (x, weight, grad)))
@@ -126,11 +122,11 @@ def test_outputs_have_the_memory_format_of_conv2d_and_of_the_fakes(case, formats
 @table
 def test_opcheck(case, memory_format):
     x, weight, grad = (t.contiguous(memory_format=memory_format) for t in case.tensors())
-    bias = torch.ones(case.c_out)
-    calls = [(ops.adder_conv2d, (x, weight, b, *geometry(case), r)) for b in (None, bias) for r in (False, True)]
+    bias, registered = torch.ones(case.c_out), torch.ops.torchadder
+    calls = [(registered.adder_conv, (x, weight, b, *case.geometry, r)) for b in (None, bias) for r in (False, True)]
     for rule in ("hardtanh", "sign", "full"):
-        calls.append((ops.adder_conv2d_grad_input, (grad, x, weight, *geometry(case), rule)))
+        calls.append((registered.adder_conv_grad_input, (grad, x, weight, *case.geometry, rule)))
     for rule in ("sign", "full"):
-        calls.append((ops.adder_conv2d_grad_weight, (grad, x, weight, *geometry(case), rule)))
+        calls.append((registered.adder_conv_grad_weight, (grad, x, weight, *case.geometry, rule)))
     for op, arguments in calls:
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -11,12 +11,14 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from torchadder import ops
 from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.ops.geometry import Geometry
 
 CASES = {  # every input pixel meets an output
     "3x3": Case(2, 5, 11, size=(6, 5), kernel=(3, 3), padding=(1, 1)),
     "stride 2": Case(2, 9, 3, size=(7, 7), kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
     "padding above the kernel": Case(1, 3, 9, size=(4, 5), kernel=(2, 2), padding=(3, 2)),
     "2 groups": Case(2, 4, 6, size=(5, 5), kernel=(3, 3), padding=(1, 1), groups=2),
+    "groups of 2 and 3": Case(2, 14, 21, size=(5, 5), kernel=(3, 3), padding=(1, 1), groups=7),
     "depthwise": Case(2, 9, 9, size=(5, 6), kernel=(3, 3), padding=(1, 1), groups=9),
     "1x1": Case(3, 17, 33, size=(2, 3), kernel=(1, 1)),
     "1 channel": Case(2, 1, 3, size=(5, 5), kernel=(3, 3)),
@@ -25,10 +27,6 @@ WHERE = {"x": 0, "weight": 1, "grad": 2}
 
 table = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 places = pytest.mark.parametrize("where", WHERE)
-
-
-def geometry(case):
-    return case.stride, case.padding, case.dilation, case.groups
 
 
 def poisoned(case, where, value):
@@ -50,10 +48,10 @@ class Dependence(NamedTuple):
 def dependence(case, x, weight, grad):
     bad_x, bad_weight, bad_grad = ((~t.isfinite()).double() for t in (x, weight, grad))
     all_weight, all_grad = (torch.ones_like(t, dtype=torch.float64) for t in (weight, grad))
-    output = F.conv2d(bad_x, all_weight, None, *geometry(case)) + bad_weight.sum((1, 2, 3))[:, None, None]
-    of_grad = conv2d_input(x.shape, all_weight, bad_grad, *geometry(case))
-    of_weight = conv2d_input(x.shape, bad_weight, all_grad, *geometry(case))
-    of_x = conv2d_weight(bad_x, weight.shape, all_grad, *geometry(case))
+    output = F.conv2d(bad_x, all_weight, None, *case.geometry) + bad_weight.sum((1, 2, 3))[:, None, None]
+    of_grad = conv2d_input(x.shape, all_weight, bad_grad, *case.geometry)
+    of_weight = conv2d_input(x.shape, bad_weight, all_grad, *case.geometry)
+    of_x = conv2d_weight(bad_x, weight.shape, all_grad, *case.geometry)
     of_filter = bad_grad.sum((0, 2, 3))[:, None, None, None]
     return Dependence(output > 0, bad_x + of_grad + of_weight > 0, bad_weight + of_x + of_filter > 0)
 
@@ -62,7 +60,7 @@ def dependence(case, x, weight, grad):
 @table
 def test_nan_reaches_the_outputs_that_depend_on_it(case, where, variant):
     x, weight, grad = poisoned(case, where, math.nan)
-    y = ops.adder_conv2d(x, weight, None, *geometry(case), False)
+    y = ops.adder_conv(x, weight, None, case.geometry, False)
     assert torch.equal(y.isnan(), dependence(case, x, weight, grad).output)
 
 
@@ -71,7 +69,7 @@ def test_nan_reaches_the_outputs_that_depend_on_it(case, where, variant):
 @table
 def test_nan_reaches_the_input_gradients_that_depend_on_it(case, where, rule, variant):
     x, weight, grad = poisoned(case, where, math.nan)
-    found = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), rule).isnan()
+    found = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule).isnan()
     depends = dependence(case, x, weight, grad).grad_input
     assert found[depends].all()
     if where == "weight":  # may spread over the input channel, border pixels too
@@ -84,7 +82,7 @@ def test_nan_reaches_the_input_gradients_that_depend_on_it(case, where, rule, va
 @table
 def test_nan_reaches_the_weight_gradients_that_depend_on_it(case, where, rule, variant):
     x, weight, grad = poisoned(case, where, math.nan)
-    dw = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), rule)
+    dw = ops.adder_conv_grad_weight(grad, x, weight, case.geometry, rule)
     assert torch.equal(dw.isnan(), dependence(case, x, weight, grad).grad_weight)
 
 
@@ -93,11 +91,11 @@ def test_nan_reaches_the_weight_gradients_that_depend_on_it(case, where, rule, v
 def test_nan_in_float64(case, where):
     x, weight, grad = (t.double() for t in poisoned(case, where, math.nan))
     depends = dependence(case, x, weight, grad)
-    assert torch.equal(ops.adder_conv2d(x, weight, None, *geometry(case), False).isnan(), depends.output)
+    assert torch.equal(ops.adder_conv(x, weight, None, case.geometry, False).isnan(), depends.output)
     for rule in ("hardtanh", "sign"):
-        dx = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), rule)
+        dx = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule)
         assert torch.equal(dx.isnan(), depends.grad_input), rule
-    dw = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), "sign")
+    dw = ops.adder_conv_grad_weight(grad, x, weight, case.geometry, "sign")
     assert torch.equal(dw.isnan(), depends.grad_weight)
 
 
@@ -107,22 +105,22 @@ def test_nan_gradient_where_input_equals_weight(groups, variant):
     x, weight = torch.ones(1, 9, 1, 2), torch.ones(9, 9 // groups, 1, 1)
     grad = torch.full((1, 9, 1, 2), math.nan)
     for rule in ("hardtanh", "sign"):
-        assert ops.adder_conv2d_grad_input(grad, x, weight, (1, 1), (0, 0), (1, 1), groups, rule).isnan().all()
-    assert ops.adder_conv2d_grad_weight(grad, x, weight, (1, 1), (0, 0), (1, 1), groups, "sign").isnan().all()
+        assert ops.adder_conv_grad_input(grad, x, weight, Geometry((1, 1), (0, 0), (1, 1), groups), rule).isnan().all()
+    assert ops.adder_conv_grad_weight(grad, x, weight, Geometry((1, 1), (0, 0), (1, 1), groups), "sign").isnan().all()
 
 
 @pytest.mark.parametrize("recenter", [False, True])
 def test_nan_in_a_weight_that_meets_only_padding(recenter, variant):
     x, weight = torch.zeros(1, 1, 1, 1), torch.zeros(2, 1, 3, 3)
     weight[1, 0, 0, 0] = math.nan
-    y = ops.adder_conv2d(x, weight, None, (1, 1), (1, 1), (1, 1), 1, recenter)
+    y = ops.adder_conv(x, weight, None, Geometry((1, 1), (1, 1), (1, 1), 1), recenter)
     assert torch.equal(y.isnan(), torch.tensor([False, True])[:, None, None].expand(1, 2, 1, 1))
 
 
 def test_nan_in_bias(variant):
     bias = torch.tensor([0.0, math.nan])
     x, weight = torch.ones(1, 1, 2, 2), torch.ones(2, 1, 1, 1)
-    y = ops.adder_conv2d(x, weight, bias, (1, 1), (0, 0), (1, 1), 1, False)
+    y = ops.adder_conv(x, weight, bias, Geometry((1, 1), (0, 0), (1, 1), 1), False)
     assert torch.equal(y.isnan(), bias.isnan()[:, None, None].expand(1, 2, 2, 2))
 
 
@@ -138,9 +136,9 @@ def test_infinity_gives_what_the_formula_gives_or_nan(case, where, value, varian
         stated = ~(found.isnan() & may_be_nan)
         torch.testing.assert_close(found.double()[stated], expected[stated], rtol=1e-5, atol=1e-4)
 
-    check(ops.adder_conv2d(x, weight, None, *geometry(case), False), truth.output, depends.output)
+    check(ops.adder_conv(x, weight, None, case.geometry, False), truth.output, depends.output)
     for rule, expected in (("hardtanh", truth.grad_input), ("sign", truth.grad_input_sign)):
-        dx = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), rule)
+        dx = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule)
         check(dx, expected, depends.grad_input)
-    dw = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), "sign")
+    dw = ops.adder_conv_grad_weight(grad, x, weight, case.geometry, "sign")
     check(dw, truth.grad_weight_sign, depends.grad_weight)

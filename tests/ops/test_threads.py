@@ -7,6 +7,7 @@ import torch
 
 from torchadder import kernels, ops
 from torchadder.analysis.bruteforce import Case
+from torchadder.ops.geometry import Geometry
 
 CASES = {  # each has work for three threads
     "3x3": Case(5, 16, 33, size=(17, 13), kernel=(3, 3), padding=(1, 1)),
@@ -17,18 +18,20 @@ CASES = {  # each has work for three threads
     "linear, batch 1": Case(1, 1031, 513, size=(1, 1), kernel=(1, 1)),
     "linear": Case(37, 256, 129, size=(1, 1), kernel=(1, 1)),
     "2 groups": Case(3, 32, 34, size=(11, 11), kernel=(3, 3), padding=(1, 1), groups=2),
+    "groups of 4": Case(3, 132, 132, size=(17, 16), kernel=(3, 3), padding=(1, 1), groups=33),
     "depthwise": Case(7, 67, 67, size=(17, 16), kernel=(3, 3), padding=(1, 1), groups=67),
     "depthwise, batch 1": Case(1, 131, 131, size=(23, 22), kernel=(5, 5), padding=(2, 2), groups=131),
+    "a volume": Case(2, 17, 33, size=(7, 9, 8), kernel=(3, 3, 3), padding=(1, 1, 1)),
+    "a row": Case(3, 17, 33, size=(257,), kernel=(7,), padding=(3,)),
     "33 images": Case(33, 9, 16, size=(8, 8), kernel=(3, 3)),
 }
 
 
 def results(case, x, weight, grad):
-    geometry = case.stride, case.padding, case.dilation, case.groups
-    yield ops.adder_conv2d(x, weight, torch.ones(case.c_out), *geometry, False)
+    yield ops.adder_conv(x, weight, torch.ones(case.c_out), case.geometry, False)
     for rule in ("hardtanh", "sign"):
-        yield ops.adder_conv2d_grad_input(grad, x, weight, *geometry, rule)
-    yield ops.adder_conv2d_grad_weight(grad, x, weight, *geometry, "sign")
+        yield ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule)
+    yield ops.adder_conv_grad_weight(grad, x, weight, case.geometry, "sign")
 
 
 @pytest.mark.skipif(not kernels.library().torchadder_has_threads(), reason="the library was built without threads")
@@ -61,7 +64,9 @@ def test_more_shapes_than_the_library_remembers(threads):
     first = Case(1, 2, 3, size=(4, 5), kernel=(2, 3)), Case(1, 2, 3, size=(5, 4), kernel=(2, 3))
     before = [list(results(case, *case.tensors())) for case in first]
     for width in range(3, 603):
-        ops.adder_conv2d(torch.ones(1, 1, 3, width), torch.ones(1, 1, 3, 3), None, (1, 1), (0, 0), (1, 1), 1, False)
+        ops.adder_conv(
+            torch.ones(1, 1, 3, width), torch.ones(1, 1, 3, 3), None, Geometry((1, 1), (0, 0), (1, 1), 1), False
+        )
     for case, expected in zip(first, before, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(results(case, *case.tensors()), expected, strict=True))
 

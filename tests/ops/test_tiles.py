@@ -8,6 +8,7 @@ import torch
 
 from torchadder import kernels, ops
 from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.ops.geometry import Geometry
 
 NAME = re.compile(r"(?P<op>\w+_f32)_(?P<isa>[a-z0-9]+)_(?P<pixels>\d+)x(?P<lanes>\d+)_(?P<sum>any|fma|add)")
 DEPTH = 5
@@ -41,10 +42,22 @@ def depthwise_gradient_case(pixels, lanes):
     return Case(1, lanes, lanes, size=(2, 3 * pixels), kernel=(2, 3), stride=(2, 3), groups=lanes)
 
 
+def grouped_case(pixels, lanes):
+    """Groups of two channels and one filter: half of a vector's lanes are used."""
+    return Case(1, 2 * lanes, lanes, size=(2, pixels + 2), kernel=(2, 3), groups=lanes)
+
+
+def grouped_gradient_case(pixels, lanes):
+    return Case(1, lanes, 2 * lanes, size=(2, 3 * pixels), kernel=(2, 3), stride=(2, 3), groups=lanes)
+
+
 OPERATORS = {  # of kernels.inc -> case, operator and brute force's twin
     "forward_f32": (forward_case, "output"),
     "grad_input_f32": (gradient_case, "grad_input"),
     "grad_input_sign_f32": (gradient_case, "grad_input_sign"),
+    "grouped_f32": (grouped_case, "output"),
+    "grouped_grad_f32": (grouped_gradient_case, "grad_input"),
+    "grouped_sign_f32": (grouped_gradient_case, "grad_input_sign"),
     "depthwise_f32": (depthwise_case, "output"),
     "depthwise_grad_f32": (depthwise_gradient_case, "grad_input"),
     "depthwise_sign_f32": (depthwise_gradient_case, "grad_input_sign"),
@@ -52,11 +65,10 @@ OPERATORS = {  # of kernels.inc -> case, operator and brute force's twin
 
 
 def run(result, case, x, weight, grad):
-    geometry = case.stride, case.padding, case.dilation, case.groups
     if result == "output":
-        return ops.adder_conv2d(x, weight, None, *geometry, False)
+        return ops.adder_conv(x, weight, None, case.geometry, False)
     rule = "sign" if result == "grad_input_sign" else "hardtanh"
-    return ops.adder_conv2d_grad_input(grad, x, weight, *geometry, rule)
+    return ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule)
 
 
 @pytest.mark.parametrize(("op", "isa", "pixels", "lanes", "sum_"), [kernel_param(name) for name in kernels.names()])
@@ -80,5 +92,5 @@ def test_tiles_of_the_sign_gradient_of_the_weight(images, filters, variant):
         x, weight, grad = case.tensors()
         x, weight, grad = (x * 4).round() / 4, (weight * 4).round() / 4, (grad * 2).round()
         truth = brute_force(case, x, weight, grad).grad_weight_sign
-        found = ops.adder_conv2d_grad_weight(grad, x, weight, (1, 1), (0, 0), (1, 1), 1, "sign")
+        found = ops.adder_conv_grad_weight(grad, x, weight, Geometry((1, 1), (0, 0), (1, 1), 1), "sign")
         assert torch.equal(found.double(), truth), case

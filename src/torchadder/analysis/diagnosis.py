@@ -21,7 +21,7 @@ from ..functional import GradientRule, adder_conv2d
 from ..version import __version__
 from .bruteforce import Case, brute_force
 
-OPTIONAL = {"cli": ("typer", "rich"), "dev": ("pytest", "ruff", "mypy", "clang-format")}
+OPTIONAL = {"cli": ("typer", "rich"), "hf": ("huggingface_hub",), "dev": ("pytest", "ruff", "mypy", "clang-format")}
 TOLERANCE = 1e-4  # of the largest value: fp32 kernels stay two orders below, a wrong one is orders above
 
 CASES = [  # sizes beside the tiles, every option of the geometry once
@@ -119,7 +119,7 @@ def _errors(case: Case) -> dict[str, float]:
 
 def _run(case: Case, x: Tensor, weight: Tensor, grad: Tensor, rule: GradientRule) -> tuple[Tensor, Tensor, Tensor]:
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    y = adder_conv2d(x, weight, None, case.stride, case.padding, case.dilation, case.groups, grad=rule)
+    y = adder_conv2d(x, weight, None, *case.geometry, grad=rule)
     dx, dw = torch.autograd.grad(y, (x, weight), grad)
     return y.detach(), dx, dw
 

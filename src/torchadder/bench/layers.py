@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..models import create_model
-from ..ops.geometry import Conv2dGeometry
+from ..ops.geometry import Geometry
 from .timing import interleaved, medians, threads
 
 PASSES = ("forward", "grad_input", "grad_weight")
@@ -38,8 +38,8 @@ class LayerShape:
     count: int = 1
 
     @property
-    def geometry(self) -> Conv2dGeometry:
-        return Conv2dGeometry((self.stride,) * 2, (self.padding,) * 2)
+    def geometry(self) -> Geometry:
+        return Geometry((self.stride,) * 2, (self.padding,) * 2, (1, 1))
 
     @property
     def size_out(self) -> int:
@@ -110,12 +110,12 @@ def candidates(shape: LayerShape, batch: int, which: str) -> Calls:
     for name, layout in FORMATS.items():
         x, weight, grad = (t.contiguous(memory_format=layout) for t in _tensors(shape, batch))
         if which == "forward":
-            calls[f"adder {name}"] = partial(ops.adder_conv2d, x, weight, None, *geometry, False)
+            calls[f"adder {name}"] = partial(ops.adder_conv, x, weight, None, geometry, False)
             calls[f"conv {name}"] = partial(F.conv2d, x, weight, None, *geometry)
         else:
-            backward = ops.adder_conv2d_grad_input if which == "grad_input" else ops.adder_conv2d_grad_weight
+            backward = ops.adder_conv_grad_input if which == "grad_input" else ops.adder_conv_grad_weight
             rule = "hardtanh" if which == "grad_input" else "full"
-            calls[f"adder {name}"] = partial(backward, grad, x, weight, *geometry, rule)
+            calls[f"adder {name}"] = partial(backward, grad, x, weight, geometry, rule)
             stride, padding, dilation, groups = geometry
             options = (None, stride, padding, dilation, False, (0, 0), groups, mask)
             calls[f"conv {name}"] = partial(torch.ops.aten.convolution_backward, grad, x, weight, *options)
@@ -132,7 +132,7 @@ def measure_formulas(
         x, weight, _ = _tensors(shape, batch)
         nhwc, w_nhwc = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
         calls: Calls = {
-            "adder channels_last": partial(ops.adder_conv2d, nhwc, w_nhwc, None, *shape.geometry, False),
+            "adder channels_last": partial(ops.adder_conv, nhwc, w_nhwc, None, shape.geometry, False),
             "broadcast": partial(broadcast, x, weight, shape),
             "cdist": partial(cdist, x, weight, shape),
         }

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops.geometry import Conv2dGeometry
+from ..ops.geometry import Geometry, by_axis
 from ..ops.registration import INPUT_RULES, WEIGHT_RULES
+from . import autocast
+from . import padding as paddings
 
 
 class GradientRule(NamedTuple):
@@ -35,44 +37,101 @@ class GradientRule(NamedTuple):
 
 
 DEFAULT_RULE = GradientRule()
+_NARROW = (torch.float16, torch.bfloat16)
 
 
-class _AdderConv2d(torch.autograd.Function):
+class _AdderConv(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        geometry: Conv2dGeometry,
+        geometry: Geometry,
         rule: GradientRule,
         recenter: bool,
+        straight: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.geometry, ctx.rule = geometry, rule
-        return ops.adder_conv2d(x, weight, bias, *geometry, recenter)
+        ctx.options = geometry, rule
+        return (ops.forward if straight else ops.adder_conv)(x, weight, bias, geometry, recenter)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dx = dw = db = None
-        if ctx.needs_input_grad[0]:
-            dx = ops.adder_conv2d_grad_input(grad, x, weight, *ctx.geometry, ctx.rule.input)
-        if ctx.needs_input_grad[1]:
-            dw = ops.adder_conv2d_grad_weight(grad, x, weight, *ctx.geometry, ctx.rule.weight)
-        if ctx.needs_input_grad[2]:
-            db = grad.sum((0, 2, 3))
-        return dx, dw, db, None, None, None
+        return *_gradients(ctx, grad), None
+
+
+_apply_straight = super(torch.autograd.Function, _AdderConv).apply  # apply() less its precautions
+
+
+class _TransformedAdderConv(torch.autograd.Function):
+    """The same for torch.func's transforms, which want the context apart and pay for it on every call."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        rule: GradientRule,
+        recenter: bool,
+    ) -> Tensor:
+        return ops.adder_conv(x, weight, bias, geometry, recenter)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, geometry, rule, _ = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.options = geometry, rule
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, grad)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    geometry, rule = ctx.options
+    dx = dw = db = None
+    if ctx.needs_input_grad[0]:
+        dx = ops.adder_conv_grad_input(grad, x, weight, geometry, rule.input)
+    if ctx.needs_input_grad[1]:
+        dw = ops.adder_conv_grad_weight(grad, x, weight, geometry, rule.weight)
+    if ctx.needs_input_grad[2]:
+        db = grad.sum((0, *range(2, grad.dim())))
+    return dx, dw, db, None, None, None
+
+
+def adder_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    *,
+    grad: GradientRule = DEFAULT_RULE,
+    recenter: bool = False,
+) -> Tensor:
+    """1-d convolution by negative L1 distance, with the arguments of torch.nn.functional.conv1d.
+
+    Shapes: input (N, C_in, L) or (C_in, L), weight (C_out, C_in / groups, kl), bias (C_out,) -> (N, C_out, L_out).
+    All else as in adder_conv2d.
+    """
+    return _adder_conv(1, input, weight, bias, stride, padding, dilation, groups, grad, recenter)
 
 
 def adder_conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | str = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
     *,
     grad: GradientRule = DEFAULT_RULE,
@@ -86,28 +145,35 @@ def adder_conv2d(
     float32 (float64 and other devices run on a slow reference) -> (N, C_out, H_out, W_out) as for conv2d. A padded
     position holds 0 and contributes -|W|. `padding` may be "valid" or "same". recenter=True adds sum |W| of each
     filter, a constant that a following normalisation absorbs: padding then contributes 0 and outputs stay small.
-    The gradients are those of `grad` and leave that constant out. Under autocast it computes in float32.
+    The gradients are those of `grad` and leave that constant out.
+
+    It computes in float32. Raw outputs are all negative, |mean| / std of a trained network's is up to about 1000, and
+    16 bits would round the information away: under autocast the output stays float32, and 16-bit tensors are refused.
+    With recenter=True outputs are small: under autocast they have autocast's dtype, and 16-bit tensors are welcome.
 
     Raises ValueError for shapes and options, TypeError for dtypes; the message names the value.
     """
-    if _autocast_is_on(input):
-        with torch.autocast(input.device.type, enabled=False):
-            x, w, b = (_widened(t) for t in (input, weight, bias))
-            return adder_conv2d(x, w, b, stride, padding, dilation, groups, grad=grad, recenter=recenter)  # type: ignore[arg-type]
-    if input.dim() == 3:
-        batched = adder_conv2d(
-            input[None], weight, bias, stride, padding, dilation, groups, grad=grad, recenter=recenter
-        )
-        return batched[0]
-    stride, dilation = _pair(stride), _pair(dilation)
-    if isinstance(padding, str):
-        input, padding = _pad_by_name(input, weight, padding, stride, dilation)
-    geometry = Conv2dGeometry(stride, _pair(padding), dilation, groups)
-    if grad is not DEFAULT_RULE:
-        grad.check()
-    if not torch.is_grad_enabled():
-        return ops.adder_conv2d(input, weight, bias, *geometry, recenter)
-    return _AdderConv2d.apply(input, weight, bias, geometry, grad, recenter)
+    return _adder_conv(2, input, weight, bias, stride, padding, dilation, groups, grad, recenter)
+
+
+def adder_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    *,
+    grad: GradientRule = DEFAULT_RULE,
+    recenter: bool = False,
+) -> Tensor:
+    """3-d convolution by negative L1 distance, with the arguments of torch.nn.functional.conv3d.
+
+    Shapes: input (N, C_in, D, H, W) or (C_in, D, H, W), weight (C_out, C_in / groups, kd, kh, kw), bias (C_out,)
+    -> (N, C_out, D_out, H_out, W_out). All else as in adder_conv2d.
+    """
+    return _adder_conv(3, input, weight, bias, stride, padding, dilation, groups, grad, recenter)
 
 
 def adder_linear(
@@ -121,7 +187,7 @@ def adder_linear(
     """Fully connected layer by negative L1 distance: Y[..., o] = bias[o] - sum_k |X[..., k] - W[o, k]|.
 
     Shapes: input (..., K), weight (C_out, K), bias (C_out,), float32 -> (..., C_out), as
-    torch.nn.functional.linear. Gradients, `recenter` and errors as in adder_conv2d.
+    torch.nn.functional.linear. Gradients, `recenter`, dtypes and errors as in adder_conv2d.
     """
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, K)")
@@ -134,38 +200,44 @@ def adder_linear(
     return y.view(*input.shape[:-1], weight.shape[0])
 
 
-def _autocast_is_on(x: Tensor) -> bool:
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def _widened(tensor: Tensor | None) -> Tensor | None:
-    """What autocast has narrowed, back in float32: the outputs are too large for 16 bits."""
-    return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    values = (value, value) if isinstance(value, int) else tuple(value) * (2 if len(value) == 1 else 1)
-    if len(values) != 2:
-        raise ValueError(f"{values} has {len(values)} values: expected one or two")
-    if not all(isinstance(number, int | torch.SymInt) for number in values):
-        raise TypeError(f"{values}: expected whole numbers")
-    return values
-
-
-def _pad_by_name(
-    x: Tensor, weight: Tensor, name: str, stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[Tensor, int | tuple[int, int]]:
-    """Symmetric part as padding, the odd rest as explicit zeros: a padded position is a zero either way."""
-    if name == "valid":
-        return x, 0
-    if name != "same":
-        raise ValueError(f"padding is {name!r}: expected numbers, 'same' or 'valid'")
-    if stride != (1, 1):
-        raise ValueError(f"padding='same' is not defined for stride {stride}: give numbers")
-    if x.dim() != 4 or weight.dim() != 4:
-        return x, 0  # which the operator refuses
-    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if any(size % 2 for size in total):
-        x = torch.nn.functional.pad(x, (0, total[1] % 2, 0, total[0] % 2))
-    return x, (total[0] // 2, total[1] // 2)
+def _adder_conv(
+    dims: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...] | str,
+    dilation: int | tuple[int, ...],
+    groups: int,
+    grad: GradientRule,
+    recenter: bool,
+) -> Tensor:
+    if torch._C._is_any_autocast_enabled() and autocast.is_on(input):
+        with torch.autocast(input.device.type, enabled=False):
+            x, w, b = (autocast.widened(t) for t in (input, weight, bias))
+            y = _adder_conv(dims, x, w, b, stride, padding, dilation, groups, grad, recenter)  # type: ignore[arg-type]
+        return y.to(torch.get_autocast_dtype(input.device.type)) if recenter else y
+    if recenter and input.dtype in _NARROW and weight.dtype is input.dtype:
+        x, w, b = (autocast.widened(t) for t in (input, weight, bias))
+        y = _adder_conv(dims, x, w, b, stride, padding, dilation, groups, grad, recenter)  # type: ignore[arg-type]
+        return y.to(input.dtype)
+    if input.dim() == dims + 1:
+        return _adder_conv(dims, input[None], weight, bias, stride, padding, dilation, groups, grad, recenter)[0]
+    if type(stride) is not tuple or len(stride) != dims:
+        stride = by_axis(stride, dims)
+    if type(dilation) is not tuple or len(dilation) != dims:
+        dilation = by_axis(dilation, dims)
+    if isinstance(padding, str):
+        input, padding = paddings.by_name(input, weight, padding, stride, dilation)
+    elif type(padding) is not tuple or len(padding) != dims:
+        padding = by_axis(padding, dims)
+    geometry = Geometry(stride, padding, dilation, groups)
+    if grad is not DEFAULT_RULE:
+        grad.check()
+    if not torch.is_grad_enabled():
+        return ops.adder_conv(input, weight, bias, geometry, recenter)
+    if ops.passes_through(input, weight, bias):
+        return _apply_straight(input, weight, bias, geometry, grad, recenter, True)
+    if torch._C._are_functorch_transforms_active():
+        return _TransformedAdderConv.apply(input, weight, bias, geometry, grad, recenter)
+    return _AdderConv.apply(input, weight, bias, geometry, grad, recenter, False)

@@ -1,6 +1,17 @@
 """Layers that add instead of multiply, with the signatures of their torch.nn twins."""
 
 from ..functional import GradientRule
-from .adder import Adder, AdderConv2d, AdderLinear
+from .adder import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear
+from .binary import Binary, BinaryConv2d, BinaryLinear
 
-__all__ = ["Adder", "AdderConv2d", "AdderLinear", "GradientRule"]
+__all__ = [
+    "Adder",
+    "AdderConv1d",
+    "AdderConv2d",
+    "AdderConv3d",
+    "AdderLinear",
+    "Binary",
+    "BinaryConv2d",
+    "BinaryLinear",
+    "GradientRule",
+]

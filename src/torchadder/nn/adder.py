@@ -22,8 +22,10 @@ class Adder(nn.Module):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         twin = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn."))
-        ours = [p for p in inspect.signature(Adder).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        cls.__signature__ = inspect.Signature([*inspect.signature(twin).parameters.values(), *ours])  # type: ignore[attr-defined]
+        if twin is not nn.Module:
+            ours = [p for p in inspect.signature(Adder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            parameters = [*inspect.signature(twin).parameters.values(), *ours]
+            cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, grad: GradientRule = DEFAULT_RULE, recenter: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -59,7 +61,32 @@ class Adder(nn.Module):
         return text + ", recenter=True" if self.recenter else text
 
 
-class AdderConv2d(Adder, nn.Conv2d):
+class _AdderConv(Adder):
+    """What the convolutions share."""
+
+    def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
+        """The input and the zero padding that is left to the operator."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        sides, mode = self._reversed_padding_repeated_twice, self.padding_mode
+        return nn.functional.pad(input, sides, mode=mode), 0  # type: ignore[arg-type]
+
+
+class AdderConv1d(_AdderConv, nn.Conv1d):
+    """1-d convolution by negative L1 distance; arguments are those of torch.nn.Conv1d.
+
+    Shapes: input (N, C_in, L) or (C_in, L) -> (N, C_out, L_out). All else as in AdderConv2d.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, padding = self._padded(input)
+        stride, dilation, groups = self.stride, self.dilation, self.groups
+        return F.adder_conv1d(
+            x, self.weight, self.bias, stride, padding, dilation, groups, grad=self.grad, recenter=self.recenter
+        )
+
+
+class AdderConv2d(_AdderConv, nn.Conv2d):
     """2-d convolution by negative L1 distance; arguments are those of torch.nn.Conv2d.
 
         Y[n, o, i, j] = bias[o] - sum_{c, a, b} |X[n, c, i*s + a, j*s + b] - W[o, c, a, b]|     (eq. 2)
@@ -70,21 +97,25 @@ class AdderConv2d(Adder, nn.Conv2d):
     Raises ValueError where nn.Conv2d does, and for an unknown gradient rule.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
+    def forward(self, input: Tensor) -> Tensor:
+        x, padding = self._padded(input)
+        stride, dilation, groups = self.stride, self.dilation, self.groups
         return F.adder_conv2d(
-            input,
-            weight,
-            bias,
-            self.stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
-            self.dilation,  # type: ignore[arg-type]
-            self.groups,
-            grad=self.grad,
-            recenter=self.recenter,
+            x, self.weight, self.bias, stride, padding, dilation, groups, grad=self.grad, recenter=self.recenter
+        )
+
+
+class AdderConv3d(_AdderConv, nn.Conv3d):
+    """3-d convolution by negative L1 distance; arguments are those of torch.nn.Conv3d.
+
+    Shapes: input (N, C_in, D, H, W) or (C_in, D, H, W) -> (N, C_out, D_out, H_out, W_out). All else as in AdderConv2d.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, padding = self._padded(input)
+        stride, dilation, groups = self.stride, self.dilation, self.groups
+        return F.adder_conv3d(
+            x, self.weight, self.bias, stride, padding, dilation, groups, grad=self.grad, recenter=self.recenter
         )
 
 

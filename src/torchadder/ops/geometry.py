@@ -1,49 +1,63 @@
-"""The geometry of a 2-d convolution, with the checks that nn.Conv2d's own operator makes."""
+"""The geometry of a convolution in one, two or three dimensions, with the checks that torch's own operator makes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
 
-class Conv2dGeometry(NamedTuple):
-    """Stride, zero padding and dilation as (vertical, horizontal), and the number of groups."""
 
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+class Geometry(NamedTuple):
+    """Stride, zero padding and dilation, one number an axis, and the number of groups."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int = 1
 
-    def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
-        """(N, C_out, H_out, W_out) of input (N, C_in, H, W) and weight (C_out, C_in / groups, kh, kw)."""
-        height, width = self.output_size(x.shape[2:], weight.shape[2:])
-        return x.shape[0], weight.shape[0], height, width
+    @property
+    def dims(self) -> int:
+        return len(self.stride)
 
-    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
-        """(H_out, W_out) of an input of `size` (H, W) under a `kernel` (kh, kw)."""
-        (sh, sw), (ph, pw), (dh, dw), _ = self
-        return (
-            (size[0] + 2 * ph - dh * (kernel[0] - 1) - 1) // sh + 1,
-            (size[1] + 2 * pw - dw * (kernel[1] - 1) - 1) // sw + 1,
-        )
+    def lifted(self) -> "Geometry":
+        """The same convolution on images of height 1, for rows of pixels."""
+        return Geometry((1, *self.stride), (0, *self.padding), (1, *self.dilation), self.groups)
+
+    def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, ...]:
+        """(N, C_out, *size) of input (N, C_in, *size) and weight (C_out, C_in / groups, *kernel)."""
+        return x.shape[0], weight.shape[0], *self.output_size(x.shape[2:], weight.shape[2:])
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """Size of the output, axis by axis, for an input of `size` under a `kernel`."""
+        axes = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
     def check(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, grad: Tensor | None = None) -> None:
-        """Raise ValueError (shape, device, option) or TypeError (dtype) with one line: what, which value, what to do.
+        """Raise ValueError (shape, device, option) or TypeError (dtype, float for int): what, which value, what to do.
 
         `grad` is the gradient of the output, for the backward operators.
         """
-        if x.dim() != 4:
-            raise ValueError(f"input has shape {tuple(x.shape)}: expected (N, C_in, H, W)")
-        if weight.dim() != 4:
-            raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, C_in / groups, kh, kw)")
-        self._check_tensors(x, weight=weight, bias=bias, grad=grad)
+        if self.dims not in AXES:
+            raise ValueError(f"stride {tuple(self.stride)} has {self.dims} values: expected one to three")
         for name, values, least in (
             ("stride", self.stride, 1),
             ("padding", self.padding, 0),
             ("dilation", self.dilation, 1),
         ):
+            if len(values) != self.dims:
+                raise ValueError(f"{name} is {tuple(values)}: expected {self.dims} values, as stride has")
+            if not all(isinstance(value, int | torch.SymInt) for value in values):
+                raise TypeError(f"{name} is {tuple(values)}: expected whole numbers")
             if min(values) < least:
                 raise ValueError(f"{name} is {tuple(values)}: must be at least {least}")
+        if x.dim() != self.dims + 2:
+            raise ValueError(f"input has shape {tuple(x.shape)}: expected (N, C_in, {AXES[self.dims]})")
+        if weight.dim() != self.dims + 2:
+            kernel = ", ".join("k" + axis.strip().lower() for axis in AXES[self.dims].split(","))
+            raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, C_in / groups, {kernel})")
+        self._check_tensors(x, weight=weight, bias=bias, grad=grad)
         if min(weight.shape) < 1:
             raise ValueError(f"weight has shape {tuple(weight.shape)}: every size must be at least 1")
         if self.groups < 1 or weight.shape[0] % self.groups:
@@ -66,13 +80,19 @@ class Conv2dGeometry(NamedTuple):
 
     @staticmethod
     def _check_tensors(x: Tensor, **others: Tensor | None) -> None:
-        if not x.dtype.is_floating_point or x.dtype.itemsize < 4:
-            raise TypeError(
-                f"{x.dtype} input: adder layers compute in float32 (their outputs are too large for 16 bits); "
-                "cast input and weight with .float()"
-            )
         for name, tensor in others.items():
             if tensor is not None and tensor.dtype != x.dtype:
                 raise TypeError(f"input is {x.dtype} and {name} is {tensor.dtype}: cast one of them")
             if tensor is not None and tensor.device != x.device:
                 raise ValueError(f"input is on {x.device} and {name} on {tensor.device}: move one of them")
+
+
+def by_axis(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+    """One number an axis. Raises ValueError for another count."""
+    try:
+        values = tuple(value) * (dims if len(value) == 1 else 1)  # type: ignore[arg-type]
+    except TypeError:
+        values = (value,) * dims
+    if len(values) != dims:
+        raise ValueError(f"{values} has {len(values)} values: expected one or {dims}")
+    return values

@@ -1,169 +1,158 @@
 """The three operators of an adder convolution, registered once with torch.library.
 
-    torchadder::adder_conv2d              Y  from X, W
-    torchadder::adder_conv2d_grad_input   dX from dY, X, W
-    torchadder::adder_conv2d_grad_weight  dW from dY, X, W
+    torchadder::adder_conv              Y  from X, W
+    torchadder::adder_conv_grad_input   dX from dY, X, W
+    torchadder::adder_conv_grad_weight  dW from dY, X, W
 
-They have no derivative of their own: the gradient rule is torchadder.functional's. Float32 on the CPU runs on the
-native kernels; every other dtype and device runs on the plain-torch reference. Outputs keep the memory format
-that nn.Conv2d would give them: channels last if the input or the weight is, else contiguous.
+One, two or three dimensions: as many as stride, padding and dilation have numbers. They have no derivative of their
+own: the gradient rule is torchadder.functional's. Float32 on the CPU runs on the native kernels; every other dtype and
+device runs on the plain-torch reference. Outputs keep the memory format that torch's convolution would give them:
+channels last if the input or the weight is, else contiguous.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import cpu, reference
-from .geometry import Conv2dGeometry
+from .geometry import Geometry
+from .plan import check, memory_format, plan_of
 
 WEIGHT_RULES = ("full", "sign")
 INPUT_RULES = ("hardtanh", "sign", "full")
 
-_library = torch.library.Library("torchadder", "DEF")
-_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
-_library.define(f"adder_conv2d(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, bool recenter) -> Tensor")
-_library.define(f"adder_conv2d_grad_input(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
-_library.define(f"adder_conv2d_grad_weight(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
-
-adder_conv2d = torch.ops.torchadder.adder_conv2d.default
-adder_conv2d_grad_input = torch.ops.torchadder.adder_conv2d_grad_input.default
-adder_conv2d_grad_weight = torch.ops.torchadder.adder_conv2d_grad_weight.default
+library = torch.library.Library("torchadder", "FRAGMENT")
+_GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
+library.define(f"adder_conv(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, bool recenter) -> Tensor")
+library.define(f"adder_conv_grad_input(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
+library.define(f"adder_conv_grad_weight(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
 
 
-def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """nn.Conv2d's choice: channels last if the input's or the weight's strides are, else contiguous."""
-    return torch.channels_last if _is_channels_last(x) or _is_channels_last(weight) else torch.contiguous_format
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    # Strides decide, as in torch: one channel or one pixel is dense in either format, but strided differently.
-    if not tensor.is_contiguous(memory_format=torch.channels_last):
-        return False
-    image, channel, row, column = tensor.stride()
-    _, channels, rows, columns = tensor.shape
-    return column >= channel * channels and row >= column * columns and image >= row * rows > channel
-
-
-def _geometry(stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Conv2dGeometry:
-    return Conv2dGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)  # type: ignore[arg-type]
-
-
-_accepted: set[tuple[object, ...]] = set()
-
-
-def _check(
-    geometry: Conv2dGeometry, x: Tensor, weight: Tensor, bias: Tensor | None = None, grad: Tensor | None = None
-) -> None:
-    """geometry.check of the same arguments, remembered: it would take a tenth of a small layer's time."""
-    tensors = (None if t is None else (t.shape, t.dtype, t.device) for t in (x, weight, bias, grad))
-    key = (geometry, *tensors)
-    if key in _accepted:
-        return
-    geometry.check(x, weight, bias, grad)
-    if len(_accepted) >= 4096:
-        _accepted.clear()
-    _accepted.add(key)
-
-
-def _check_rule(rule: str, allowed: tuple[str, ...]) -> None:
-    if rule not in allowed:
-        raise ValueError(f"gradient rule is {rule!r}: choose one of {', '.join(allowed)}")
-
-
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    recenter: bool,
-) -> Tensor:
-    geometry = _geometry(stride, padding, dilation, groups)
-    _check(geometry, x, weight, bias)
-    layout = memory_format(x, weight)
-    if cpu.can_run(x):
-        return cpu.forward(x, weight, bias, geometry, recenter, layout)
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recenter: bool) -> Tensor:
+    """Y of torchadder::adder_conv, without the dispatcher."""
+    plan = plan_of(geometry, x, weight, bias)
+    if plan.native:
+        return cpu.forward(x, weight, bias, plan, recenter)
+    if geometry.dims == 1:  # a row of pixels is an image of height 1
+        return forward(x.unsqueeze(2), weight.unsqueeze(2), bias, geometry.lifted(), recenter).squeeze(2)
     y = reference.forward(x, weight, geometry, recenter)
-    return (y if bias is None else y + bias[:, None, None]).contiguous(memory_format=layout)
+    if bias is not None:
+        y += bias.reshape(-1, *[1] * geometry.dims)
+    return y.contiguous(memory_format=plan.layout)
 
 
-def _grad_input(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    rule: str,
-) -> Tensor:
-    geometry = _geometry(stride, padding, dilation, groups)
-    _check(geometry, x, weight, grad=grad)
-    _check_rule(rule, INPUT_RULES)
-    layout = memory_format(x, weight)
+def grad_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule: str) -> Tensor:
+    """dX of torchadder::adder_conv_grad_input, without the dispatcher."""
+    plan = plan_of(geometry, x, weight, grad=grad)
+    if rule not in INPUT_RULES:
+        raise _no_such_rule(rule, INPUT_RULES)
+    if geometry.dims == 1:
+        grad, x, weight = (t.unsqueeze(2) for t in (grad, x, weight))
+        return grad_input(grad, x, weight, geometry.lifted(), rule).squeeze(2)
     if rule == "full":  # dX = sum_o (W[o] - X) * dY[o]: a transposed convolution and a rank-one correction
         ones = torch.ones_like(weight)
         straight, total = (_convolution_backward(grad, x, w, geometry, 0) for w in (weight, ones))
-        return (straight - x * total).contiguous(memory_format=layout)
-    if cpu.can_run(x):
-        return cpu.grad_input(grad, x, weight, geometry, rule, layout)
-    return reference.grad_input(grad, x, weight, geometry, rule).contiguous(memory_format=layout)
+        return (straight - x * total).contiguous(memory_format=plan.layout)
+    if plan.native:
+        return cpu.grad_input(grad, x, weight, plan, rule)
+    return reference.grad_input(grad, x, weight, geometry, rule).contiguous(memory_format=plan.layout)
 
 
-def _grad_weight(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    rule: str,
-) -> Tensor:
-    geometry = _geometry(stride, padding, dilation, groups)
-    _check(geometry, x, weight, grad=grad)
-    _check_rule(rule, WEIGHT_RULES)
-    layout = memory_format(weight, weight)
+def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule: str) -> Tensor:
+    """dW of torchadder::adder_conv_grad_weight, without the dispatcher."""
+    plan = plan_of(geometry, x, weight, grad=grad)
+    if rule not in WEIGHT_RULES:
+        raise _no_such_rule(rule, WEIGHT_RULES)
+    if geometry.dims == 1:
+        grad, x, weight = (t.unsqueeze(2) for t in (grad, x, weight))
+        return grad_weight(grad, x, weight, geometry.lifted(), rule).squeeze(2)
     if rule == "sign":
-        if cpu.can_run(x):
-            return cpu.grad_weight_sign(grad, x, weight, geometry, layout)
-        return reference.grad_weight_sign(grad, x, weight, geometry).contiguous(memory_format=layout)
+        if plan.native:
+            return cpu.grad_weight_sign(grad, x, weight, plan)
+        dw = reference.grad_weight_sign(grad, x, weight, geometry)
+        return dw.contiguous(memory_format=plan.weight_layout)
     # dW = sum over positions of (X - W) * dY: a convolution's weight gradient and a rank-one correction
-    if x.shape[2:] == weight.shape[2:] == (1, 1) and geometry.padding == (0, 0) and groups == 1:
+    pixels = (1,) * geometry.dims
+    if x.shape[2:] == weight.shape[2:] == pixels and not any(geometry.padding) and geometry.groups == 1:
         straight = torch.mm(grad.flatten(1).t(), x.flatten(1)).view_as(weight)
     else:
         straight = _convolution_backward(grad, x, weight, geometry, 1)
-    total = grad.sum((0, 2, 3))[:, None, None, None]
-    return torch.addcmul(straight, weight, total, value=-1).contiguous(memory_format=layout)
+    total = grad.sum((0, *range(2, grad.dim()))).reshape(-1, 1, *pixels)
+    return torch.addcmul(straight, weight, total, value=-1).contiguous(memory_format=plan.weight_layout)
 
 
-def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Conv2dGeometry, which: int) -> Tensor:
+def _no_such_rule(rule: str, allowed: tuple[str, ...]) -> ValueError:
+    return ValueError(f"gradient rule is {rule!r}: choose one of {', '.join(allowed)}")
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, which: int) -> Tensor:
     """PyTorch's own convolution gradient: of the input (which=0) or of the weight (which=1)."""
     stride, padding, dilation, groups = geometry
-    options = (stride, padding, dilation, False, (0, 0), groups, [which == 0, which == 1, False])
+    options = (stride, padding, dilation, False, [0] * geometry.dims, groups, [which == 0, which == 1, False])
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)[which]
 
 
-_library.impl("adder_conv2d", _forward, "CompositeExplicitAutograd")
-_library.impl("adder_conv2d_grad_input", _grad_input, "CompositeExplicitAutograd")
-_library.impl("adder_conv2d_grad_weight", _grad_weight, "CompositeExplicitAutograd")
+Axes = Sequence[int]
 
 
-@torch.library.register_fake("torchadder::adder_conv2d", lib=_library)
+def _geometry(stride: Axes, padding: Axes, dilation: Axes, groups: int) -> Geometry:
+    return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _check_devices(a: Tensor, b: Tensor, c: Tensor | None) -> None:
+    for other in (b, c):
+        if other is not None and other.device != a.device:
+            raise ValueError(f"tensors are on {a.device} and on {other.device}: move one of them")
+
+
+def _adder_conv(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Axes, padding: Axes, dilation: Axes, groups: int, recenter: bool
+) -> Tensor:
+    _check_devices(x, w, b)
+    return forward(x, w, b, _geometry(stride, padding, dilation, groups), recenter)
+
+
+def _adder_conv_grad_input(
+    grad: Tensor, x: Tensor, w: Tensor, stride: Axes, padding: Axes, dilation: Axes, groups: int, rule: str
+) -> Tensor:
+    _check_devices(grad, x, w)
+    return grad_input(grad, x, w, _geometry(stride, padding, dilation, groups), rule)
+
+
+def _adder_conv_grad_weight(
+    grad: Tensor, x: Tensor, w: Tensor, stride: Axes, padding: Axes, dilation: Axes, groups: int, rule: str
+) -> Tensor:
+    _check_devices(grad, x, w)
+    return grad_weight(grad, x, w, _geometry(stride, padding, dilation, groups), rule)
+
+
+library.impl("adder_conv", _adder_conv, "CompositeExplicitAutograd")
+library.impl("adder_conv_grad_input", _adder_conv_grad_input, "CompositeExplicitAutograd")
+library.impl("adder_conv_grad_weight", _adder_conv_grad_weight, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("torchadder::adder_conv", lib=library)
 def _(x, weight, bias, stride, padding, dilation, groups, recenter):  # type: ignore[no-untyped-def]
     geometry = _geometry(stride, padding, dilation, groups)
-    geometry.check(x, weight, bias)
-    return torch.empty_like(x.new_empty(geometry.output_shape(x, weight)), memory_format=memory_format(x, weight))
+    check(geometry, x, weight, bias)
+    return _fake(x.new_empty(geometry.output_shape(x, weight)), x, weight)
 
 
-@torch.library.register_fake("torchadder::adder_conv2d_grad_input", lib=_library)
+@torch.library.register_fake("torchadder::adder_conv_grad_input", lib=library)
 def _(grad, x, weight, stride, padding, dilation, groups, rule):  # type: ignore[no-untyped-def]
-    _geometry(stride, padding, dilation, groups).check(x, weight, grad=grad)
-    return torch.empty_like(x, memory_format=memory_format(x, weight))
+    check(_geometry(stride, padding, dilation, groups), x, weight, grad=grad)
+    return _fake(x, x, weight)
 
 
-@torch.library.register_fake("torchadder::adder_conv2d_grad_weight", lib=_library)
+@torch.library.register_fake("torchadder::adder_conv_grad_weight", lib=library)
 def _(grad, x, weight, stride, padding, dilation, groups, rule):  # type: ignore[no-untyped-def]
-    _geometry(stride, padding, dilation, groups).check(x, weight, grad=grad)
-    return torch.empty_like(weight, memory_format=memory_format(weight, weight))
+    check(_geometry(stride, padding, dilation, groups), x, weight, grad=grad)
+    return _fake(weight, weight, weight)
+
+
+def _fake(like: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """An empty tensor of that shape, in the memory format of a result."""
+    if like.dim() == 3:
+        return _fake(*(t.unsqueeze(2) for t in (like, x, weight))).squeeze(2)
+    return torch.empty_like(like, memory_format=memory_format(x, weight))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from torchadder import kernels, ops
 from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.ops.geometry import Geometry
 
 UNIT = torch.finfo(torch.float32).eps / 2  # largest relative error of one rounding
 
@@ -50,6 +51,10 @@ CASES = {
     "3 groups, stride 2": Case(2, 9, 6, size=(9, 8), kernel=(3, 3), stride=(2, 2), padding=(1, 1), groups=3),
     "2 groups of 17 to 33": Case(1, 34, 66, size=(3, 4), kernel=(3, 3), padding=(1, 1), groups=2),
     "groups, 1x1 kernel": Case(2, 10, 15, size=(3, 5), kernel=(1, 1), groups=5),
+    "groups of 3 channels, 1 filter": Case(2, 33, 11, size=(6, 5), kernel=(3, 3), padding=(1, 1), groups=11),
+    "groups of 1 channel, 3 filters": Case(2, 11, 33, size=(6, 5), kernel=(3, 3), padding=(3, 3), groups=11),
+    "groups of 4, stride 2": Case(3, 44, 44, size=(9, 7), kernel=(3, 3), stride=(2, 2), padding=(1, 1), groups=11),
+    "groups of 7 and 8": Case(1, 35, 40, size=(5, 7), kernel=(2, 3), dilation=(2, 1), groups=5),
     "depthwise": Case(2, 12, 12, size=(7, 8), kernel=(3, 3), padding=(1, 1), groups=12),
     "depthwise, stride 2": Case(3, 13, 13, size=(9, 10), kernel=(3, 3), stride=(2, 2), padding=(1, 1), groups=13),
     "depthwise, dilation": Case(1, 35, 35, size=(9, 7), kernel=(3, 2), dilation=(2, 3), groups=35),
@@ -64,11 +69,20 @@ CASES = {
     "16 images": Case(16, 2, 8, size=(3, 4), kernel=(2, 2)),
     "17 images": Case(17, 3, 7, size=(3, 4), kernel=(2, 2), padding=(1, 1)),
     "33 images": Case(33, 3, 17, size=(2, 3), kernel=(2, 1), groups=1),
+    "1-d": Case(3, 5, 7, size=(23,), kernel=(5,), padding=(2,)),
+    "1-d, stride 3, dilation 2": Case(2, 3, 17, size=(31,), kernel=(4,), stride=(3,), padding=(5,), dilation=(2,)),
+    "1-d, 2 groups": Case(2, 6, 10, size=(13,), kernel=(3,), groups=2),
+    "1-d, depthwise": Case(2, 19, 19, size=(17,), kernel=(7,), padding=(3,), groups=19),
+    "1-d, 1 channel": Case(2, 1, 3, size=(37,), kernel=(11,)),
+    "3-d": Case(2, 5, 7, size=(3, 5, 4), kernel=(3, 3, 3), padding=(1, 1, 1)),
+    "3-d, stride 2": Case(2, 3, 17, size=(5, 7, 6), kernel=(3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1)),
+    "3-d, all different": Case(
+        1, 4, 6, size=(7, 9, 8), kernel=(2, 3, 4), stride=(1, 2, 3), padding=(2, 0, 1), dilation=(3, 2, 1), groups=2
+    ),
+    "3-d, depthwise": Case(2, 13, 13, size=(4, 3, 5), kernel=(3, 2, 3), padding=(1, 1, 1), groups=13),
+    "3-d, 1x1x1 kernel": Case(2, 7, 9, size=(2, 3, 4), kernel=(1, 1, 1), stride=(1, 2, 1)),
+    "3-d, 1x1x1 output": Case(3, 7, 9, size=(2, 3, 2), kernel=(2, 3, 2)),
 }
-
-
-def geometry(case):
-    return case.stride, case.padding, case.dilation, case.groups
 
 
 def quantised(x, weight, grad):
@@ -83,6 +97,11 @@ def exact(case):
     return x, weight, grad, brute_force(case, x, weight, grad)
 
 
+def by_filter(case, values):
+    """(C_out,) so that it adds to an output."""
+    return values.view(-1, *[1] * len(case.size))
+
+
 def assert_equal(found, truth):
     """Equal as numbers, and truth representable: nothing is rounded."""
     assert torch.equal(truth.float().double(), truth)
@@ -90,10 +109,10 @@ def assert_equal(found, truth):
 
 
 def assert_all_equal(case, x, weight, grad, truth):
-    assert_equal(ops.adder_conv2d(x, weight, None, *geometry(case), False), truth.output)
+    assert_equal(ops.adder_conv(x, weight, None, case.geometry, False), truth.output)
     for rule, dx in (("hardtanh", truth.grad_input), ("sign", truth.grad_input_sign)):
-        assert_equal(ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), rule), dx)
-    dw = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), "sign")
+        assert_equal(ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule), dx)
+    dw = ops.adder_conv_grad_weight(grad, x, weight, case.geometry, "sign")
     assert_equal(dw, truth.grad_weight_sign)
 
 
@@ -108,18 +127,19 @@ def test_float64_equals_brute_force(case):
     assert_all_equal(case, x.double(), weight.double(), grad.double(), truth)
 
 
-def sizes(least, most):
-    return st.tuples(st.integers(least, most), st.integers(least, most))
-
-
 @st.composite
 def geometries(draw):
-    kernel, dilation, padding = draw(sizes(1, 5)), draw(sizes(1, 3)), draw(sizes(0, 6))
+    dims = draw(st.integers(1, 3))
+
+    def axes(least, most):
+        return draw(st.tuples(*[st.integers(least, most)] * dims))
+
+    kernel, dilation, padding = axes(1, 5 if dims < 3 else 3), axes(1, 3), axes(0, 6 if dims < 3 else 2)
     reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    size = tuple(max(1, r) + draw(st.integers(0, 9)) for r in reach)
+    size = tuple(max(1, r) + draw(st.integers(0, 9 if dims < 3 else 3)) for r in reach)
     groups, small = draw(st.sampled_from([1, 1, 2, 3, 5])), st.sampled_from([1, 2, 3, 5, 7, 11])
     channels = (groups * draw(small), groups * draw(small))
-    return Case(draw(st.integers(1, 4)), *channels, size, kernel, draw(sizes(1, 4)), padding, dilation, groups)
+    return Case(draw(st.integers(1, 4)), *channels, size, kernel, axes(1, 4), padding, dilation, groups)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
@@ -138,7 +158,10 @@ ROUNDED = {
     "stride 2": Case(3, 13, 33, size=(9, 9), kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
     "3 groups, dilation": Case(2, 15, 12, size=(9, 11), kernel=(3, 2), dilation=(2, 2), padding=(3, 3), groups=3),
     "depthwise": Case(2, 21, 21, size=(9, 10), kernel=(3, 3), padding=(1, 1), groups=21),
+    "groups of 3": Case(2, 21, 21, size=(9, 10), kernel=(3, 3), padding=(1, 1), groups=7),
     "K = 1,409": Case(7, 1409, 11, size=(1, 1), kernel=(1, 1)),
+    "1-d": Case(2, 17, 19, size=(33,), kernel=(5,), padding=(2,)),
+    "3-d": Case(2, 7, 19, size=(5, 4, 6), kernel=(3, 3, 3), padding=(1, 1, 1)),
 }
 
 
@@ -152,26 +175,26 @@ def test_rounding_stays_within_the_derived_bound(case, scale, variant):
 
     terms = weight[0].numel()  # K
     # sum of |x| + |w|: brute force's output for |x| against -|w|
-    size = -brute_force(case, x.abs(), -weight.abs(), grad).output + bias.abs()[:, None, None].double()
-    found = ops.adder_conv2d(x, weight, bias, *geometry(case), False).double()
-    assert ((found - truth.output - bias[:, None, None]).abs() <= (3 * terms + 8) * UNIT * size).all()
+    size = -brute_force(case, x.abs(), -weight.abs(), grad).output + by_filter(case, bias.abs()).double()
+    found = ops.adder_conv(x, weight, bias, case.geometry, False).double()
+    assert ((found - truth.output - by_filter(case, bias)).abs() <= (3 * terms + 8) * UNIT * size).all()
 
-    constant = weight.double().abs().sum((1, 2, 3))[:, None, None]
-    found = ops.adder_conv2d(x, weight, bias, *geometry(case), True).double()
-    error = (found - truth.output - constant - bias[:, None, None]).abs()
+    constant = by_filter(case, weight.double().abs().flatten(1).sum(1))
+    found = ops.adder_conv(x, weight, bias, case.geometry, True).double()
+    error = (found - truth.output - constant - by_filter(case, bias)).abs()
     assert (error <= (4 * terms + 8) * UNIT * size).all()
 
     terms = terms * case.c_out // case.c_in  # most outputs that one input channel and pixel meets
     above = torch.full_like(weight, 1e9)  # sign(above - x) = 1: brute force sums |dY| itself
     total = brute_force(case, x, above, grad.abs()).grad_input_sign
-    found = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), "hardtanh").double()
+    found = ops.adder_conv_grad_input(grad, x, weight, case.geometry, "hardtanh").double()
     assert ((found - truth.grad_input).abs() <= (2 * terms + 8) * UNIT * (1 + x.double().abs()) * total).all()
-    found = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), "sign").double()
+    found = ops.adder_conv_grad_input(grad, x, weight, case.geometry, "sign").double()
     assert ((found - truth.grad_input_sign).abs() <= terms * UNIT * total).all()
 
     terms = grad[:, 0].numel()
-    total = grad.double().abs().sum((0, 2, 3))[:, None, None, None]
-    found = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), "sign").double()
+    total = grad.double().abs().transpose(0, 1).flatten(1).sum(1).view(-1, *[1] * (weight.dim() - 1))
+    found = ops.adder_conv_grad_weight(grad, x, weight, case.geometry, "sign").double()
     assert ((found - truth.grad_weight_sign).abs() <= terms * UNIT * total).all()
 
 
@@ -187,7 +210,7 @@ UNMET = {  # input pixels that meet no output
 @pytest.mark.parametrize(("case", "unmet"), UNMET.values(), ids=UNMET.keys())
 def test_gradient_of_pixels_that_meet_no_output_is_zero(case, unmet, rule, variant):
     x, weight, grad = case.tensors()
-    dx = ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), rule)
+    dx = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule)
     rows, columns = unmet
     assert (dx[:, :, rows] == 0).all()
     assert (dx[:, :, :, columns] == 0).all()
@@ -200,34 +223,34 @@ def test_zero_gradient_gives_zero(case, variant):
     x, weight, grad = case.tensors()
     zero = torch.zeros_like(grad)
     for rule in ("hardtanh", "sign", "full"):
-        assert (ops.adder_conv2d_grad_input(zero, x, weight, *geometry(case), rule) == 0).all()
+        assert (ops.adder_conv_grad_input(zero, x, weight, case.geometry, rule) == 0).all()
     for rule in ("sign", "full"):
-        assert (ops.adder_conv2d_grad_weight(zero, x, weight, *geometry(case), rule) == 0).all()
+        assert (ops.adder_conv_grad_weight(zero, x, weight, case.geometry, rule) == 0).all()
 
 
 @pytest.mark.parametrize("case", [CASES["primes"], CASES["depthwise"], CASES["2 groups"], CASES["1x1 kernel"]])
 def test_batch_of_0(case, variant):
     x, weight, grad = (t[:0] if i != 1 else t for i, t in enumerate(case.tensors()))
-    assert ops.adder_conv2d(x, weight, None, *geometry(case), False).shape == grad.shape
+    assert ops.adder_conv(x, weight, None, case.geometry, False).shape == grad.shape
     for rule in ("hardtanh", "sign", "full"):
-        assert ops.adder_conv2d_grad_input(grad, x, weight, *geometry(case), rule).shape == x.shape
+        assert ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule).shape == x.shape
     for rule in ("sign", "full"):
-        dw = ops.adder_conv2d_grad_weight(grad, x, weight, *geometry(case), rule)
+        dw = ops.adder_conv_grad_weight(grad, x, weight, case.geometry, rule)
         assert torch.equal(dw, torch.zeros_like(weight))
 
 
 def test_image_of_height_0_is_all_padding(variant):
     weight = torch.randint(-4, 5, (3, 2, 2, 2)).float()
-    y = ops.adder_conv2d(torch.empty(2, 2, 0, 3), weight, None, (1, 1), (2, 2), (1, 1), 1, False)
+    y = ops.adder_conv(torch.empty(2, 2, 0, 3), weight, None, Geometry((1, 1), (2, 2), (1, 1), 1), False)
     assert torch.equal(y, -weight.abs().sum((1, 2, 3))[:, None, None].expand(2, 3, 3, 6))
-    dx = ops.adder_conv2d_grad_input(y, torch.empty(2, 2, 0, 3), weight, (1, 1), (2, 2), (1, 1), 1, "hardtanh")
+    dx = ops.adder_conv_grad_input(y, torch.empty(2, 2, 0, 3), weight, Geometry((1, 1), (2, 2), (1, 1), 1), "hardtanh")
     assert dx.shape == (2, 2, 0, 3)
 
 
-@pytest.mark.parametrize("case", [CASES["primes"], CASES["padding above the kernel"], CASES["depthwise"]])
+@pytest.mark.parametrize("case", [CASES[n] for n in ("primes", "padding above the kernel", "depthwise", "1-d", "3-d")])
 def test_bias_and_recentring_add_a_constant_per_filter(case, variant):
     x, weight, _, truth = exact(case)
     bias = torch.arange(case.c_out) / 4.0
-    constant = weight.abs().sum((1, 2, 3))
-    y = ops.adder_conv2d(x, weight, bias, *geometry(case), True)
-    assert_equal(y, truth.output + (bias + constant).double()[:, None, None])
+    constant = weight.abs().flatten(1).sum(1)
+    y = ops.adder_conv(x, weight, bias, case.geometry, True)
+    assert_equal(y, truth.output + by_filter(case, bias + constant).double())

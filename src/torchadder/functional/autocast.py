@@ -1,0 +1,15 @@
+"""What autocast means for layers that compute in float32."""
+
+import torch
+from torch import Tensor
+
+
+def is_on(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def widened(tensor: Tensor | None) -> Tensor | None:
+    """A 16-bit tensor in float32; any other as it is."""
+    return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor

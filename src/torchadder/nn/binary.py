@@ -1,0 +1,50 @@
+"""Binary layers: torch.nn's layers with signs in place of inputs and weights.
+
+"XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks", Rastegari et al., ECCV 2016, arXiv
+1603.05279.
+"""
+
+from torch import Tensor, nn
+
+from .. import functional as F
+
+
+class Binary:
+    """The method: what every binary layer is. Subclasses carry torch's signature.
+
+        Y = alpha * conv(sign(X), sign(W)) + bias        alpha[o] = mean |W[o]|
+
+    The weight is an ordinary float parameter, of which the forward pass uses sign and mean; its initial values are
+    torch's. The order of a block is normalisation, then binary layer, without a ReLU between the two: the sign is the
+    nonlinearity, and after a ReLU every sign is +1.
+    """
+
+
+class BinaryConv2d(Binary, nn.Conv2d):
+    """2-d convolution of signs, scaled by filter; arguments are those of torch.nn.Conv2d.
+
+        Y[n, o, i, j] = bias[o] + alpha[o] * sum_{c, a, b} sign(X[n, c, i*s + a, j*s + b]) * sign(W[o, c, a, b])
+
+    Shapes: input (N, C_in, H, W) or (C_in, H, W) -> (N, C_out, H_out, W_out) as nn.Conv2d, any floating dtype. sign(0)
+    is +1. A padded position contributes 0; the other padding modes pad the input before its sign is taken. Gradients
+    as in torchadder.functional.binary. Raises ValueError where nn.Conv2d does.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+        return F.binary_conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+
+
+class BinaryLinear(Binary, nn.Linear):
+    """Fully connected layer of signs; arguments are those of torch.nn.Linear.
+
+        Y[..., o] = bias[o] + alpha[o] * sum_k sign(X[..., k]) * sign(W[o, k])
+
+    Shapes: input (..., in_features) -> (..., out_features), any floating dtype. The rest as in BinaryConv2d.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.binary_linear(input, self.weight, self.bias)
