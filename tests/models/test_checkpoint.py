@@ -1,6 +1,8 @@
 """Checkpoints: the same model comes back, and every way to be no checkpoint gets one line that names it."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,6 +63,36 @@ def test_last_state_is_a_checkpoint_too(run):
     assert torch.equal(load_checkpoint(run / "last.pt").fc1.weight, trained().fc1.weight)
 
 
+@pytest.mark.parametrize("op", ["adder", "conv"])
+def test_a_file_without_any_configuration_is_recognised(tmp_path, op):
+    save_file(trained(op).state_dict(), tmp_path / "weights.safetensors")
+    loaded, about = read_checkpoint(tmp_path / "weights.safetensors", op)
+    assert loaded.config == trained(op).config
+    assert about.dataset is about.epoch is about.accuracy is None
+    assert torch.equal(loaded.fc1.weight, trained(op).fc1.weight)
+
+
+def test_a_configuration_decides_the_operator(run):
+    assert load_checkpoint(run, op="conv").config["op"] == "adder"
+
+
+def test_loading_takes_no_random_numbers_and_keeps_the_mark_of_adder_weights(run):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    loaded = load_checkpoint(run)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.fc1.weight.adder
+    assert loaded.fc1.weight.requires_grad
+
+
+def test_loading_imports_neither_the_compiler_nor_the_hub(run):
+    """The first takes seconds; a random number on the meta device would import it."""
+    code = f"import sys, torchadder; torchadder.load_checkpoint({str(run)!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torchadder.models.hub" in done.stdout.split()
+    assert not {"torch._dynamo", "huggingface_hub"} & set(done.stdout.split())
+
+
 class Anything:
     pass
 
@@ -92,6 +124,8 @@ def cut(run):
 
 
 def config(text):
+    """Leave the configuration to config.json, with ``text`` in it."""
+
     def apply(run):
         (run / "config.json").write_text(text)
         return edit(lambda tensors: None)(run)
@@ -107,11 +141,18 @@ def pickled(value):
     return apply
 
 
+def of_classes(count):
+    return json.dumps({"model": {"name": "lenet5bn", "num_classes": count}})
+
+
 REFUSED = [  # change to a run directory that returns the path to load -> words in the message
     (lambda run: run / "nowhere", "no checkpoint at .*nowhere; expected a run directory"),
     (lambda run: run / "config.json", "cannot read .*config.json: expected a run directory"),
-    (write("ResNet20-AdderNet.pth", b"x"), r"cannot read .*ResNet20-AdderNet.pth: expected a run directory"),
-    (lambda run: (run / "best.safetensors").unlink() or run, "holds no best.safetensors"),
+    (write("run.tadder", b"x"), r"cannot read .*run.tadder: expected a run directory"),
+    (
+        lambda run: (run / "best.safetensors").unlink() or run,
+        "holds no best.safetensors or model.safetensors; expected",
+    ),
     (write("best.safetensors", b""), "is damaged"),
     (write("best.safetensors", b"\xff" * 100), "is damaged"),
     (cut, "is damaged"),
@@ -124,17 +165,35 @@ REFUSED = [  # change to a run directory that returns the path to load -> words 
     (config("[1]"), "does not say which model"),
     (config("{"), "does not say which model"),
     (config('{"model": {"name": "x"}, "dataset": "", "epoch": 1, "accuracy": 1}'), "unknown model 'x'"),
+    (edit(lambda tensors: tensors.clear()), "missing conv1.weight, bn1.weight, .* and 22 more"),
+    (
+        edit(lambda tensors: tensors.update({f"extra{i}": torch.ones(1) for i in range(10)})),
+        "unexpected extra0, .*extra7 and 2 more$",
+    ),
+    (
+        edit(lambda tensors: tensors.update({"fc1.weight": torch.ones(84, 120, dtype=torch.int32)})),
+        "fc1.weight is torch.int32, expected torch.float32",
+    ),
+    (config(of_classes(10**12)), r"fc2.weight has shape \(10, 84\), expected \(1000000000000, 84\)"),  # no memory
+    (config(of_classes(10**40)), "describes no model of ours"),
+    (config('{"model": {"name": "lenet5bn", "grad": 3}}'), "describes no model of ours"),
+    (config(of_classes("10")), "describes no model of ours"),
+    (config('{"model": {"name": "lenet5bn"}, "dataset": ["mnist"]}'), r"no model of ours \(dataset is \['mnist'\]\)"),
     (config('{"model": 3, "dataset": "mnist", "epoch": 1, "accuracy": 1}'), "describes no model of ours"),
     (write("last.pt", b""), "is damaged"),
     (write("last.pt", b"PK\x03\x04" + b"\x00" * 50), "is damaged"),
-    (pickled(Anything()), "is damaged"),  # weights_only: no class of a stranger is ever built
+    (pickled(Anything()), r"last.pt holds pickled code \(.*Anything\), which was not run"),
     (pickled([1, 2]), "holds a list"),
     (pickled({"model": {}}), "lacks 'checkpoint'"),
+    (pickled({"checkpoint": 3, "model": {}}), "does not say which model"),
+    (pickled({"checkpoint": {}, "model": {"conv1.weight": 3}}), "'conv1.weight' is of type int$"),
 ]
 
 
 @pytest.mark.parametrize(("change", "words"), REFUSED)
 def test_refused(run, change, words):
+    path = change(run)
     with pytest.raises(UserError, match=words) as caught:
-        load_checkpoint(change(run))
+        load_checkpoint(path)
+    assert str(run) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The registry and the networks: exact shapes, names and parameters, and what is refused."""
+"""The registry and the networks: exact shapes, names, parameters and operations, and what is refused."""
 
 import json
 
@@ -6,67 +6,134 @@ import pytest
 import torch
 from torch import nn
 
+from torchadder.analysis import summary
 from torchadder.errors import UserError
 from torchadder.models import create_model, list_models
-from torchadder.models.registry import register
-from torchadder.nn import Adder, AdderConv2d, AdderLinear, GradientRule
+from torchadder.models.registry import OPS, register
+from torchadder.nn import Adder, AdderConv2d, Binary, BinaryLinear, GradientRule
 
-SHAPES = [  # name, parameters, adder layers, ordinary products that stay
-    ("lenet5bn", 61_942, 5, 0),
-    ("resnet20", 272_484, 20, 2),
-    ("resnet32", 466_916, 32, 2),
+NETWORKS = [  # name, parameters, layers of the operator, ordinary layers, products of the CNN, of the ordinary layers
+    ("lenet5bn", 61_942, 5, 0, 416_520, 0),
+    ("lenetpp", 799_436, 8, 0, 105_680_916, 0),
+    ("vgg_small", 4_660_116, 5, 2, 607_600_640, 3_620_864),
+    ("resnet20", 272_484, 20, 2, 40_813_184, 443_008),
+    ("resnet32", 466_916, 32, 2, 69_124_736, 443_008),
+    ("resnet18", 11_691_512, 19, 2, 1_814_073_344, 118_525_952),
+    ("resnet50", 25_559_032, 52, 2, 4_089_184_256, 120_061_952),
 ]
+
+TASKS = {  # name -> num_classes and input size of the paper
+    "lenet5bn": (10, (1, 32, 32)),
+    "lenetpp": (10, (1, 32, 32)),
+    "vgg_small": (10, (3, 32, 32)),
+    "resnet20": (10, (3, 32, 32)),
+    "resnet32": (10, (3, 32, 32)),
+    "resnet18": (1000, (3, 224, 224)),
+    "resnet50": (1000, (3, 224, 224)),
+}
+
+SIGN = GradientRule("sign", "sign")
 
 REFUSED = [  # arguments -> the words that the message must contain
     ({"name": "lenet6"}, "unknown model 'lenet6'; known: lenet5bn"),
-    ({"name": "lenet5bn", "op": "xor"}, "unknown op 'xor'; known: adder, conv"),
-    ({"name": "lenet5bn", "op": "binary"}, "'binary' comes with a later release"),
+    ({"name": "lenet5bn", "op": "xor"}, "unknown op 'xor'; known: adder, conv, binary"),
     ({"name": "lenet5bn", "num_classes": 0}, "num_classes must be at least 1, got 0"),
     ({"name": "resnet20", "in_chans": -3}, "in_chans must be at least 1, got -3"),
-    (
-        {"name": "resnet20", "op": "conv", "grad": GradientRule("sign", "sign")},
-        "op 'conv' has no gradient rule",
-    ),
+    ({"name": "resnet20", "op": "conv", "grad": SIGN}, "op 'conv' has no gradient rule"),
+    ({"name": "resnet20", "op": "binary", "grad": SIGN}, "op 'binary' has no gradient rule"),
+    ({"name": "resnet20", "op": "conv", "recenter": True}, "op 'conv' has no adder layers to recenter"),
+    ({"name": "resnet20", "op": "binary", "recenter": True}, "op 'binary' has no adder layers to recenter"),
     ({"name": "resnet20", "grad": {"weight": "half"}}, "'half'"),
     ({"name": "resnet20", "grad": {"bias": "full"}}, "bias"),
 ]
 
 
-def products(model: nn.Module) -> list[nn.Module]:
-    kinds = (nn.Conv2d, nn.Linear)
-    return [m for m in model.modules() if isinstance(m, kinds) and not isinstance(m, Adder)]
+def on_meta(name: str, op: str = "adder", **arguments):
+    """The network without its numbers: shapes and counts of the big ones cost nothing."""
+    with torch.device("meta"):
+        return create_model(name, op=op, **arguments)
 
 
-@pytest.mark.parametrize(("name", "parameters", "adders", "kept"), SHAPES)
-def test_adder_network_and_twin_differ_only_in_the_layer(name, parameters, adders, kept):
-    adder, conv = create_model(name), create_model(name, op="conv")
-    assert sum(isinstance(m, Adder) for m in adder.modules()) == adders
-    assert len(products(adder)) == kept
-    assert len(products(conv)) == adders + kept
-    assert not any(isinstance(m, Adder) for m in conv.modules())
-    shapes = {key: tuple(value.shape) for key, value in adder.state_dict().items()}
-    assert shapes == {key: tuple(value.shape) for key, value in conv.state_dict().items()}
-    for model in (adder, conv):
-        assert sum(p.numel() for p in model.parameters()) == parameters
+def small_images(n: int, in_chans: int):
+    """What every network takes: ResNets run on any size."""
+    return torch.randn(n, in_chans, 32, 32)
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+
+def test_the_tables_have_every_model():
+    assert sorted(row[0] for row in NETWORKS) == sorted(TASKS) == list_models()
+
+
+@pytest.mark.parametrize(("name", "parameters", "own", "ordinary", "products", "kept"), NETWORKS)
+def test_networks_of_all_operators_differ_only_in_the_layer(name, parameters, own, ordinary, products, kept):
+    adder, conv, binary = (on_meta(name, op) for op in OPS)
+    assert sum(isinstance(m, Adder) for m in adder.modules()) == own
+    assert len(layers(adder)) == len(layers(conv)) == len(layers(binary)) == own + ordinary
+    assert not any(isinstance(m, (Adder, Binary)) for m in conv.modules())
+    shapes = {key: value.shape for key, value in adder.state_dict().items()}
+    for model in (conv, binary):
+        assert {key: value.shape for key, value in model.state_dict().items()} == shapes
+    assert sum(p.numel() for p in adder.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("name", "parameters", "own", "ordinary", "products", "kept"), NETWORKS)
+def test_operations_at_the_size_of_the_paper(name, parameters, own, ordinary, products, kept):
+    adder, cnn, bnn = (summary(on_meta(name, op)) for op in OPS)
+    assert (cnn.mul, cnn.add, cnn.xnor) == (products, products, 0)
+    assert (adder.mul, adder.add, adder.xnor) == (kept, 2 * (products - kept) + kept, 0)
+    if name == "lenetpp":
+        kept = 2 * 10  # the classifier
+    assert (bnn.mul, bnn.add, bnn.xnor) == (kept, products, products - kept)
 
 
 @pytest.mark.parametrize("name", list_models())
-@pytest.mark.parametrize("op", ["adder", "conv"])
-def test_logits_and_gradients_of_other_tasks(name, op):
+def test_defaults_are_the_task_of_the_paper(name):
+    num_classes, size = TASKS[name]
+    model = on_meta(name)
+    assert (model.config["num_classes"], model.input_size) == (num_classes, size)
+    assert model(torch.zeros(2, *size, device="meta")).shape == (2, num_classes)
+
+
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("op", OPS)
+def test_logits_and_gradients_of_other_tasks(name, op, one_thread):
+    torch.manual_seed(0)
     model = create_model(name, op=op, num_classes=7, in_chans=2)
-    logits = model(torch.randn(3, *model.input_size))
+    logits = model(small_images(3, 2))
     assert logits.shape == (3, 7)
-    logits.square().sum().backward()
+    assert logits.isfinite().all()
+    nn.functional.cross_entropy(logits, torch.tensor([0, 3, 6])).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_no_product_has_a_bias_and_a_normalisation_ends_the_network(name):
-    layers = [m for m in create_model(name).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    assert all(layer.bias is None for layer in layers)
-    model = create_model(name, op="conv").train()
-    logits = model(torch.randn(64, *model.input_size))
-    torch.testing.assert_close(logits.mean(0), torch.zeros(10), atol=1e-4, rtol=0)  # BN on the logits
+def test_a_normalisation_ends_the_network(name, one_thread):
+    model = create_model(name, op="conv", num_classes=10).train()
+    logits = model(small_images(8, model.config["in_chans"]))
+    torch.testing.assert_close(logits.mean(0), torch.zeros(10), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_no_layer_has_a_bias_but_the_classifier_of_the_official_resnet50(name):
+    biased = [key for key, m in on_meta(name).named_modules() if getattr(m, "bias", None) is not None]
+    biased = [key for key in biased if "bn" not in key and "downsample.1" not in key]
+    assert biased == (["fc"] if name in ("resnet18", "resnet50") else [])
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_binary_layers_see_both_signs(name, one_thread):
+    torch.manual_seed(0)
+    model = create_model(name, op="binary").eval()
+    seen = []
+    for layer in model.modules():
+        if isinstance(layer, Binary):
+            layer.register_forward_pre_hook(lambda layer, args: seen.append((args[0].min(), args[0].max())))
+    model(small_images(2, model.config["in_chans"]))
+    assert len(seen) > 1
+    assert all(low < 0 < high for low, high in seen)
 
 
 def test_lenet5bn_is_the_paper_s_sequence():
@@ -77,11 +144,35 @@ def test_lenet5bn_is_the_paper_s_sequence():
     )
 
 
+def test_vgg_small_is_the_paper_s_sequence():
+    text = " ".join(type(m).__name__ for m in on_meta("vgg_small"))
+    block = "AdderConv2d BatchNorm2d ReLU "
+    assert text == (
+        f"Conv2d BatchNorm2d ReLU {block}MaxPool2d {block}{block}MaxPool2d {block}{block}MaxPool2d "
+        "Flatten Linear BatchNorm1d"
+    )
+
+
+def test_lenetpp_classifies_by_two_features(one_thread):
+    torch.manual_seed(0)
+    model = create_model("lenetpp").eval()
+    x = torch.randn(5, 1, 32, 32)
+    features = model.features(x)
+    assert features.shape == (5, 2)
+    torch.testing.assert_close(model(x), model.bn8(model.fc(features)))
+
+
+def test_the_binary_lenetpp_keeps_an_ordinary_classifier():
+    model = on_meta("lenetpp", "binary")
+    assert type(model.fc) is nn.Linear
+    assert type(model.feature) is BinaryLinear
+
+
 def test_resnet20_has_the_names_of_the_official_checkpoint():
     model = create_model("resnet20")
-    layers = {name for name, module in model.named_modules() if isinstance(module, AdderConv2d)}
+    names = {name for name, module in model.named_modules() if isinstance(module, AdderConv2d)}
     blocks = [f"layer{stage}.{block}.conv{i}" for stage in (1, 2, 3) for block in (0, 1, 2) for i in (1, 2)]
-    assert layers == {*blocks, "layer2.0.downsample.0", "layer3.0.downsample.0"}
+    assert names == {*blocks, "layer2.0.downsample.0", "layer3.0.downsample.0"}
     state = model.state_dict()
     assert state["conv1.weight"].shape == (16, 3, 3, 3)
     assert state["layer2.0.downsample.0.weight"].shape == (32, 16, 1, 1)
@@ -89,35 +180,90 @@ def test_resnet20_has_the_names_of_the_official_checkpoint():
     assert state["bn2.weight"].shape == (10,)
 
 
+def test_resnet50_has_the_names_and_strides_of_the_official_code():
+    model = on_meta("resnet50")
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    keys = {"conv1.weight", "fc.weight", "fc.bias", *(f"{bn}.{leaf}" for bn in ("bn1", "bn2") for leaf in norm)}
+    for stage, depth in enumerate((3, 4, 6, 3), 1):
+        keys.add(f"layer{stage}.0.downsample.0.weight")
+        keys |= {f"layer{stage}.0.downsample.1.{leaf}" for leaf in norm}
+        for block in range(depth):
+            keys |= {f"layer{stage}.{block}.conv{i}.weight" for i in (1, 2, 3)}
+            keys |= {f"layer{stage}.{block}.bn{i}.{leaf}" for i in (1, 2, 3) for leaf in norm}
+    state = model.state_dict()
+    assert set(state) == keys
+    assert state["fc.weight"].shape == (1000, 2048, 1, 1)
+    assert state["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
+    strided = {name for name, m in model.named_modules() if isinstance(m, AdderConv2d) and m.stride == (2, 2)}
+    assert strided == {f"layer{stage}.0.{which}" for stage in (2, 3, 4) for which in ("conv2", "downsample.0")}
+
+
+def test_resnet50_starts_with_sane_numbers(one_thread):
+    torch.manual_seed(0)
+    model = create_model("resnet50")
+    deviations = []
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        model.get_submodule(stage).register_forward_hook(lambda stage, args, y: deviations.append(y.std().item()))
+    assert model(torch.randn(2, 3, 64, 64)).abs().max() < 10
+    assert len(deviations) == 4
+    assert all(0.1 < deviation < 10 for deviation in deviations)
+
+
 def test_adder_weights_start_as_standard_normal():
     torch.manual_seed(0)
-    model = create_model("lenet5bn")
-    weight = model.get_submodule("conv3").weight
+    weight = create_model("lenet5bn").get_submodule("conv3").weight
     assert abs(weight.mean()) < 0.02
     assert abs(weight.std() - 1) < 0.02
 
 
-@pytest.mark.parametrize("op", ["adder", "conv"])
-def test_config_survives_json_and_rebuilds_the_model(op):
-    grad = GradientRule(weight="sign", input="sign") if op == "adder" else None
-    model = create_model("lenet5bn", op=op, num_classes=4, in_chans=3, grad=grad)
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [("adder", {}), ("adder", {"grad": SIGN, "recenter": True}), ("conv", {}), ("binary", {})],
+)
+def test_config_survives_json_and_rebuilds_the_model(op, options):
+    model = create_model("lenet5bn", op=op, num_classes=4, in_chans=3, **options)
     again = create_model(**json.loads(json.dumps(model.config)))
     assert again.config == model.config
     assert again.input_size == (3, 32, 32)
     assert again.load_state_dict(model.state_dict())
-    rules = {m.grad for m in again.modules() if isinstance(m, (AdderConv2d, AdderLinear))}
-    assert rules == ({grad} if grad else set())
+    built = [(type(layer), getattr(layer, "grad", None), getattr(layer, "recenter", None)) for layer in layers(again)]
+    assert built == [
+        (type(layer), getattr(layer, "grad", None), getattr(layer, "recenter", None)) for layer in layers(model)
+    ]
 
 
-def test_config_names_the_default_rule():
+def test_config_names_the_defaults():
     assert create_model("lenet5bn").config == {
         "name": "lenet5bn",
         "op": "adder",
         "num_classes": 10,
         "in_chans": 1,
         "grad": {"weight": "full", "input": "hardtanh"},
+        "recenter": False,
     }
-    assert create_model("lenet5bn", op="conv").config["grad"] is None
+    for op in ("conv", "binary"):
+        assert create_model("lenet5bn", op=op).config["grad"] is None
+
+
+def test_a_config_from_before_recentering_still_builds():
+    config = create_model("lenet5bn").config
+    del config["recenter"]
+    assert create_model(**config).config["recenter"] is False
+
+
+def test_rule_and_recentering_reach_every_adder_layer():
+    for name in list_models():
+        adders = [m for m in on_meta(name, grad=SIGN, recenter=True).modules() if isinstance(m, Adder)]
+        assert all(m.grad == SIGN and m.recenter for m in adders)
+        assert not any(m.recenter for m in on_meta(name).modules() if isinstance(m, Adder))
+
+
+def test_normalisation_absorbs_recentering(one_thread):
+    torch.manual_seed(0)
+    plain, recentered = create_model("lenet5bn"), create_model("lenet5bn", recenter=True)
+    recentered.load_state_dict(plain.state_dict())
+    x = torch.randn(16, 1, 32, 32)
+    torch.testing.assert_close(recentered(x), plain(x), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("arguments", "words"), REFUSED)

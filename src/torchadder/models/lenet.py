@@ -1,11 +1,12 @@
-"""LeNet-5 with batch normalisation: the MNIST network, in which every layer is an adder layer."""
+"""LeNets for MNIST, in which every layer is an adder layer: LeNet-5 with batch normalisation, and LeNet++."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..nn import BinaryLinear
 from .registry import Layers, Model, register
 
 
@@ -21,25 +22,68 @@ class LeNet5BN(nn.Sequential, Model):
             OrderedDict(
                 conv1=layers.conv2d(in_chans, 6, 5, bias=False),  # 32 -> 28
                 bn1=nn.BatchNorm2d(6),
-                relu1=nn.ReLU(inplace=True),
+                relu1=layers.activation(),
                 pool1=nn.MaxPool2d(2),  # 28 -> 14
                 conv2=layers.conv2d(6, 16, 5, bias=False),  # 14 -> 10
                 bn2=nn.BatchNorm2d(16),
-                relu2=nn.ReLU(inplace=True),
+                relu2=layers.activation(),
                 pool2=nn.MaxPool2d(2),  # 10 -> 5
                 conv3=layers.conv2d(16, 120, 5, bias=False),  # 5 -> 1
                 bn3=nn.BatchNorm2d(120),
-                relu3=nn.ReLU(inplace=True),
+                relu3=layers.activation(),
                 flatten=nn.Flatten(),
                 fc1=layers.linear(120, 84, bias=False),
                 bn4=nn.BatchNorm1d(84),
-                relu4=nn.ReLU(inplace=True),
+                relu4=layers.activation(),
                 fc2=layers.linear(84, num_classes, bias=False),
                 bn5=nn.BatchNorm1d(num_classes),  # logits of an adder layer are negative and large without it
             )
         )
 
 
+class LeNetPP(Model):
+    """LeNet++, whose features are points in a plane: the figure of clusters (CNN: sectors by angle).
+
+    Three stages of two 5x5 layers, 2x32C5-MP2-2x64C5-MP2-2x128C5-MP2, a feature layer of 2 and the classifier;
+    BN follows every layer, an activation every convolution. Widths and kernels are those of "A Discriminative
+    Feature Learning Approach for Deep Face Recognition", Wen et al., ECCV 2016, which the paper follows; that
+    network has PReLU and no BN, which an adder layer cannot do without.
+
+    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). Other sizes are refused by the feature layer.
+    """
+
+    def __init__(self, layers: Layers, num_classes: int, in_chans: int):
+        super().__init__()
+        self.stages = nn.Sequential()
+        channels = in_chans
+        for i, width in enumerate((32, 32, 64, 64, 128, 128), 1):
+            self.stages.add_module(f"conv{i}", layers.conv2d(channels, width, 5, padding=2, bias=False))
+            self.stages.add_module(f"bn{i}", nn.BatchNorm2d(width))
+            self.stages.add_module(f"relu{i}", layers.activation())
+            if i % 2 == 0:
+                self.stages.add_module(f"pool{i // 2}", nn.MaxPool2d(2))  # 32 -> 16 -> 8 -> 4
+            channels = width
+        self.stages.add_module("flatten", nn.Flatten())
+        self.feature = layers.linear(channels * 4 * 4, 2, bias=False)
+        self.bn7 = nn.BatchNorm1d(2)
+        # the signs of two features tell only four classes apart, so the binary network has an ordinary classifier
+        classifier = nn.Linear if layers.linear is BinaryLinear else layers.linear
+        self.fc = classifier(2, num_classes, bias=False)
+        self.bn8 = nn.BatchNorm1d(num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier sees: (N, in_chans, 32, 32) -> (N, 2)."""
+        return self.bn7(self.feature(self.stages(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn8(self.fc(self.features(x)))
+
+
 @register("lenet5bn", num_classes=10, in_chans=1, size=32)
 def lenet5bn(layers: Layers, num_classes: int, in_chans: int) -> Model:
     return LeNet5BN(layers, num_classes, in_chans)
+
+
+@register("lenetpp", num_classes=10, in_chans=1, size=32)
+def lenetpp(layers: Layers, num_classes: int, in_chans: int) -> Model:
+    return LeNetPP(layers, num_classes, in_chans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -9,28 +10,58 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 from ..errors import UserError
-from ..nn import AdderConv2d, AdderLinear, GradientRule
+from ..nn import AdderConv2d, AdderLinear, BinaryConv2d, BinaryLinear, GradientRule
 
-OPS = ("adder", "conv")
-PLANNED_OPS = ("binary",)
+OPS = ("adder", "conv", "binary")
 
 
 class Model(nn.Module):
     """A network of the registry. ``create_model(**model.config)`` builds the same one again, weights aside.
 
-    ``config``: name, op, num_classes, in_chans, grad; plain values, which a checkpoint can carry as JSON.
+    ``config``: name, op, num_classes, in_chans, grad, recenter; plain values, which a checkpoint can carry as JSON.
     ``input_size``: (C, H, W) of the images that the paper feeds it.
     """
 
     config: dict[str, Any]
     input_size: tuple[int, int, int]
 
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write model.safetensors and config.json into ``directory``; see models.hub.save_pretrained."""
+        from . import hub
+
+        hub.save_pretrained(self, directory)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> Model:
+        """The model in a directory, or of the name owner/name on the hub; see models.hub.from_pretrained.
+
+        Raises UserError also where it is no model of this class.
+        """
+        from . import hub
+
+        model = hub.from_pretrained(name, revision)
+        if not isinstance(model, cls):
+            raise UserError(f"{name} holds {model.config['name']}, a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model to the Hugging Face hub, return its URL; the options are models.hub.push_to_hub's."""
+        from . import hub
+
+        return hub.push_to_hub(self, repo_id, **options)
+
 
 class Layers(NamedTuple):
-    """The two layer classes of an operator, called as nn.Conv2d and nn.Linear are."""
+    """What a network of one operator is made of.
+
+    ``conv2d`` and ``linear`` are called as nn.Conv2d and nn.Linear are, ``activation`` without arguments. The
+    activation of a binary network is the identity: the sign that a binary layer takes of its input is the
+    nonlinearity, and after a ReLU every sign would be +1.
+    """
 
     conv2d: Callable[..., nn.Module]
     linear: Callable[..., nn.Module]
+    activation: Callable[[], nn.Module]
 
 
 class Builder(NamedTuple):
@@ -59,18 +90,21 @@ def register(name: str, *, num_classes: int, in_chans: int, size: int) -> Callab
     return decorate
 
 
-def layers_of(op: str, grad: GradientRule | None = None) -> Layers:
-    """The layer classes of ``op``; ``grad`` is the gradient rule of the adder layers (None: the paper's)."""
+def layers_of(op: str, grad: GradientRule | None = None, recenter: bool = False) -> Layers:
+    """The layers of ``op``; ``grad`` (None: the paper's rule) and ``recenter`` are those of its adder layers."""
+    relu = partial(nn.ReLU, inplace=True)
     if op == "adder":
-        rule = grad or GradientRule()
-        return Layers(partial(AdderConv2d, grad=rule), partial(AdderLinear, grad=rule))
-    if op in PLANNED_OPS:
-        raise UserError(f"op {op!r} comes with a later release; this one has {', '.join(OPS)}")
-    if op != "conv":
+        options: dict[str, Any] = {"grad": grad or GradientRule(), "recenter": recenter}
+        return Layers(partial(AdderConv2d, **options), partial(AdderLinear, **options), relu)
+    if op not in OPS:
         raise UserError(f"unknown op {op!r}; known: {', '.join(OPS)}")
     if grad is not None:
-        raise UserError(f"op 'conv' has no gradient rule, but grad={grad} was given; leave it out")
-    return Layers(nn.Conv2d, nn.Linear)
+        raise UserError(f"op {op!r} has no gradient rule, but grad={grad} was given; leave it out")
+    if recenter:
+        raise UserError(f"op {op!r} has no adder layers to recenter, but recenter=True was given; leave it out")
+    if op == "binary":
+        return Layers(BinaryConv2d, BinaryLinear, nn.Identity)
+    return Layers(nn.Conv2d, nn.Linear, relu)
 
 
 def list_models() -> list[str]:
@@ -84,19 +118,23 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int | None = None,
     grad: GradientRule | Mapping[str, str] | None = None,
+    recenter: bool = False,
 ) -> Model:
     """Build a network of the paper, freshly initialised.
 
     Args:
         name: one of ``list_models()``.
-        op: "adder" (L1 distance, no multiplication) or "conv" (the CNN twin, same shapes and names).
+        op: "adder" (L1 distance, no multiplication), "conv" (the CNN twin) or "binary" (the BNN twin); weights
+            have the same names and shapes in all three.
         num_classes, in_chans: default to the paper's task, e.g. 10 and 1 for lenet5bn.
         grad: gradient rule of the adder layers, a GradientRule or its fields as a mapping.
+        recenter: every adder layer adds sum |W| to its outputs, which 16-bit training needs (AdderConv2d).
 
-    Returns a float32 Model in training mode: (N, in_chans, H, W) -> logits (N, num_classes).
+    Returns a float32 Model in training mode, each layer initialised as its class does it: (N, in_chans, H, W) ->
+    logits (N, num_classes).
 
     Raises UserError (not ValueError: the command line prints the same line) for an unknown name or op, a
-    count below 1, a gradient rule that does not exist, or any for op "conv".
+    count below 1, a gradient rule that does not exist, and for a rule or recenter=True without adder layers.
     """
     if name not in _MODELS:
         raise UserError(f"unknown model {name!r}; known: {', '.join(list_models())}")
@@ -107,13 +145,14 @@ def create_model(
         if count < 1:
             raise UserError(f"{what} must be at least 1, got {count}")
     rule = _rule_of(op, grad)
-    model = builder.build(layers_of(op, rule), classes, channels)
+    model = builder.build(layers_of(op, rule, recenter), classes, channels)
     model.config = {
         "name": name,
         "op": op,
         "num_classes": classes,
         "in_chans": channels,
         "grad": None if rule is None else rule._asdict(),
+        "recenter": recenter,
     }
     model.input_size = (channels, builder.size, builder.size)
     return model

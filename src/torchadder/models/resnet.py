@@ -1,9 +1,13 @@
-"""ResNet-20 and ResNet-32 for CIFAR: all adder layers except the first and the last, which stay convolutions.
+"""ResNets for CIFAR and ImageNet: all adder layers except the first and the last, which stay convolutions.
 
-Module names are the official code's, so that its checkpoints map key by key (`.adder` -> `.weight`).
+Module names are the official code's, so that its checkpoints map key by key (`.adder` -> `.weight`). The blocks
+are those of "Deep Residual Learning for Image Recognition", He et al., CVPR 2016, arXiv 1512.03385.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -11,7 +15,9 @@ from .registry import Layers, Model, register
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 layers beside a shortcut: (N, C_in, H, W) -> (N, C_out, H / stride, W / stride)."""
+    """Two 3x3 layers beside a shortcut: (N, C_in, H, W) -> (N, channels, H / stride, W / stride)."""
+
+    expansion = 1
 
     def __init__(self, layers: Layers, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -19,11 +25,8 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = layers.conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            projection = layers.conv2d(in_channels, channels, 1, stride=stride, bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
+        self.relu = layers.activation()
+        self.downsample = _shortcut(layers, in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -31,40 +34,117 @@ class BasicBlock(nn.Module):
         return self.relu(y + self.downsample(x))
 
 
-class CifarResNet(Model):
-    """Convolution stem, stages of 16, 32 and 64 channels, average pool, 1x1 classifier, BN on the logits.
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 beside a shortcut: (N, C_in, H, W) -> (N, 4 * channels, H / stride, W / stride).
 
-    Shapes: (N, in_chans, H, W) -> (N, num_classes), any H and W; the paper's are 32.
+    The stride is in the 3x3 layer, as in the official code and torchvision; He et al. have it in the first 1x1.
     """
 
-    def __init__(self, layers: Layers, blocks: int, num_classes: int, in_chans: int):
+    expansion = 4
+
+    def __init__(self, layers: Layers, in_channels: int, channels: int, stride: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(layers, blocks, 16, 16, stride=1)
-        self.layer2 = _stage(layers, blocks, 16, 32, stride=2)
-        self.layer3 = _stage(layers, blocks, 32, 64, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Conv2d(64, num_classes, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(num_classes)
+        out_channels = self.expansion * channels
+        self.conv1 = layers.conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = layers.conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = layers.conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = layers.activation()
+        self.downsample = _shortcut(layers, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.bn2(self.fc(self.avgpool(x))).flatten(1)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.relu(y + self.downsample(x))
 
 
-def _stage(layers: Layers, blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(layers, in_channels, channels, stride)
-    return nn.Sequential(first, *(BasicBlock(layers, channels, channels, 1) for _ in range(blocks - 1)))
+def _shortcut(layers: Layers, in_channels: int, channels: int, stride: int) -> nn.Module:
+    if stride == 1 and in_channels == channels:
+        return nn.Identity()
+    projection = layers.conv2d(in_channels, channels, 1, stride=stride, bias=False)
+    return nn.Sequential(projection, nn.BatchNorm2d(channels))
+
+
+class ResNet(nn.Sequential, Model):
+    """Stem, stages of blocks, average pool, 1x1 classifier, BN on the logits.
+
+    Shapes: (N, in_chans, H, W) -> (N, num_classes), any H and W.
+
+    Args:
+        stem: the convolution in front; the first stage has its width, each further one twice that at half the size.
+        depths: blocks in each stage.
+        pool: what follows the stem.
+        bias: of the classifier. Idle, since BN follows, but the official ResNet-50 has one.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        block: type[BasicBlock] | type[Bottleneck],
+        stem: nn.Conv2d,
+        depths: Sequence[int],
+        num_classes: int,
+        *,
+        pool: nn.Module,
+        bias: bool,
+    ):
+        modules: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=stem,
+            bn1=nn.BatchNorm2d(stem.out_channels),
+            relu=layers.activation(),
+            maxpool=pool,
+        )
+        in_channels = stem.out_channels
+        for i, depth in enumerate(depths):
+            channels = stem.out_channels * 2**i
+            stage = nn.Sequential()
+            for j in range(depth):
+                stage.append(block(layers, in_channels, channels, stride=2 if i > 0 and j == 0 else 1))
+                in_channels = block.expansion * channels
+            modules[f"layer{i + 1}"] = stage
+        modules["avgpool"] = nn.AdaptiveAvgPool2d(1)
+        modules["fc"] = nn.Conv2d(in_channels, num_classes, 1, bias=bias)
+        modules["bn2"] = nn.BatchNorm2d(num_classes)
+        modules["flatten"] = nn.Flatten()
+        super().__init__(modules)
+
+
+def _cifar(layers: Layers, depths: Sequence[int], num_classes: int, in_chans: int) -> Model:
+    stem = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
+    return ResNet(layers, BasicBlock, stem, depths, num_classes, pool=nn.Identity(), bias=False)
+
+
+def _imagenet(
+    layers: Layers,
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: Sequence[int],
+    num_classes: int,
+    in_chans: int,
+) -> Model:
+    stem = nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False)  # 224 -> 112
+    pool = nn.MaxPool2d(3, stride=2, padding=1)  # 112 -> 56
+    return ResNet(layers, block, stem, depths, num_classes, pool=pool, bias=True)
 
 
 @register("resnet20", num_classes=10, in_chans=3, size=32)
 def resnet20(layers: Layers, num_classes: int, in_chans: int) -> Model:
-    return CifarResNet(layers, 3, num_classes, in_chans)
+    return _cifar(layers, (3, 3, 3), num_classes, in_chans)
 
 
 @register("resnet32", num_classes=10, in_chans=3, size=32)
 def resnet32(layers: Layers, num_classes: int, in_chans: int) -> Model:
-    return CifarResNet(layers, 5, num_classes, in_chans)
+    return _cifar(layers, (5, 5, 5), num_classes, in_chans)
+
+
+@register("resnet18", num_classes=1000, in_chans=3, size=224)
+def resnet18(layers: Layers, num_classes: int, in_chans: int) -> Model:
+    """The official code has no ResNet-18: stem and head are those of its ResNet-50."""
+    return _imagenet(layers, BasicBlock, (2, 2, 2, 2), num_classes, in_chans)
+
+
+@register("resnet50", num_classes=1000, in_chans=3, size=224)
+def resnet50(layers: Layers, num_classes: int, in_chans: int) -> Model:
+    return _imagenet(layers, Bottleneck, (3, 4, 6, 3), num_classes, in_chans)

@@ -1,0 +1,194 @@
+"""The published layout: every model is recognised by its tensors, and nothing in a file is ever run."""
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchadder.data import load_dataset
+from torchadder.errors import UserError
+from torchadder.models import create_model, list_models
+from torchadder.models.checkpoint import load_checkpoint, read_checkpoint
+from torchadder.nn import Adder
+
+CASES = [
+    (name, {"num_classes": classes, "in_chans": chans})
+    for name in list_models()
+    for classes, chans in [(10, 3), (100, 1)]
+]
+
+
+def published(model, prefix="module."):
+    """The state of ``model`` in the names of the AdderNet authors."""
+    adder = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adder)}
+    return OrderedDict(
+        (prefix + (key.removesuffix("weight") + "adder" if key in adder else key), value)
+        for key, value in model.state_dict().items()
+    )
+
+
+def write(path, content, *, legacy=True):
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(3)
+    return create_model("lenet5bn", num_classes=7).eval()
+
+
+@pytest.mark.parametrize(("name", "counts"), CASES)
+def test_every_model_is_recognised_by_its_tensors(tmp_path, name, counts):
+    state = published(create_model(name, **counts))
+    loaded, about = read_checkpoint(write(tmp_path / "model.pth", state))
+    assert loaded.config == create_model(name, **counts).config
+    assert (about.dataset, about.epoch, about.accuracy) == (None, None, None)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), state.values(), strict=True))
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "state_dict": state}])
+@pytest.mark.parametrize("name", ["model.pth", "model.pt"])
+def test_wrappings(tmp_path, model, wrap, prefix, legacy, name):
+    loaded = load_checkpoint(write(tmp_path / name, wrap(published(model, prefix)), legacy=legacy), op="conv")
+    assert loaded.config["op"] == "adder"  # the names say so
+    assert not loaded.training
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("op", ["adder", "conv", "binary"])
+def test_without_published_names_the_operator_is_the_caller_s_word(tmp_path, op):
+    model = create_model("resnet20", op=op)
+    loaded = load_checkpoint(write(tmp_path / "model.pth", model.state_dict()), op)
+    assert loaded.config == model.config
+
+
+def test_half_precision_becomes_float32(tmp_path, model):
+    loaded = load_checkpoint(write(tmp_path / "model.pth", published(model.half())))
+    assert loaded.fc1.weight.dtype == torch.float32
+    assert torch.equal(loaded.fc1.weight, model.fc1.weight.float())
+
+
+class Code:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def change(**tensors):
+    """A state in which some tensors are another (None: missing)."""
+
+    def apply(state):
+        for name, tensor in tensors.items():
+            key = "module." + name.replace("__", ".")
+            if tensor is None:
+                del state[key]
+            else:
+                state[key] = tensor
+        return state
+
+    return apply
+
+
+def rename(old, new):
+    return lambda state: OrderedDict((key.replace(old, new), value) for key, value in state.items())
+
+
+REFUSED = [  # change to a good state -> words in the message
+    (change(fc1__adder=None), "model.pth fits no model of ours; the nearest is lenet5bn: missing fc1.adder$"),
+    (change(**{"a\nb": torch.ones(1)}), r"unexpected 'a\\nb'$"),
+    (change(fc3__weight=torch.ones(1)), "the nearest is lenet5bn: unexpected fc3.weight$"),
+    (change(conv1__adder=torch.ones(6, 1, 3, 3)), r"conv1.adder has shape \(6, 1, 3, 3\), expected \(6, 1, 5, 5\)$"),
+    (change(fc1__adder=torch.ones(84)), r"fc1.adder has shape \(84,\), expected \(84, 120\)$"),
+    (change(fc1__adder=torch.ones(84, 120).to_sparse()), "fc1.adder is no plain tensor"),
+    (change(fc1__adder=torch.ones(84, 120, dtype=torch.complex64)), "fc1.adder is torch.complex64, expected"),
+    (change(fc1__adder=torch.ones(1).expand(84, 120)), "fc1.adder repeats its elements"),
+    (change(fc1__adder=torch.ones(84, 120, device="meta")), r"fc1.adder is no plain tensor \(.*, meta\)$"),
+    (rename("fc1.adder", "fc1.weight"), "missing fc1.adder; unexpected fc1.weight$"),  # another operator there
+    (
+        rename("module.", "net."),
+        r"nearest is lenet5bn: missing conv1.adder, .* and 22 more; unexpected net.conv1.adder, .* and 22 more$",
+    ),
+    (lambda state: {"weights": torch.ones(2, 2)}, "fits no model of ours; .* unexpected weights$"),
+    (lambda state: {**state, "epoch": 3}, "holds no state dict: 'epoch' is of type int$"),
+    (lambda state: {**state, 3: torch.ones(1)}, "holds no state dict: 3 is of type Tensor$"),
+    (lambda state: {}, "holds an empty state dict$"),
+    (lambda state: {"state_dict": {}}, "holds an empty state dict$"),
+    (lambda state: [1, 2], "holds no state dict, but a value of type list$"),
+    (lambda state: torch.ones(3), "holds no state dict, but a value of type Tensor$"),
+]
+
+
+@pytest.mark.parametrize(("changed", "words"), REFUSED)
+def test_refused(tmp_path, model, changed, words):
+    path = write(tmp_path / "model.pth", changed(published(model)))
+    with pytest.raises(UserError, match=words) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("op", ["xor", ""])
+def test_unknown_operator(tmp_path, model, op):
+    path = write(tmp_path / "model.pth", model.state_dict())
+    with pytest.raises(UserError, match=f"unknown op '{op}'"):
+        load_checkpoint(path, op)
+
+
+def test_a_published_checkpoint_that_lies_about_its_size_takes_no_memory(tmp_path, model):
+    names = ["fc2__adder", "bn5__weight", "bn5__bias", "bn5__running_mean", "bn5__running_var"]
+    huge = {name: torch.ones(1).expand(10**12, *[84] * (name == "fc2__adder")) for name in names}
+    with pytest.raises(UserError, match=r"nearest is lenet5bn: fc2.adder repeats its elements .*; bn5.weight repeats"):
+        load_checkpoint(write(tmp_path / "model.pth", change(**huge)(published(model))))
+
+
+@pytest.mark.parametrize("legacy", [True, False, None])
+@pytest.mark.parametrize("place", [lambda code: code, lambda code: {"state_dict": {"conv1.adder": code}}])
+def test_pickled_code_is_not_run(tmp_path, place, legacy):
+    written, path = tmp_path / "written", tmp_path / "model.pth"
+    content = place(Code(written))
+    if legacy is None:
+        path.write_bytes(pickle.dumps(content))
+    else:
+        write(path, content, legacy=legacy)
+    with pytest.raises(UserError, match=r"model.pth (holds pickled code \(\w+.mkdir\), which was not run|is damaged)"):
+        load_checkpoint(path)
+    assert not written.exists()
+    pickle.loads(pickle.dumps(content))  # it would have
+    assert written.exists()
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_damaged_file_gets_one_line(tmp_path, model, legacy):
+    path = write(tmp_path / "model.pth", published(model), legacy=legacy)
+    whole = path.read_bytes()
+    for size in [0, 1, 10, 100, 1000, len(whole) // 2, len(whole) - 100]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"model.pth is damaged and cannot be read \(.+\)$") as caught:
+            load_checkpoint(path)
+        assert "\n" not in str(caught.value)
+
+
+def shared_data():
+    folder = Path(os.environ.get("TORCHADDER_DATA", "nowhere"))
+    return folder if (folder / "ResNet20-AdderNet.pth").is_file() else None
+
+
+@pytest.mark.skipif(shared_data() is None, reason="no ResNet20-AdderNet.pth at hand: set TORCHADDER_DATA")
+def test_the_official_resnet20_on_real_images():
+    model = load_checkpoint(shared_data() / "ResNet20-AdderNet.pth")
+    assert model.config["name"] == "resnet20"
+    test = load_dataset("cifar10", shared_data(), partial=True).test
+    with torch.no_grad():
+        predicted = torch.cat([model(images).argmax(1) for images in test.images.split(100)])
+    assert (len(test), int((predicted == test.labels).sum())) == (500, 461)  # 92.2%; published: 91.8 on 10,000
