@@ -7,20 +7,21 @@ import pytest
 from torchadder.analysis import summary
 from torchadder.cli import main
 from torchadder.models import create_model
+from torchadder.models.registry import OPS
 
 REFUSED = [  # arguments -> the words on stderr
     (["lenet6"], "unknown model 'lenet6'; known: lenet5bn"),
-    (["lenet5bn", "--op", "xor"], "unknown op 'xor'; known: adder, conv"),
-    (["lenet5bn", "--op", "binary"], "comes with a later release"),
+    (["lenet5bn", "--op", "xor"], "unknown op 'xor'; known: adder, conv, binary"),
     (["lenet5bn", "--input-size", "32"], "--input-size 32: expected CxHxW"),
     (["lenet5bn", "--input-size", "1x32x-2"], "--input-size 1x32x-2: every size must be at least 1"),
     (["lenet5bn", "--input-size", "1x28x28"], "does not run on an input of 1x28x28"),
 ]
 
 
-def test_plain_text_where_no_terminal_is(capsys):
-    assert main(["summary", "lenet5bn"]) == 0
-    assert capsys.readouterr().out == f"{summary(create_model('lenet5bn'))}\n"
+@pytest.mark.parametrize("op", OPS)
+def test_plain_text_where_no_terminal_is(op, capsys):
+    assert main(["summary", "lenet5bn", "--op", op]) == 0
+    assert capsys.readouterr().out == f"{summary(create_model('lenet5bn', op=op))}\n"
 
 
 def test_table_on_a_terminal(capsys, monkeypatch):
@@ -30,6 +31,13 @@ def test_table_on_a_terminal(capsys, monkeypatch):
     printed = capsys.readouterr().out
     for words in ("resnet20 · adder · input 3x32x32", "layer2.0.downsample.0", "81,183,360", "82.34M", "┃"):
         assert words in printed
+
+
+def test_a_terminal_too_narrow_for_the_table_cuts_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["summary", "resnet20"]) == 0
+    assert capsys.readouterr().out == f"{summary(create_model('resnet20'))}\n"
 
 
 def test_json_is_one_object_and_nothing_else(capsys):

@@ -4,202 +4,123 @@ The convention, per image, in inference:
 
     convolution, linear, matrix product    1 multiplication and 1 addition per multiply-accumulate
     adder layer, |x - w| accumulated       2 additions per element (subtract, accumulate), 0 multiplications
+    binary layer, XNOR and popcount        1 XNOR and 1 addition (accumulate) per element; the scale of a filter
+                                           folds into the normalisation that follows and is not counted
     padded positions                       counted as any other
     bias, batch normalisation              not counted: in inference they fold into the layer before them. The
                                            paper leaves them out too, as negligible.
-    activation, pooling, residual sum      not counted, as in the paper
+    activation, pooling, residual sum,     not counted, as in the paper
+    other element-wise work, reduction
+
+So #Mul + #Add + #XNOR are the flops of torch.utils.flop_counter.FlopCounterMode, whose formulas these are (for our
+operators: torchadder.analysis.flops), with attention as the matrix products that it stands for. Activations are the
+elements that the counted operators put out (Radosavovic et al., "Designing Network Design Spaces", 2020), 4 bytes each
+in float32. A layer that runs twice has its operations and activations counted twice and its parameters once.
 
 Counted is what runs, not what the modules are called: a subclass, a functional call and attention count like
 the layers they amount to. What runs or holds parameters and has no rule here is named in the result, never
-silently zero. The formulas of products are torch.utils.flop_counter's.
+silently zero.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import UserError
+from .flops import ADDER_CONV, BINARY_CONV
+from .paper import published
+from .table import Row, Summary
 
-_NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-_FREE_MODULES = (*_NORMALISATIONS, nn.PReLU, nn.Embedding)
+_NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_WEIGHT_MAKERS = (nn.utils.parametrize.ParametrizationList,)  # in inference the weight that they make is fixed
+_FREE_MODULES = (*_NORMALISATIONS, *_WEIGHT_MAKERS, nn.PReLU, nn.Embedding)
 
-# Free by the convention, beside views and element-wise operators: memory, normalisation, pooling, reduction.
+# Free by the convention, beside views and what is tagged element-wise: memory, padding and resizing, normalisation and
+# activation, pooling, reduction. Without the underscores that mark an operator as internal or in-place.
 _FREE_OPS = frozenset(
     """
-    empty_like zeros_like ones_like full_like _unsafe_view constant_pad_nd reflection_pad1d reflection_pad2d
-    replication_pad1d replication_pad2d cat stack index index_select gather embedding im2col roll flip
-    native_batch_norm _native_batch_norm_legit_no_training _batch_norm_no_update cudnn_batch_norm
-    native_group_norm native_layer_norm _fused_rms_norm _softmax _log_softmax
-    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d
-    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d mean sum amax amin max min argmax any all
-    upsample_nearest2d upsample_bilinear2d _local_scalar_dense
-    """.split()  # noqa: SIM905  (as a list of strings: fifty lines)
+    empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full copy to_copy unsafe_view as_strided
+    cat stack repeat roll flip tril triu index unsafe_index index_select index_put gather scatter embedding im2col
+    pixel_shuffle pixel_unshuffle channel_shuffle constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
+    replication_pad1d replication_pad2d replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
+    native_batch_norm native_batch_norm_legit native_batch_norm_legit_no_training batch_norm_no_update cudnn_batch_norm
+    native_group_norm native_layer_norm fused_rms_norm weight_norm_interface softmax safe_softmax log_softmax
+    hardswish glu prelu_kernel rrelu_with_noise log_sigmoid_forward
+    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d fractional_max_pool2d
+    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d
+    mean sum var var_mean std linalg_vector_norm cumsum amax amin max min argmax argmin any all local_scalar_dense
+    """.split()  # noqa: SIM905  (as a list of strings: a hundred lines)
 )
 
-# The published #Mul of the CNN, by network and input. The counts round and partly include other layers:
-# ResNet-20 has exactly 40.81M; LeNet-5's 435K is what 416,520 products and one operation for each bias, ReLU
-# and pooled element of a plain LeNet-5 come to (435,850).
-_PAPER: dict[tuple[str, tuple[int, ...]], int] = {
-    ("lenet5bn", (1, 32, 32)): 435_000,
-    ("resnet20", (3, 32, 32)): 41_170_000,
-    ("resnet32", (3, 32, 32)): 69_120_000,
-}
 
-
-@dataclass
-class Row:
-    """A module that computes or holds parameters.
-
-    `free`: costs nothing by the convention. `unknown`: what of it is not counted, and why.
-    """
-
-    name: str
-    kind: str
-    output: tuple[int, ...] | None = None  # of one image; None where the module gave no tensor or never ran
-    parameters: int = 0
-    mul: int = 0
-    add: int = 0
-    xnor: int = 0
-    free: bool = False
-    unknown: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Summary:
-    """Rows in the order of definition, and their totals. `str()` is a table, `to_dict()` plain values."""
-
-    model: str
-    op: str | None
-    input_size: tuple[int, ...]
-    rows: list[Row]
-    paper: dict[str, int] | None = None
-
-    @property
-    def mul(self) -> int:
-        return sum(row.mul for row in self.rows)
-
-    @property
-    def add(self) -> int:
-        return sum(row.add for row in self.rows)
-
-    @property
-    def xnor(self) -> int:
-        return sum(row.xnor for row in self.rows)
-
-    @property
-    def parameters(self) -> int:
-        return sum(row.parameters for row in self.rows)
-
-    @property
-    def unknown(self) -> list[Row]:
-        """The rows that the totals leave out, wholly or in part: they make the totals lower bounds."""
-        return [row for row in self.rows if row.unknown]
-
-    def to_dict(self) -> dict[str, Any]:
-        total = {"mul": self.mul, "add": self.add, "xnor": self.xnor, "parameters": self.parameters}
-        return {
-            "model": self.model,
-            "op": self.op,
-            "input_size": list(self.input_size),
-            "exact": not self.unknown,
-            "total": total,
-            "paper": self.paper,
-            "layers": [{**vars(row), "output": None if row.output is None else list(row.output)} for row in self.rows],
-        }
-
-    @property
-    def title(self) -> str:
-        size = "x".join(map(str, self.input_size))
-        return " · ".join([self.model, *([self.op] if self.op else []), f"input {size}"])
-
-    def cells(self) -> list[list[str]]:
-        """The table as text: header, one line a layer, free modules by kind, total, the paper's total."""
-        lines = [["layer", "type", "output", "parameters", "#Mul", "#Add", "#XNOR"]]
-        for row in self.rows:
-            if not row.free:
-                size = "" if row.output is None else "x".join(map(str, row.output))
-                operations = [f"{n:,}" for n in (row.mul, row.add, row.xnor)]
-                if row.unknown:
-                    operations = [n if n != "0" else "?" for n in operations]
-                lines.append([row.name, row.kind, size, f"{row.parameters:,}", *operations])
-        free = [row for row in self.rows if row.free]
-        for kind, count in Counter(row.kind for row in free).items():
-            parameters = sum(row.parameters for row in free if row.kind == kind)
-            lines.append([f"{count} not counted", kind, "", f"{parameters:,}", "", "", ""])
-        at_least = ">= " if self.unknown else ""
-        totals = [f"{at_least}{n:,}" for n in (self.mul, self.add, self.xnor)]
-        lines.append(["total", "", "", f"{self.parameters:,}", *totals])
-        if self.paper:
-            published = [_rounded(self.paper[key]) for key in ("mul", "add", "xnor")]
-            lines.append(["paper", "", "", "", *published])
-        return lines
-
-    def notes(self) -> list[str]:
-        """One line for each thing that the totals leave out, and one on the paper's where they differ."""
-        notes = [f"not counted: {row.name} ({row.kind}): {why}" for row in self.unknown for why in row.unknown]
-        if self.paper and (self.paper["mul"], self.paper["add"]) != (self.mul, self.add):
-            notes.append("paper: as published; its counts round and partly include other layers")
-        return notes
-
-    def __str__(self) -> str:
-        cells = self.cells()
-        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column < 3 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in cells
-        ]
-        return "\n".join([self.title, "", *lines, *self.notes()])
-
-
-def summary(model: nn.Module, input_size: Sequence[int] | None = None) -> Summary:
-    """Count the operations and parameters of ``model``, by layer and in total, for one input.
+def summary(model: nn.Module, input_size: Sequence[int] | None = None, *, input_data: Any = None) -> Summary:
+    """Count the operations, parameters and activations of ``model``, by layer and in total, for one input.
 
     Args:
         model: any nn.Module. It runs once, without gradients, in evaluation mode, on one input of zeros, in
             its own dtype and on its own device; parameters, buffers and training flags are left as they were.
         input_size: shape of one input without the batch, e.g. (3, 32, 32). None: ``model.input_size``, which
             the models of ``create_model`` have.
+        input_data: in place of a size, for models that take anything else: a tensor, a tuple of positional or a
+            dictionary of keyword arguments, with a batch of one. The counts are those of this call.
 
-    Raises UserError for a size that is not made of positive integers, or that the model does not run on.
+    Raises UserError for a size that is not made of positive integers, and inputs that the model does not run on.
     """
-    size = tuple(getattr(model, "input_size", ()) if input_size is None else input_size)
-    if not size or not all(isinstance(n, int) and n > 0 for n in size):
-        raise UserError(f"input_size must be the shape of one input, e.g. (3, 32, 32), got {input_size}")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if input_data is None:
+        size = _size(getattr(model, "input_size", None) if input_size is None else input_size)
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        input_data = torch.zeros(1, *size, dtype=like.dtype, device=like.device)
+    elif input_size is None:
+        size = None
+    else:
+        raise UserError(f"input_size={input_size} and input_data exclude each other: give one of them")
     counter = _Counter(model)
-    with _evaluating(model), counter.watching(), torch.no_grad():
-        x = torch.zeros(1, *size, dtype=like.dtype, device=like.device)
+    with _evaluating(model), _plain_attention(), counter.watching(), torch.no_grad(), counter:
         try:
-            with counter:
-                model(x)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            shape = "x".join(map(str, size))
-            reason = str(error).partition("\n")[0]
-            name = type(model).__name__
-            raise UserError(f"{name} does not run on an input of {shape}: {reason}") from error
+            _call(model, input_data)
+        except Exception as error:  # a forward may raise anything
+            given = "input_data" if size is None else "an input of " + "x".join(map(str, size))
+            hint = "" if size is None or hasattr(model, "input_size") else "; or give input_data"
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(f"{type(model).__name__} does not run on {given}: {reason}{hint}") from error
     config = getattr(model, "config", None)
-    config = config if isinstance(config, dict) and {"name", "op", "num_classes"} <= config.keys() else {}
+    if not (isinstance(config, dict) and {"name", "op", "num_classes"} <= config.keys()):
+        config = {}  # somebody else's
     return Summary(
         model=config.get("name", type(model).__name__),
         op=config.get("op"),
         input_size=size,
         rows=counter.finished_rows(),
-        paper=_paper(config, size),
+        paper=published(config, size) if config and size else None,
     )
+
+
+def _size(values: Any) -> tuple[int, ...]:
+    size = tuple(values) if isinstance(values, Sequence) else ()
+    if not size or not all(isinstance(n, int) and n > 0 for n in size):
+        raise UserError(
+            f"input_size must be the shape of one input, e.g. (3, 32, 32), got {values}; or give input_data"
+        )
+    return size
+
+
+def _call(model: nn.Module, inputs: Any) -> None:
+    if isinstance(inputs, Mapping):
+        model(**inputs)
+    elif isinstance(inputs, tuple):
+        model(*inputs)
+    else:
+        model(inputs)
 
 
 class _Counter(TorchDispatchMode):
@@ -207,18 +128,11 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
-        self.rows: dict[nn.Module, Row] = {}
+        self.rows = {m: Row(name or "(model)", type(m).__name__) for name, m in model.named_modules()}
         self.running: list[nn.Module] = [model]
-        self.computed: set[nn.Module] = set()  # a counted operator ran in it, or in a module that it called
         self.ran: set[nn.Module] = set()
-        seen: set[Tensor] = set()
-        for name, module in model.named_modules():
-            own = [p for p in module.parameters(recurse=False) if p not in seen]  # tied weights count once
-            seen.update(own)
-            row = Row(name or "(model)", type(module).__name__, parameters=sum(p.numel() for p in own))
-            row.free = isinstance(module, _FREE_MODULES)
-            self.rows[module] = row
+        self.computed: set[nn.Module] = set()  # a counted operator ran in it, or in a module that it called
+        self.storages: set[int | None] = set()  # of the tensors that counted operators took
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -230,8 +144,9 @@ class _Counter(TorchDispatchMode):
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             self.running.pop()
-            if isinstance(output, Tensor):
-                self.rows[module].output = tuple(output.shape[1:])
+            first = _first_tensor(output)
+            if first is not None:
+                self.rows[module].output = tuple(first.shape[1:])
 
         handles: list[Any] = []
         for module in self.rows:
@@ -243,33 +158,50 @@ class _Counter(TorchDispatchMode):
                 handle.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        operator = func.overloadpacket
+        if operator not in flop_registry:
+            with self:  # inference mode hands over aten.linear and the like in one piece
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
         row = self.rows[self.running[-1]]
-        packet = func.overloadpacket
-        if packet in flop_registry:
-            products = flop_registry[packet](*args, **(kwargs or {}), out_val=out) // 2
-            row.mul += products
-            row.add += products
+        if operator in flop_registry:
+            flops = flop_registry[operator](*args, **kwargs, out_val=out)
+            row.mul += 0 if operator in (ADDER_CONV, BINARY_CONV) else flops // 2
+            row.xnor += flops // 2 if operator is BINARY_CONV else 0
+            row.add += flops if operator is ADDER_CONV else flops // 2
+            row.activations += 0 if (first := _first_tensor(out)) is None else first.numel()
             self.computed.update(self.running)
-        elif func is torch.ops.torchadder.adder_conv2d.default:
-            weight = args[1]
-            row.add += 2 * out.numel() * prod(weight.shape[1:])
-            self.computed.update(self.running)
+            self.storages.update(map(_storage, tree_leaves((args, kwargs))))
         elif not _is_free(func, args):
-            why = f"no rule for {packet}"
+            why = f"no rule for {operator}"
             if why not in row.unknown:
                 row.unknown.append(why)
         return out
 
     def finished_rows(self) -> list[Row]:
         """The rows worth printing, with a reason on each that holds parameters but was not counted."""
+        seen: set[Tensor] = set()
         for module, row in self.rows.items():
-            if row.parameters and not row.free and not row.unknown:
-                if module not in self.ran:
-                    row.unknown.append("holds parameters and did not run")
-                elif module not in self.computed:
-                    row.unknown.append("holds parameters and ran no operator with a rule")
+            own = [p for p in module.parameters(recurse=False) if p not in seen]  # tied weights count once
+            seen.update(own)
+            row.parameters = sum(p.numel() for p in own)
+            row.free = isinstance(module, _FREE_MODULES) and module not in self.computed
+            counted = module in self.computed or any(_storage(p) in self.storages for p in own)
+            if row.parameters and not (row.free or row.unknown or counted):
+                ran = "ran no operator with a rule" if module in self.ran else "did not run"
+                row.unknown.append(f"holds parameters and {ran}")
         return [row for row in self.rows.values() if row.parameters or row.mul or row.add or row.unknown]
+
+
+def _first_tensor(values: Any) -> Tensor | None:
+    return next((leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)), None)
+
+
+def _storage(value: Any) -> int | None:
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
 
 
 def _is_free(func: Any, args: Any) -> bool:
@@ -277,7 +209,7 @@ def _is_free(func: Any, args: Any) -> bool:
     return (
         func.is_view
         or torch.Tag.pointwise in func.tags
-        or func.overloadpacket.__name__ in _FREE_OPS
+        or func.overloadpacket.__name__.strip("_") in _FREE_OPS
         or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(args))
     )
 
@@ -293,21 +225,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def _paper(config: dict[str, Any], size: tuple[int, ...]) -> dict[str, int] | None:
-    """The published counts, where the paper has them for this network, operator and task.
-
-    An AdderNet's #Add is there twice the CNN's #Mul, as if its first and last layer were adder layers too.
-    """
-    products = _PAPER.get((config.get("name", ""), size))
-    if products is None or config["num_classes"] != 10:
-        return None
-    if config["op"] == "adder":
-        return {"mul": 0, "add": 2 * products, "xnor": 0}
-    return {"mul": products, "add": products, "xnor": 0}
-
-
-def _rounded(count: int) -> str:
-    """As the paper prints it: 0, 435K, 41.17M."""
-    if count < 1_000:
-        return str(count)
-    return f"{count / 1_000:.0f}K" if count < 1_000_000 else f"{count / 1_000_000:.2f}M"
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as its matrix products: fused kernels differ by device, and few have a rule."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from torchadder.analysis import Summary
@@ -30,11 +31,11 @@ def summary(
     size = None if input_size is None else _size(input_size)
     network = create_model(model, op=op, in_chans=None if size is None else size[0])
     counts = count(network, size)
-    terminal = Console(file=sys.stdout)
+    terminal, table = Console(file=sys.stdout), _table(counts)
     if json:
         print(json_format.dumps(counts.to_dict()))
-    elif terminal.is_terminal:
-        terminal.print(_table(counts))
+    elif terminal.is_terminal and _width(table) <= terminal.width:
+        terminal.print(table)
     else:
         print(counts)
 
@@ -53,7 +54,12 @@ def _table(counts: Summary) -> Table:
     header, *lines = counts.cells()
     table = Table(title=counts.title, caption="\n".join(counts.notes()) or None, title_justify="left")
     for column, name in enumerate(header):
-        table.add_column(name, justify="left" if column < 3 else "right", no_wrap=column > 2)
+        table.add_column(name, justify="left" if column < 3 else "right", no_wrap=True)
     for line in lines:
         table.add_row(*line, style="bold" if line[0] == "total" else None)
     return table
+
+
+def _width(table: Table) -> int:
+    unbounded = Console(width=1_000)
+    return Measurement.get(unbounded, unbounded.options, table).maximum
