@@ -160,7 +160,7 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (nothing, [*TRAIN, "--epoch", "3"], "No such option: --epoch"),
     (nothing, [*TRAIN, "--epochs", "many"], "'--epochs'"),
     (nothing, [*TRAIN, "--epochs", "0"], "--epochs 0 is out of range: expected at least 1"),
-    (nothing, [*TRAIN, "--op", "binary"], "--op binary is out of range: expected adder or conv"),
+    (nothing, [*TRAIN, "--op", "xor"], "--op xor is out of range: expected adder, conv or binary"),
     (nothing, [*TRAIN, "--eta", "-0.2"], "--eta -0.2 is out of range: expected above 0"),
     (nothing, [*TRAIN, "--lr", "nan"], "--lr nan is out of range"),
     (nothing, [*TRAIN, "--grad", "half"], "--grad half is out of range: expected full or sign"),
@@ -210,7 +210,7 @@ def test_users_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, ar
             ["train", "lenet5bn-mnist", "--out", "run", "--resume"],
             "name (run: lenet5bn-tiny, now: lenet5bn-mnist)",
         ),
-        (["eval", "run", "--dataset", "mnits"], "unknown data set 'mnits'; known: mnist"),
+        (["eval", "run", "--dataset", "mnits"], "unknown data set 'mnits'; known: cifar10, mnist"),
     ],
 )
 def test_users_mistake_with_an_existing_run(run, capsys, arguments, words):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from torchadder.data import Batches, load_dataset
+from torchadder.data import Batches, list_datasets, load_dataset
 from torchadder.errors import UserError
 from torchadder.models.checkpoint import read_checkpoint
 from torchadder.train import evaluate as evaluate_model
@@ -15,20 +15,35 @@ from torchadder.train import evaluate as evaluate_model
 
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run directory, or a checkpoint file of one.")
+        Path,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT",
+            help="A run directory or a checkpoint file of one, a directory written by save_pretrained, a "
+            "safetensors file, or a .pth in the layout of the AdderNet authors.",
+        ),
     ],
     dataset: Annotated[
-        str | None, typer.Option(help="Name of the data set (default: the one it was trained on).")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"One of: {', '.join(list_datasets())} (default: the one it was trained on, where it says so).",
+        ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder with the data files (default $TORCHADDER_DATA, the cache, or fetched)."),
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Accept data files that hold only a part of the published images.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Test a trained model. A run directory stands for its best epoch; its last.pt is the last one."""
     model, about = read_checkpoint(checkpoint)
-    images = load_dataset(dataset or about.dataset, data)
+    name = dataset or about.dataset
+    if name is None:
+        raise UserError(f"{checkpoint} does not say what it was trained on: add --dataset {'|'.join(list_datasets())}")
+    images = load_dataset(name, data, partial=partial)
     config = model.config
     if (images.in_chans, images.num_classes) != (config["in_chans"], config["num_classes"]):
         raise UserError(
@@ -40,6 +55,7 @@ def evaluate(
     scores = evaluate_model(model, batches)
     seconds = time.perf_counter() - start
     count = len(images.test)
+    correct = round(scores.accuracy * count / 100)
     if json:
         result = {
             "checkpoint": str(checkpoint),
@@ -48,6 +64,7 @@ def evaluate(
             "epoch": about.epoch,
             "dataset": images.name,
             "images": count,
+            "correct": correct,
             "accuracy": scores.accuracy,
             "loss": scores.loss,
             "seconds": seconds,
@@ -55,10 +72,7 @@ def evaluate(
         }
         print(json_format.dumps(result))
         return
-    parts = [
-        config["name"],
-        config["op"],
-        f"epoch {about.epoch}",
-        f"{images.name} test {scores.accuracy:.2f}%",
-    ]
-    print(" · ".join([*parts, f"loss {scores.loss:.4f}", f"{count:,} images in {seconds:.1f} s"]))
+    parts = [config["name"], config["op"]]
+    parts += [f"epoch {about.epoch}"] if about.epoch is not None else []
+    parts += [f"{images.name} test {scores.accuracy:.2f}%", f"loss {scores.loss:.4f}"]
+    print(" · ".join([*parts, f"{count:,} images in {seconds:.1f} s", f"{correct:,}/{count:,} correct"]))

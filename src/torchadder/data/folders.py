@@ -11,8 +11,18 @@ from torchadder.errors import UserError
 
 def cache_folder(dataset: str) -> Path:
     """Where fetched files are kept: torchadder/DATASET in $XDG_CACHE_HOME, or in ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "torchadder" / dataset
+    return _cache() / dataset
+
+
+def places(data_dir: Path | None) -> list[Path]:
+    """The folders to search, in order: ``data_dir`` alone where it is given, else TORCHADDER_DATA and the cache.
+
+    Raises UserError where one that the user named is no folder.
+    """
+    if data_dir is not None:
+        return [_folder(data_dir, "--data")]
+    variable = os.environ.get("TORCHADDER_DATA")
+    return [_folder(Path(variable), "TORCHADDER_DATA"), _cache()] if variable else [_cache()]
 
 
 def find_files(dataset: str, names: Sequence[str], data_dir: Path | None) -> list[Path] | None:
@@ -24,23 +34,22 @@ def find_files(dataset: str, names: Sequence[str], data_dir: Path | None) -> lis
     Raises UserError where a place that the user named is no folder, where ``data_dir`` lacks the files, and
     for an incomplete set outside the cache.
     """
-    cache = cache_folder(dataset).parent
-    places = [cache]
-    if data_dir is not None:
-        places = [_folder(data_dir, "--data")]
-    elif variable := os.environ.get("TORCHADDER_DATA"):
-        places.insert(0, _folder(Path(variable), "TORCHADDER_DATA"))
-    for place in places:
+    for place in places(data_dir):
         for folder in (place, place / dataset, place / dataset.upper() / "raw"):
             found = [path for name in names if (path := _one(folder, name))]
             if len(found) == len(names):
                 return found
-            if found and place != cache:  # a fetch into the cache that was cut short is simply repeated
+            if found and place != _cache():  # a fetch into the cache that was cut short is simply repeated
                 missing = ", ".join(f"{n}.gz" for n in names if not _one(folder, n))
                 raise UserError(f"{folder} holds a part of {dataset}, but not {missing}")
     if data_dir is not None:
         raise UserError(f"--data {data_dir} holds no {dataset}: expected {', '.join(f'{n}.gz' for n in names)}")
     return None
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "torchadder"
 
 
 def _folder(path: Path, origin: str) -> Path:

@@ -1,0 +1,240 @@
+"""CIFAR-10 in its published layouts, binary and Python, unpacked or in an archive: found, checked, normalised."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import lzma
+import operator
+import pickle
+import pickletools
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from torchadder.data.folders import places
+from torchadder.data.registry import Dataset, Split, register
+from torchadder.errors import UserError
+
+PIXELS = 3 * 32 * 32
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+MAX_FILE_BYTES = 1 << 25  # a published file has at most 31,035,999
+MAX_ARCHIVE_BYTES = 1 << 28  # uncompressed; stops a small archive from filling the memory
+ARCHIVES = "cifar*10*.tar.[gx]z"
+
+Records = tuple[np.ndarray, np.ndarray]  # pixels uint8 (N, 3072), labels (N,), of any integer type
+
+
+class Layout(NamedTuple):
+    """A published form of the data set: its folder, the digest of each file (the last is the test batch), a reader."""
+
+    folder: str
+    md5: Mapping[str, str]
+    read: Callable[[bytes, object], Records]
+
+
+def read_binary(content: bytes, source: object) -> Records:
+    """The records of a .bin file, each a label and the red, green and blue plane. UserError that names ``source``."""
+    if len(content) % (1 + PIXELS):
+        raise UserError(f"{source}: truncated, {len(content):,} bytes are no whole records of {1 + PIXELS:,} bytes")
+    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
+    return records[:, 1:], records[:, 0]
+
+
+def read_python(content: bytes, source: object) -> Records:
+    """The records of a pickled batch, without running anything that it names. UserError that names ``source``."""
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            if "PUT" in opcode.name and argument is not None and int(argument) > len(content):
+                raise ValueError(f"memo index {argument}")  # the unpickler would take that much memory
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        array, labels = batch[b"data"], batch[b"labels"]
+        _, (count, width), dtype, fortran, pixels = array.state
+        if dtype.arguments[0] not in (b"u1", b"|u1") or width != PIXELS or len(pixels) != count * PIXELS:
+            raise ValueError(f"pixels {count} x {width} of {dtype.arguments[0]!r} in {len(pixels)} bytes")
+        rows = np.frombuffer(pixels, np.uint8).reshape((count, width), order="F" if fortran else "C")
+        return rows, np.array([operator.index(label) for label in labels], np.int64)
+    except Exception as error:  # a damaged pickle fails in every way there is
+        raise UserError(f"{source}: no batch of CIFAR images ({_reason(error)})") from error
+
+
+BINARY = Layout(
+    "cifar-10-batches-bin",
+    {
+        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+        "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+    },
+    read_binary,
+)
+PYTHON = Layout(
+    "cifar-10-batches-py",
+    {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+    },
+    read_python,
+)
+LAYOUTS = (BINARY, PYTHON)
+
+
+@register("cifar10", partial=True)
+def load(data_dir: Path | None = None, partial: bool = False) -> Dataset:
+    """CIFAR-10, 50,000 training and 10,000 test images, from the first place that holds it.
+
+    Places are ``data_dir``, else TORCHADDER_DATA and the cache; each is searched itself and in its subfolder
+    cifar10, for the unpacked folder cifar-10-batches-bin or cifar-10-batches-py, its files, or a .tar.gz or
+    .tar.xz of it. Every file must have its published digest; with ``partial`` it may hold other images, fewer for
+    example.
+
+    Images are float32 (N, 3, 32, 32), normalised by channel with MEAN and STD; labels int64 (N,) in 0..9. Raises
+    UserError where the files are missing, damaged or not the published ones.
+    """
+    for place in places(data_dir):
+        for folder in (place, place / "cifar10"):
+            if found := _find(folder):
+                return _dataset(*found, partial=partial)
+    raise UserError(
+        f"no CIFAR-10 in {' or '.join(map(str, places(data_dir)))}: put cifar-10-binary.tar.gz or "
+        f"cifar-10-python.tar.gz (or the folder {BINARY.folder} or {PYTHON.folder} of it) in one folder and pass "
+        "--data DIR"
+    )
+
+
+Found = tuple[Layout, Path, dict[str, bytes]]
+
+
+def _find(folder: Path) -> Found | None:
+    """The layout that lies in ``folder``, where exactly, and the files of it that are there."""
+    for layout in LAYOUTS:
+        for place in (folder / layout.folder, folder):
+            paths = {name: place / name for name in layout.md5 if (place / name).is_file()}
+            if paths:
+                return layout, place, {name: _read(path) for name, path in paths.items()}
+    return next((found for path in sorted(folder.glob(ARCHIVES)) if (found := _unpack(path))), None)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return _limited(file.read(MAX_FILE_BYTES + 1), path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _limited(content: bytes, source: object) -> bytes:
+    if len(content) > MAX_FILE_BYTES:
+        raise UserError(f"{source}: more than {MAX_FILE_BYTES >> 20} MiB, so it is no file of CIFAR-10")
+    return content
+
+
+def _unpack(path: Path) -> Found | None:
+    """The files of CIFAR-10 in an archive, read in memory; None where it holds something else."""
+    layout, files = None, {}
+    uncompressed = gzip.open if path.suffix == ".gz" else lzma.open
+    try:
+        with uncompressed(path) as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as archive:  # type: ignore[call-overload]
+            for member in archive:
+                if not member.isfile():
+                    continue  # a link is never followed
+                folder, _, name = member.name.removeprefix("./").partition("/")
+                layout = layout or next((known for known in LAYOUTS if known.folder == folder), None)
+                if layout is None:
+                    return None
+                if folder == layout.folder and name in layout.md5 and name not in files:
+                    files[name] = _limited(archive.extractfile(member).read(MAX_FILE_BYTES + 1), f"{path}: {name}")
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive fails in every way there is
+        raise UserError(
+            f"{path}: unreadable, corrupt or truncated archive ({_reason(error)}); replace the file"
+        ) from error
+    return (layout, path, files) if layout and files else None
+
+
+def _reason(error: Exception) -> str:
+    """The text of an error in one line; the file has a say in it."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class _Bounded:
+    """What is uncompressed from an archive, up to MAX_ARCHIVE_BYTES: headers count too, which tarfile reads whole."""
+
+    def __init__(self, stream: gzip.GzipFile | lzma.LZMAFile):
+        self.stream, self.left = stream, MAX_ARCHIVE_BYTES
+
+    def read(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise tarfile.ReadError(f"more than {MAX_ARCHIVE_BYTES >> 20} MiB uncompressed")
+        return content
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Reads a batch as Python 2 pickled it; a name that arrays do not need is refused before it is looked up."""
+
+    ALLOWED = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
+        return _Recorded
+
+
+class _Recorded:
+    """In place of numpy's classes: what the pickle would have called them with, so that a file calls nothing."""
+
+    def __init__(self, *arguments: Any):
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _dataset(layout: Layout, place: Path, files: Mapping[str, bytes], *, partial: bool) -> Dataset:
+    missing = [name for name in layout.md5 if name not in files]
+    if missing:
+        raise UserError(f"{place} holds a part of cifar10, but not {', '.join(missing)}")
+    batches = []
+    for name, md5 in layout.md5.items():
+        source, content = f"{place}: {name}", files[name]
+        if not partial and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
+            raise UserError(
+                f"{source} is not the published file (md5 {found}, expected {md5}): replace it, or accept a set "
+                "that holds only a part of the images with --partial"
+            )
+        batches.append(_checked(layout.read(content, source), source))
+    return Dataset("cifar10", num_classes=10, in_chans=3, train=_split(batches[:-1]), test=_split(batches[-1:]))
+
+
+def _checked(records: Records, source: str) -> Records:
+    pixels, labels = records
+    if len(pixels) != len(labels) or not len(labels):
+        raise UserError(f"{source}: {len(pixels):,} images do not go with {len(labels):,} labels")
+    if wrong := {*labels.tolist()} - {*range(10)}:
+        raise UserError(f"{source}: a label is {wrong.pop()}, expected 0 to 9")
+    return records
+
+
+def _split(batches: Sequence[Records]) -> Split:
+    images = torch.empty(sum(len(labels) for _, labels in batches), 3, 32, 32)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    start = 0
+    for pixels, labels in batches:  # one by one: the float copy of all images is never needed at once
+        part = torch.from_numpy(pixels.astype(np.float32)).view(-1, 3, 32, 32)
+        images[start : start + len(labels)] = part.div_(255).sub_(mean).div_(std)
+        start += len(labels)
+    return Split(images, torch.from_numpy(np.concatenate([labels for _, labels in batches]).astype(np.int64)))
