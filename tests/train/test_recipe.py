@@ -37,7 +37,9 @@ def test_recipes_are_named_model_dataset(name):
 
 
 REFUSED = [  # change -> the words that the message must contain
-    ({"op": "binary"}, "--op binary is out of range: expected adder or conv"),
+    ({"recenter": True, "op": "conv"}, "--recenter is for adder layers, and --op conv has none"),
+    ({"precision": "fp16"}, "--precision fp16 is out of range: expected fp32 or bf16"),
+    ({"op": "xor"}, "--op xor is out of range: expected adder, conv or binary"),
     ({"op": ""}, "--op  is out of range"),
     ({"epochs": 0}, "--epochs 0 is out of range: expected at least 1"),
     ({"epochs": -3}, "--epochs -3"),

@@ -59,6 +59,7 @@ def train(
         num_classes=dataset.num_classes,
         in_chans=dataset.in_chans,
         grad=recipe.gradient_rule,
+        recenter=recipe.recenter,
     )
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
@@ -94,8 +95,9 @@ def train(
             rate = cosine_rate(recipe.lr, step, total_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                logits = model(images)
+                loss = F.cross_entropy(logits, labels)
             loss.backward()
             optimizer.step()  # adder_lr rescales the gradients of the adder weights here
             optimizer.zero_grad()

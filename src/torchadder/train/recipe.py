@@ -36,7 +36,7 @@ class Recipe:
     name: str
     model: str
     dataset: str
-    op: str = _option("adder", "Operator of the layers.", choices=("adder", "conv"))
+    op: str = _option("adder", "Operator of the layers.", choices=("adder", "conv", "binary"))
     epochs: int = _option(50, "Passes over the training images.", low=1)
     batch_size: int = _option(256, "Images a step; the last partial batch of an epoch is dropped.", low=2)
     lr: float = _option(0.1, "First learning rate; it follows a cosine to 0, step by step.", above=0)
@@ -55,6 +55,10 @@ class Recipe:
         "hardtanh",
         "Gradient to an adder layer's input: F - X clamped to [-1, 1], its sign, or in full.",
         choices=("hardtanh", "sign", "full"),
+    )
+    recenter: bool = _option(False, "Let adder layers add sum |W| to their outputs: small enough for 16 bits.")
+    precision: str = _option(
+        "fp32", "Numbers between layers: float32, or bfloat16 by autocast.", choices=("fp32", "bf16")
     )
     seed: int = _option(0, "Seed of the first weights and of the order of the images.", low=0, high=2**63 - 1)
     channels_last: bool = _option(False, "Keep images and activations in channels-last memory order.")
@@ -77,6 +81,8 @@ class Recipe:
                 raise UserError(f"{flag} {value} is out of range: expected {allowed_values(option)}")
         if self.nesterov and self.momentum == 0:
             raise UserError("--momentum 0 has no Nesterov form: expected a momentum above 0, or --no-nesterov")
+        if self.recenter and self.op != "adder":
+            raise UserError(f"--recenter is for adder layers, and --op {self.op} has none: leave it out")
 
     @property
     def gradient_rule(self) -> GradientRule | None:
