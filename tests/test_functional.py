@@ -1,4 +1,4 @@
-"""adder_conv2d and adder_linear: outputs and every gradient rule against the formulas, and what they refuse."""
+"""adder_conv1d, 2d, 3d and adder_linear: outputs and every gradient rule against the formulas, and what they refuse."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from torchadder.analysis.bruteforce import Case, brute_force
-from torchadder.functional import GradientRule, adder_conv2d, adder_linear
+from torchadder.functional import GradientRule, adder_conv1d, adder_conv2d, adder_conv3d, adder_linear
 from torchadder.ops.registration import INPUT_RULES, WEIGHT_RULES
 
 RULES = [GradientRule(*names) for names in itertools.product(WEIGHT_RULES, INPUT_RULES)]
@@ -18,21 +18,30 @@ TERM = {  # of a gradient, by the difference that it looks at
 }
 
 
-def formula(x, weight, grad, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, rule=RULES[0]):
+def formula(x, weight, grad, stride=(), padding=(), dilation=(), groups=1, rule=RULES[0]):
     """Y, dX and dW by their definitions, in float64, every |X - W| in memory."""
+    dims = x.dim() - 2
+    stride, padding, dilation = stride or (1,) * dims, padding or (0,) * dims, dilation or (1,) * dims
     x, weight, grad = x.double().requires_grad_(), weight.double(), grad.double()
-    (kh, kw), (dh, dw) = weight.shape[2:], dilation
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    patches = padded.unfold(2, dh * (kh - 1) + 1, stride[0]).unfold(3, dw * (kw - 1) + 1, stride[1])
-    patches = patches[..., ::dh, ::dw]  # (N, C, H_out, W_out, kh, kw)
-    by_group = patches.unflatten(1, (groups, 1, -1))  # (N, G, 1, C / G, H_out, W_out, kh, kw)
-    filters = weight.unflatten(0, (1, groups, -1))[:, :, :, :, None, None]  # (1, G, O / G, C / G, 1, 1, kh, kw)
-    dy = grad.unflatten(1, (groups, -1))[:, :, :, None, :, :, None, None]
-    y = -(by_group - filters).abs().sum((3, 6, 7)).flatten(1, 2)
+    patches = F.pad(x, [p for p in reversed(padding) for _ in range(2)])
+    for axis, (k, s, d) in enumerate(zip(weight.shape[2:], stride, dilation, strict=True)):
+        patches = patches.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]  # in the end (N, C, *size, *kernel)
+    by_group = patches.unflatten(1, (groups, 1, -1))  # (N, G, 1, C / G, *size, *kernel)
+    places, taps, none = tuple(range(4, 4 + dims)), tuple(range(4 + dims, 4 + 2 * dims)), (None,) * dims
+    filters = weight.unflatten(0, (1, groups, -1))[(slice(None),) * 4 + none]  # (1, G, O / G, C / G, 1.., *kernel)
+    dy = grad.unflatten(1, (groups, -1))[(slice(None),) * 3 + (None, ..., *none)]  # (N, G, O / G, 1, *size, 1..)
+    y = -(by_group - filters).abs().sum((3, *taps)).flatten(1, 2)
     of_patches = (TERM[rule.input](filters - by_group) * dy).sum(2).flatten(1, 2)
     (dx,) = torch.autograd.grad(patches, x, of_patches)
-    of_filters = (TERM[rule.weight](by_group - filters) * dy).sum((0, 4, 5)).flatten(0, 1)
+    of_filters = (TERM[rule.weight](by_group - filters) * dy).sum((0, *places)).flatten(0, 1)
     return y.detach(), dx, of_filters.detach()
+
+
+CONV = {1: adder_conv1d, 2: adder_conv2d, 3: adder_conv3d}
+
+
+def conv_of(case):
+    return CONV[len(case.size)]
 
 
 CASES = {
@@ -44,6 +53,10 @@ CASES = {
     "depthwise, 2 filters a channel": Case(2, 3, 6, size=(7, 8), kernel=(3, 3), padding=(4, 4), groups=3),
     "1x1": Case(5, 11, 13, size=(3, 2), kernel=(1, 1)),
     "1x1 output": Case(3, 5, 4, size=(4, 5), kernel=(4, 5)),
+    "1-d": Case(3, 4, 6, size=(17,), kernel=(5,), stride=(2,), padding=(3,), dilation=(2,), groups=2),
+    "1-d, 1x1": Case(3, 4, 6, size=(7,), kernel=(1,)),
+    "3-d": Case(2, 3, 5, size=(4, 5, 3), kernel=(3, 2, 3), stride=(1, 2, 1), padding=(1, 0, 2), dilation=(1, 2, 1)),
+    "3-d, depthwise": Case(1, 5, 5, size=(3, 4, 5), kernel=(2, 3, 2), padding=(1, 1, 1), groups=5),
 }
 table = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -54,18 +67,14 @@ def on_grid(case):
     return (x * 4).round() / 4, (weight * 4).round() / 4, (grad * 2).round()
 
 
-def geometry(case):
-    return case.stride, case.padding, case.dilation, case.groups
-
-
 @table
 def test_formula_is_the_derivative_and_agrees_with_brute_force(case):
     """The tests' own truth: two independent programs, and autograd for the rule that is the true derivative."""
     x, weight, grad = case.tensors()
-    y, dx, dw = formula(x, weight, grad, *geometry(case), rule=GradientRule("sign", "sign"))
+    y, dx, dw = formula(x, weight, grad, *case.geometry, rule=GradientRule("sign", "sign"))
     truth = brute_force(case, x, weight, grad)
     pairs = [(y, truth.output), (dx, truth.grad_input_sign), (dw, truth.grad_weight_sign)]
-    pairs.append((formula(x, weight, grad, *geometry(case))[1], truth.grad_input))
+    pairs.append((formula(x, weight, grad, *case.geometry)[1], truth.grad_input))
     x, weight = x.double().requires_grad_(), weight.double().requires_grad_()
     y = -sum_of_distances(case, x, weight)
     pairs += zip((dx, dw), torch.autograd.grad(y, (x, weight), grad.double()), strict=True)
@@ -75,18 +84,18 @@ def test_formula_is_the_derivative_and_agrees_with_brute_force(case):
 
 def sum_of_distances(case, x, weight):
     """sum |x - w|, one number at a time in the order of the formula (eq. 2)."""
-    (sh, sw), (ph, pw), (dh, dw), groups = geometry(case)
-    padded = F.pad(x, (pw, pw, ph, ph))
-    height, width = case.tensors()[2].shape[2:]
-    depth, per_group = case.c_in // groups, case.c_out // groups
+    padded = F.pad(x, [p for p in reversed(case.padding) for _ in range(2)])
+    depth, per_group = case.c_in // case.groups, case.c_out // case.groups
     filters = []
     for o in range(case.c_out):
         total = 0
-        for c, a, b in itertools.product(range(depth), range(case.kernel[0]), range(case.kernel[1])):
-            rows = [i * sh + a * dh for i in range(height)]
-            columns = [j * sw + b * dw for j in range(width)]
-            met = padded[:, o // per_group * depth + c][:, rows][:, :, columns]
-            total = total + (met - weight[o, c, a, b]).abs()
+        for c, *tap in itertools.product(range(depth), *map(range, case.kernel)):
+            met = padded[:, o // per_group * depth + c]
+            for axis, (a, n, s, d) in enumerate(
+                zip(tap, case.output_size, case.stride, case.dilation, strict=True), start=1
+            ):
+                met = met.index_select(axis, torch.tensor([i * s + a * d for i in range(n)]))
+            total = total + (met - weight[(o, c, *tap)]).abs()
         filters.append(total)
     return torch.stack(filters, 1)
 
@@ -96,15 +105,17 @@ def sum_of_distances(case, x, weight):
 @table
 def test_gradient_rule(case, rule, dtype):
     x, weight, grad = on_grid(case)
-    y, dx, dw = formula(x, weight, grad, *geometry(case), rule=rule)
+    y, dx, dw = formula(x, weight, grad, *case.geometry, rule=rule)
     inputs = [t.to(dtype).requires_grad_() for t in (x, weight, torch.arange(case.c_out) / 4.0)]
-    bias = inputs[2].detach()[:, None, None].double()
-    constant = weight.double().abs().sum((1, 2, 3))[:, None, None]
+    bias = inputs[2].detach().double().view(-1, *[1] * len(case.size))
+    constant = weight.double().abs().flatten(1).sum(1).view_as(bias)
     for recenter in (False, True):
-        found = adder_conv2d(*inputs, *geometry(case), grad=rule, recenter=recenter)
+        found = conv_of(case)(*inputs, *case.geometry, grad=rule, recenter=recenter)
         assert torch.equal(found.double(), y + bias + constant * recenter)
         gradients = torch.autograd.grad(found, inputs, grad.to(dtype))
-        for gradient, expected in zip(gradients, (dx, dw, grad.double().sum((0, 2, 3))), strict=True):
+        for gradient, expected in zip(
+            gradients, (dx, dw, grad.double().transpose(0, 1).flatten(1).sum(1)), strict=True
+        ):
             assert gradient.dtype == dtype
             assert torch.equal(gradient.double(), expected)
 
@@ -167,8 +178,8 @@ def test_linear_equals_1x1_convolution_bit_for_bit():
 def test_unbatched_input_is_a_batch_of_1(case):
     x, weight, grad = on_grid(case)
     one = x[0].clone().requires_grad_()
-    y = adder_conv2d(one, weight, None, *geometry(case))
-    expected, dx, _ = formula(x[:1], weight, grad[:1], *geometry(case))
+    y = conv_of(case)(one, weight, None, *case.geometry)
+    expected, dx, _ = formula(x[:1], weight, grad[:1], *case.geometry)
     assert torch.equal(y.double(), expected[0])
     y.backward(grad[0])
     assert torch.equal(one.grad.double(), dx[0])
@@ -213,8 +224,11 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channel
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
 @table
 def test_only_input_and_weight_are_kept(case, memory_format, rule):
-    x, weight, _ = (t.contiguous(memory_format=memory_format) for t in case.tensors())
-    assert kept(adder_conv2d, x, weight, torch.ones(case.c_out), *geometry(case), grad=rule) == memory(x, weight)
+    tensors = case.tensors()
+    if len(case.size) == 2:
+        tensors = (t.contiguous(memory_format=memory_format) for t in tensors)
+    x, weight, _ = tensors
+    assert kept(conv_of(case), x, weight, torch.ones(case.c_out), *case.geometry, grad=rule) == memory(x, weight)
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 7), (3, 2, 7)])
@@ -261,6 +275,53 @@ def test_meta_tensors_give_shapes():
     assert weight.grad.shape == weight.shape
 
 
+# Outputs in 16 bits: recentred ones are small enough.
+NARROW = [torch.bfloat16, torch.float16]
+
+
+def narrow_case():
+    x, weight, grad = on_grid(CASES["3x3"])
+    weight = weight * 4  # raw outputs beyond what 8 bits of mantissa hold, recentred ones not
+    bias = torch.arange(7) / 4.0
+    return x, weight, bias, grad
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "16-bit tensors"])
+def test_recentred_outputs_in_16_bits_are_float32_s_rounded_once(dtype, autocast):
+    *tensors, grad = narrow_case()
+    wide = [t.clone().requires_grad_() for t in tensors]
+    expected = adder_conv2d(*wide, padding=1, recenter=True)
+    expected.backward(grad)
+    ours = [t.clone().to(torch.float32 if autocast else dtype).requires_grad_() for t in tensors]
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        y = adder_conv2d(*ours, padding=1, recenter=True)
+    assert y.dtype == dtype
+    assert torch.equal(y, expected.to(dtype))
+    y.backward(grad.to(dtype))
+    for one, other in zip(ours, wide, strict=True):
+        assert one.grad.dtype == one.dtype
+        assert torch.equal(one.grad, other.grad.to(one.dtype))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_raw_outputs_stay_in_float32_under_autocast(dtype):
+    tensors = narrow_case()[:3]
+    with torch.autocast("cpu", dtype):
+        y = adder_conv2d(*tensors)
+        linear_y = adder_linear(tensors[0], torch.ones(2, 8))
+    assert y.dtype == linear_y.dtype == torch.float32
+    assert torch.equal(y, adder_conv2d(*tensors))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_recentred_linear_in_16_bits(dtype):
+    x, weight = (torch.randint(-8, 9, size).to(dtype) / 4 for size in ((3, 17), (9, 17)))
+    y = adder_linear(x, weight, recenter=True)
+    assert y.dtype == dtype
+    assert torch.equal(y, adder_linear(x.float(), weight.float(), recenter=True).to(dtype))
+
+
 def conv(x=(1, 4, 5, 5), weight=(6, 4, 3, 3), bias=None, **options):
     def make(what):
         return torch.zeros(what) if isinstance(what, tuple) else what
@@ -294,6 +355,7 @@ REFUSED = [  # call, exception, words that the message must contain
     (lambda: conv(dilation=3), ValueError, ["kernel (3, 3)", "dilation (3, 3)", "larger than"]),
     (lambda: conv(x=(1, 4, 0, 5)), ValueError, ["larger than", "(0, 5)"]),
     (lambda: conv(x=(1, 4, 1, 5), stride=2), ValueError, ["larger than", "(1, 5)"]),
+    (lambda: conv(torch.zeros(X, dtype=BRAIN), recenter=True), TypeError, ["bfloat16"]),
     (lambda: conv(stride=0), ValueError, ["stride is (0, 0)", "at least 1"]),
     (lambda: conv(stride=(1, -1)), ValueError, ["stride is (1, -1)"]),
     (lambda: conv(stride=(1, 1, 1)), ValueError, ["(1, 1, 1)", "one or 2"]),
@@ -307,7 +369,7 @@ REFUSED = [  # call, exception, words that the message must contain
     (lambda: conv(x=torch.zeros(X, dtype=DOUBLE)), TypeError, ["float64", "float32", "cast"]),
     (lambda: conv(x=torch.zeros(X, dtype=LONG)), TypeError, ["int64", "cast"]),
     *(
-        (lambda d=d: conv(torch.zeros(X, dtype=d), torch.zeros(W, dtype=d)), TypeError, [str(d), "float32"])
+        (lambda d=d: conv(torch.zeros(X, dtype=d), torch.zeros(W, dtype=d)), TypeError, [str(d), "float32", "recenter"])
         for d in (HALF, BRAIN, LONG, torch.uint8, torch.bool, torch.complex64)
     ),
     (lambda: conv(x=torch.zeros(X, device="meta")), ValueError, ["input is on meta", "weight on cpu"]),
@@ -318,6 +380,11 @@ REFUSED = [  # call, exception, words that the message must contain
     (lambda: conv(bias=torch.zeros(6, device="meta")), ValueError, ["bias", "meta", "cpu"]),
     (lambda: conv(grad=GradientRule(weight="hardtanh")), ValueError, ["weight", "'hardtanh'", "full, sign"]),
     (lambda: conv(grad=GradientRule(input="relu")), ValueError, ["input", "'relu'", "hardtanh, sign, full"]),
+    (lambda: adder_conv1d(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3)), ValueError, ["(1, 2, 3, 4)", "(N, C_in, L)"]),
+    (lambda: adder_conv1d(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), stride=(1, 1)), ValueError, ["(1, 1)"]),
+    (lambda: adder_conv1d(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)), ValueError, ["kernel (4,)", "larger"]),
+    (lambda: adder_conv3d(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 3, 3)), ValueError, ["channels"]),
+    (lambda: adder_conv3d(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, 3, 3)), ValueError, ["(N, C_in, D, H, W)"]),
     (lambda: linear(x=(2, 6)), ValueError, ["input", "(2, 6)", "(..., 7)"]),
     (lambda: linear(x=()), ValueError, ["input", "()", "(..., 7)"]),
     (lambda: linear(weight=(7,)), ValueError, ["weight", "(7,)", "(C_out, K)"]),

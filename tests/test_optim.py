@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from torchadder.nn import AdderConv2d, AdderLinear
 from torchadder.optim import AdaptiveLR, IncreasedLR
@@ -109,6 +111,38 @@ def test_only_adder_weights_change():
     optimizer.step()
     changed = {name for name, p in net.named_parameters() if not torch.equal(p.grad, before[name])}
     assert changed == {"0.weight", "4.weight"}
+
+
+OPTIMISERS = {  # with an epsilon that lets them see the size of a gradient
+    "SGD": (torch.optim.SGD, dict(momentum=0.9, weight_decay=0.01, nesterov=True, foreach=False)),
+    "SGD, foreach": (torch.optim.SGD, dict(momentum=0.9, weight_decay=0.01, foreach=True)),
+    "SGD, fused": (torch.optim.SGD, dict(momentum=0.9, weight_decay=0.01, fused=True)),
+    "SGD, maximize": (torch.optim.SGD, dict(maximize=True)),
+    "Adam": (torch.optim.Adam, dict(foreach=False, amsgrad=True, eps=0.1)),
+    "Adam, foreach": (torch.optim.Adam, dict(foreach=True, eps=0.1)),
+    "AdamW": (torch.optim.AdamW, dict(foreach=False, eps=0.1)),
+    "AdamW, foreach": (torch.optim.AdamW, dict(foreach=True, eps=0.1)),
+    "AdamW, fused": (torch.optim.AdamW, dict(fused=True, eps=0.1)),
+    "RMSprop": (torch.optim.RMSprop, dict(momentum=0.9, eps=0.1)),
+    "Adagrad": (torch.optim.Adagrad, dict(eps=0.1)),
+}
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIMISERS.values(), ids=OPTIMISERS.keys())
+def test_every_optimiser_steps_on_the_rescaled_gradient(kind, options):
+    """Three steps are those of the same optimiser on gradients that were rescaled by hand (eq. 13)."""
+    nets, images, labels = [small_net(), small_net()], *batch()
+    optimizers = [kind(net.parameters(), lr=0.01, **options) for net in nets]
+    AdaptiveLR(optimizers[0])
+    for _ in range(3):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(net(images), labels).backward()
+        for weight in adder_weights(nets[1]):
+            weight.grad *= 0.2 * math.sqrt(weight.numel()) / weight.grad.norm()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(*(net.state_dict() for net in nets), rtol=1e-5, atol=1e-6)
 
 
 def test_missing_gradient_is_skipped():
@@ -280,22 +314,38 @@ def test_gradient_scaler_still_sees_infinity(fused):
     assert scaler.get_scale() == 2.0**15
 
 
-def one_of_two_processes(rank, folder):
-    torch.set_num_threads(1)
-    group = torch.distributed
-    group.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def test_average_of_weights_is_that_of_any_network():
+    """AveragedModel and update_bn; the copy's adder weights are marked as the original's are."""
     net = small_net()
-    optimizer, images, labels = plain_step(net)
-    parallel = nn.parallel.DistributedDataParallel(net)
-    F.cross_entropy(parallel(images.chunk(2)[rank]), labels.chunk(2)[rank]).backward()
+    average = AveragedModel(net)
+    average.update_parameters(net)
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 1
+    average.update_parameters(net)
+    expected = small_net()
+    with torch.no_grad():
+        for p in expected.parameters():
+            p += 0.5
+    for model in (average, expected):
+        update_bn(batch()[0].split(4), model)
+    torch.testing.assert_close(average.module.state_dict(), expected.state_dict(), rtol=1e-5, atol=1e-5)
+    assert all(weight.adder for weight in adder_weights(average.module))
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_weight_made_of_other_parameters(norm):
+    """weight_norm's two parameters are no filters: they are left out until they are named. spectral_norm's one is."""
+    net = nn.Sequential(norm(AdderLinear(5, 4, bias=False)))
+    parameters = list(net.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    if len(parameters) > 1:
+        with pytest.raises(ValueError, match="no adder weight"):
+            AdaptiveLR(optimizer)
+    AdaptiveLR(optimizer, params=parameters if len(parameters) > 1 else None)
+    net(torch.randn(3, 5)).square().sum().backward()
     optimizer.step()
-    torch.save(net.state_dict(), f"{folder}/{rank}.pt")
-    group.destroy_process_group()
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-def test_two_processes_give_the_plain_step(tmp_path):
-    torch.multiprocessing.spawn(one_of_two_processes, (tmp_path,), nprocs=2)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(found, expected_weights(), rtol=1e-5, atol=1e-6)
+    for p in parameters:
+        assert p.grad.norm().item() == pytest.approx(0.2 * math.sqrt(p.numel()), rel=1e-5)
+    parametrize.remove_parametrizations(net[0], "weight")
+    assert net[0].weight.adder

@@ -61,12 +61,13 @@ class AdaptiveLR(_AdderGradientHook):
     size or the number of micro-batches. Weight decay and momentum see the rescaled gradient.
 
     It finds the adder weights by itself, at each step, by the mark ``weight.adder`` that every adder layer
-    sets and that survives ``.to()``, ``load_state_dict``, deepcopy and pickle of the model. Name them with
-    ``params`` where the optimiser holds other tensors than the layers' own weights.
+    sets and that survives ``.to()``, ``load_state_dict``, deepcopy, pickle and ``fully_shard`` of the model. Name
+    them with ``params`` where the optimiser holds other tensors than the layers' own weights, as after weight_norm.
 
     Shapes and dtypes: any; the norm and the product are taken in float32 (float64 for float64 gradients) and
-    never leave the device. A zero gradient stays zero, a missing one (None) is skipped, and NaN or infinity
-    turns into NaN: never hidden, so that a gradient scaler or the loss check can act on it.
+    never leave the device. The norm of a sharded gradient is that of all shards. A zero gradient stays zero, a
+    missing one (None) is skipped, and NaN or infinity turns into NaN: never hidden, so that a gradient scaler or
+    the loss check can act on it.
 
     Copies and pickles of an optimiser lose their hooks (torch's rule): attach a new AdaptiveLR to those.
 

@@ -8,6 +8,7 @@ The rule is the method's own choice and not the derivative of the L1 distance (p
 "sign" is the true derivative in both, the ablation. Input and weight are all that is kept for the backward pass.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -40,6 +41,10 @@ DEFAULT_RULE = GradientRule()
 _NARROW = (torch.float16, torch.bfloat16)
 
 
+def _plainly(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 class _AdderConv(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -50,16 +55,15 @@ class _AdderConv(torch.autograd.Function):
         geometry: Geometry,
         rule: GradientRule,
         recenter: bool,
-        straight: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.options = geometry, rule
-        return (ops.forward if straight else ops.adder_conv)(x, weight, bias, geometry, recenter)
+        return ops.forward(x, weight, bias, geometry, recenter)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grad), None
+        return _gradients(ctx, grad)
 
 
 _apply_straight = super(torch.autograd.Function, _AdderConv).apply  # apply() less its precautions
@@ -89,20 +93,51 @@ class _TransformedAdderConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, grad)
+        return _gradients(ctx, grad, Once.apply)
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+class Once(torch.autograd.Function):
+    """Once.apply(function, ...) = function(...), not to be differentiated: once_differentiable for torch.func too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError("the gradient of this layer follows a rule, which has no derivative")
+
+
+def _gradients(ctx: Any, grad: Tensor, call: Callable[..., Any] = _plainly) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     geometry, rule = ctx.options
     dx = dw = db = None
     if ctx.needs_input_grad[0]:
-        dx = ops.adder_conv_grad_input(grad, x, weight, geometry, rule.input)
+        dx = call(ops.adder_conv_grad_input, grad, x, weight, geometry, rule.input)
     if ctx.needs_input_grad[1]:
-        dw = ops.adder_conv_grad_weight(grad, x, weight, geometry, rule.weight)
+        dw = call(ops.adder_conv_grad_weight, grad, x, weight, geometry, rule.weight)
     if ctx.needs_input_grad[2]:
         db = grad.sum((0, *range(2, grad.dim())))
     return dx, dw, db, None, None, None
+
+
+def _of_operator(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gradients(ctx, grad, Once.apply)[:3], *[None] * 7
+
+
+def _context_of_operator(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, stride, padding, dilation, groups, _, of_weight, of_input = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.options = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups), GradientRule(of_weight, of_input)
+
+
+torch.library.register_autograd("torchadder::adder_conv", _of_operator, setup_context=_context_of_operator)
 
 
 def adder_conv1d(
@@ -191,13 +226,12 @@ def adder_linear(
     """
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, K)")
-    if min(weight.shape) < 1:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: every size must be at least 1")
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
         raise ValueError(f"input has shape {tuple(input.shape)}: expected (..., {weight.shape[1]})")
-    pixels = input.reshape(-1, weight.shape[1], 1, 1)
-    y = adder_conv2d(pixels, weight[:, :, None, None], bias, grad=grad, recenter=recenter)
-    return y.view(*input.shape[:-1], weight.shape[0])
+    if input.dim() == 2:
+        return _adder_conv(0, input, weight, bias, (), (), (), 1, grad, recenter)
+    y = _adder_conv(0, input.reshape(-1, weight.shape[1]), weight, bias, (), (), (), 1, grad, recenter)
+    return torch.ops.aten._unsafe_view(y, [*input.shape[:-1], weight.shape[0]])  # no view: FSDP2 hooks the output
 
 
 def _adder_conv(
@@ -234,10 +268,10 @@ def _adder_conv(
     geometry = Geometry(stride, padding, dilation, groups)
     if grad is not DEFAULT_RULE:
         grad.check()
-    if not torch.is_grad_enabled():
-        return ops.adder_conv(input, weight, bias, geometry, recenter)
     if ops.passes_through(input, weight, bias):
-        return _apply_straight(input, weight, bias, geometry, grad, recenter, True)
+        if not torch.is_grad_enabled():
+            return ops.forward(input, weight, bias, geometry, recenter)
+        return _apply_straight(input, weight, bias, geometry, grad, recenter)
     if torch._C._are_functorch_transforms_active():
         return _TransformedAdderConv.apply(input, weight, bias, geometry, grad, recenter)
-    return _AdderConv.apply(input, weight, bias, geometry, grad, recenter, False)
+    return torch.ops.torchadder.adder_conv(input, weight, bias, *geometry, recenter, *grad)

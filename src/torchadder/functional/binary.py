@@ -22,6 +22,7 @@ from ..ops.binary import scale, sign, wide
 from ..ops.geometry import Geometry, by_axis
 from . import autocast
 from . import padding as paddings
+from .adder import Once
 
 
 class _BinaryConv(torch.autograd.Function):
@@ -37,32 +38,49 @@ class _BinaryConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        signs, filters = wide(sign(x)), wide(weight)
-        alpha = scale(filters)
-        dx, dw, db = torch.ops.aten.convolution_backward(
-            wide(grad),
-            signs,
-            alpha * sign(filters),
-            weight.shape[:1],
-            stride,
-            padding,
-            dilation,
-            False,
-            [0] * len(stride),
-            groups,
-            ctx.needs_input_grad[:3],
-        )
-        if dx is not None:
-            dx = (dx * (x.abs() <= 1)).to(x.dtype)
-        if dw is not None:
-            dw = (dw * (1 / weight[0].numel() + alpha * (filters.abs() <= 1))).to(x.dtype)
-        if db is not None:
-            db = db.to(x.dtype)
-        return dx, dw, db, None
+        return *Once.apply(_gradients, grad, *ctx.saved_tensors, ctx.geometry, ctx.needs_input_grad[:3]), None
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    stride, padding, dilation, groups = geometry
+    signs, filters = wide(sign(x)), wide(weight)
+    alpha = scale(filters)
+    dx, dw, db = torch.ops.aten.convolution_backward(
+        wide(grad),
+        signs,
+        alpha * sign(filters),
+        weight.shape[:1],
+        stride,
+        padding,
+        dilation,
+        False,
+        [0] * len(stride),
+        groups,
+        wanted,
+    )
+    if dx is not None:
+        dx = (dx * (x.abs() <= 1)).to(x.dtype)
+    if dw is not None:
+        dw = (dw * (1 / weight[0].numel() + alpha * (filters.abs() <= 1))).to(x.dtype)
+    if db is not None:
+        db = db.to(x.dtype)
+    return dx, dw, db
+
+
+def _of_operator(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *Once.apply(_gradients, grad, *ctx.saved_tensors, ctx.geometry, ctx.needs_input_grad[:3]), *[None] * 4
+
+
+def _context_of_operator(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, stride, padding, dilation, groups = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+torch.library.register_autograd("torchadder::binary_conv", _of_operator, setup_context=_context_of_operator)
 
 
 def binary_conv2d(
@@ -94,7 +112,10 @@ def binary_conv2d(
     if input.dim() == 3:
         return binary_conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
     geometry, (row, column) = _geometry(input, weight, stride, padding, dilation, groups)
-    y = _BinaryConv.apply(input, weight, bias, geometry)
+    if torch._C._are_functorch_transforms_active():
+        y = _BinaryConv.apply(input, weight, bias, geometry)
+    else:
+        y = ops.binary_conv(input, weight, bias, *geometry)
     return y[:, :, row:, column:].clone() if row or column else y
 
 

@@ -21,8 +21,8 @@ class Adder(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        twin = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn."))
-        if twin is not nn.Module:
+        twin = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.modules."))
+        if twin is not nn.Module and "__init__" not in vars(cls):
             ours = [p for p in inspect.signature(Adder).parameters.values() if p.kind is p.KEYWORD_ONLY]
             parameters = [*inspect.signature(twin).parameters.values(), *ours]
             cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -37,6 +37,10 @@ class Adder(nn.Module):
         if name == "weight" and param is not None:
             param.adder = True  # type: ignore[attr-defined]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """torch's; that it is overridden makes fully_shard set its parameters by register_parameter."""
+        super().__setattr__(name, value)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._mark()
@@ -47,7 +51,9 @@ class Adder(nn.Module):
         return self
 
     def _mark(self) -> None:  # copies, pickles and to_empty() make a new parameter, which loses the mark
-        self.weight.adder = True  # type: ignore[union-attr]
+        for name, param in self.named_parameters():
+            if name in ("weight", "weight_orig", "parametrizations.weight.original"):  # itself, pruned, parametrized
+                param.adder = True  # type: ignore[attr-defined]
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight)  # type: ignore[arg-type]  # paper: N(0, 1) whatever the fan-in

@@ -32,13 +32,13 @@ def _as_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 def _forward(info: Any, in_dims: Dims, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Result:
     size, (of_x, of_weight, of_bias) = info.batch_size, in_dims[:3]
-    *axes, groups, recenter = options
+    axes, (groups, *rest) = options[:3], options[3:]
     if of_weight is None and of_bias is None:
         y = _operators.adder_conv(_as_images(x, of_x, size), weight, bias, *options)
         return y.unflatten(0, (size, -1)), 0
     weights = _as_images(weight, of_weight, size)
     biases = None if bias is None else _as_images(bias, of_bias, size)
-    y = _operators.adder_conv(_as_channels(x, of_x, size), weights, biases, *axes, size * groups, recenter)
+    y = _operators.adder_conv(_as_channels(x, of_x, size), weights, biases, *axes, size * groups, *rest)
     return y.unflatten(1, (size, -1)), 1
 
 

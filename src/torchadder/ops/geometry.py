@@ -1,4 +1,4 @@
-"""The geometry of a convolution in one, two or three dimensions, with the checks that torch's own operator makes."""
+"""The geometry of a convolution in up to three dimensions, with the checks that torch's own operator makes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
+AXES = {0: "", 1: "L", 2: "H, W", 3: "D, H, W"}
 
 
 class Geometry(NamedTuple):
@@ -40,7 +40,7 @@ class Geometry(NamedTuple):
         `grad` is the gradient of the output, for the backward operators.
         """
         if self.dims not in AXES:
-            raise ValueError(f"stride {tuple(self.stride)} has {self.dims} values: expected one to three")
+            raise ValueError(f"stride {tuple(self.stride)} has {self.dims} values: expected at most three")
         for name, values, least in (
             ("stride", self.stride, 1),
             ("padding", self.padding, 0),
@@ -50,13 +50,13 @@ class Geometry(NamedTuple):
                 raise ValueError(f"{name} is {tuple(values)}: expected {self.dims} values, as stride has")
             if not all(isinstance(value, int | torch.SymInt) for value in values):
                 raise TypeError(f"{name} is {tuple(values)}: expected whole numbers")
-            if min(values) < least:
+            if min(values, default=least) < least:
                 raise ValueError(f"{name} is {tuple(values)}: must be at least {least}")
         if x.dim() != self.dims + 2:
-            raise ValueError(f"input has shape {tuple(x.shape)}: expected (N, C_in, {AXES[self.dims]})")
+            raise ValueError(f"input has shape {tuple(x.shape)}: expected {_shape('N', 'C_in', self.dims)}")
         if weight.dim() != self.dims + 2:
-            kernel = ", ".join("k" + axis.strip().lower() for axis in AXES[self.dims].split(","))
-            raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, C_in / groups, {kernel})")
+            kernel = _shape("C_out", "C_in / groups", self.dims, "k")
+            raise ValueError(f"weight has shape {tuple(weight.shape)}: expected {kernel}")
         self._check_tensors(x, weight=weight, bias=bias, grad=grad)
         if min(weight.shape) < 1:
             raise ValueError(f"weight has shape {tuple(weight.shape)}: every size must be at least 1")
@@ -68,7 +68,7 @@ class Geometry(NamedTuple):
                 f"expects {weight.shape[1] * self.groups}"
             )
         output_shape = self.output_shape(x, weight)
-        if min(output_shape[2:]) < 1:
+        if min(output_shape[2:], default=1) < 1:
             raise ValueError(
                 f"kernel {tuple(weight.shape[2:])} with dilation {tuple(self.dilation)} is larger than the "
                 f"padded input of {tuple(x.shape[2:])} + 2 * {tuple(self.padding)}"
@@ -85,6 +85,11 @@ class Geometry(NamedTuple):
                 raise TypeError(f"input is {x.dtype} and {name} is {tensor.dtype}: cast one of them")
             if tensor is not None and tensor.device != x.device:
                 raise ValueError(f"input is on {x.device} and {name} on {tensor.device}: move one of them")
+
+
+def _shape(first: str, second: str, dims: int, prefix: str = "") -> str:
+    axes = [prefix + (axis.lower() if prefix else axis) for axis in AXES[dims].split(", ") if axis]
+    return f"({', '.join([first, second, *axes])})"
 
 
 def by_axis(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import kernels
 from .geometry import Geometry
 
-CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+CHANNELS_LAST = {0: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 _SMALL = 16 * 1024  # floats of all images: torch's own conversions would cost as much as the kernel
 
 
@@ -79,7 +79,7 @@ def check(
 
 def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
     """torch's choice for a convolution: channels last if the input's or the weight's strides are, else contiguous."""
-    last = is_channels_last(x) or is_channels_last(weight)
+    last = x.dim() > 2 and (is_channels_last(x) or is_channels_last(weight))
     return CHANNELS_LAST[x.dim() - 2] if last else torch.contiguous_format
 
 

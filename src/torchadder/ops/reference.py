@@ -61,7 +61,7 @@ def _column(weight: Tensor, o: int, tap: Index) -> Tensor:
 
 
 def _padded(x: Tensor, geometry: Geometry) -> Tensor:
-    return F.pad(x, [p for p in reversed(geometry.padding) for _ in range(2)])
+    return F.pad(x, [p for p in reversed(geometry.padding) for _ in range(2)]) if any(geometry.padding) else x
 
 
 def _taps(

@@ -4,10 +4,10 @@
     torchadder::adder_conv_grad_input   dX from dY, X, W
     torchadder::adder_conv_grad_weight  dW from dY, X, W
 
-One, two or three dimensions: as many as stride, padding and dilation have numbers. They have no derivative of their
-own: the gradient rule is torchadder.functional's. Float32 on the CPU runs on the native kernels; every other dtype and
-device runs on the plain-torch reference. Outputs keep the memory format that torch's convolution would give them:
-channels last if the input or the weight is, else contiguous.
+As many dimensions as stride, padding and dilation have numbers, at most three; none is a fully connected layer. The
+derivative is the gradient rule that adder_conv names; torchadder.functional registers it. Float32 on the CPU runs on
+the native kernels; every other dtype and device runs on the plain-torch reference. Outputs keep the memory format that
+torch's convolution would give them: channels last if the input or the weight is, else contiguous.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,10 @@ INPUT_RULES = ("hardtanh", "sign", "full")
 
 library = torch.library.Library("torchadder", "FRAGMENT")
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
-library.define(f"adder_conv(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, bool recenter) -> Tensor")
+library.define(
+    f"adder_conv(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, bool recenter, "
+    'str weight_rule="full", str input_rule="hardtanh") -> Tensor'
+)
 library.define(f"adder_conv_grad_input(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
 library.define(f"adder_conv_grad_weight(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
 
@@ -88,6 +91,9 @@ def _no_such_rule(rule: str, allowed: tuple[str, ...]) -> ValueError:
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, which: int) -> Tensor:
     """PyTorch's own convolution gradient: of the input (which=0) or of the weight (which=1)."""
+    if geometry.dims == 0:
+        grad, x, weight = (t[:, :, None] for t in (grad, x, weight))
+        return _convolution_backward(grad, x, weight, Geometry((1,), (0,), (1,), geometry.groups), which).squeeze(2)
     stride, padding, dilation, groups = geometry
     options = (stride, padding, dilation, False, [0] * geometry.dims, groups, [which == 0, which == 1, False])
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)[which]
@@ -107,7 +113,16 @@ def _check_devices(a: Tensor, b: Tensor, c: Tensor | None) -> None:
 
 
 def _adder_conv(
-    x: Tensor, w: Tensor, b: Tensor | None, stride: Axes, padding: Axes, dilation: Axes, groups: int, recenter: bool
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    stride: Axes,
+    padding: Axes,
+    dilation: Axes,
+    groups: int,
+    recenter: bool,
+    weight_rule: str = "full",
+    input_rule: str = "hardtanh",
 ) -> Tensor:
     _check_devices(x, w, b)
     return forward(x, w, b, _geometry(stride, padding, dilation, groups), recenter)
@@ -133,7 +148,7 @@ library.impl("adder_conv_grad_weight", _adder_conv_grad_weight, "CompositeExplic
 
 
 @torch.library.register_fake("torchadder::adder_conv", lib=library)
-def _(x, weight, bias, stride, padding, dilation, groups, recenter):  # type: ignore[no-untyped-def]
+def _(x, weight, bias, stride, padding, dilation, groups, recenter, *rules):  # type: ignore[no-untyped-def]
     geometry = _geometry(stride, padding, dilation, groups)
     check(geometry, x, weight, bias)
     return _fake(x.new_empty(geometry.output_shape(x, weight)), x, weight)

@@ -24,11 +24,16 @@ def passes_through(a: Tensor, b: Tensor, c: Tensor | None) -> bool:
     return (
         not torch.compiler.is_compiling()
         and _keys(a) == _PLAIN
-        and ((type(b) is Parameter and b.is_cpu) or _keys(b) == _PLAIN)
-        and (c is None or (type(c) is Parameter and c.is_cpu) or _keys(c) == _PLAIN)
+        and (_is_plain_parameter(b) or _keys(b) == _PLAIN)
+        and (c is None or _is_plain_parameter(c) or _keys(c) == _PLAIN)
         and _included() == _NOTHING_ELSE
         and not torch.autograd.profiler._is_profiler_enabled
     )
+
+
+def _is_plain_parameter(tensor: Tensor) -> bool:
+    """Quicker than the keys, and no transform's wrapper is of this type."""
+    return type(tensor) is Parameter and tensor.is_cpu and not tensor.is_neg()
 
 
 def adder_conv(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recenter: bool) -> Tensor:
