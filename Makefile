@@ -50,6 +50,7 @@ format: $(DEV_INSTALLED)  ## what lint would complain about, repaired where that
 bench: $(PACKAGE_INSTALLED)  ## measure this machine, write results/, rebuild the tables of README and docs
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/torchadder bench layers
+	$(BIN)/torchadder bench family
 	$(BIN)/torchadder bench train
 	$(BIN)/python benchmarks/tables.py
 

@@ -17,7 +17,16 @@ from torchadder.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
     "README.md": ("layers", "train", "mnist"),
-    "docs/performance.md": ("limits", "distance", "layers", "layers-avx2", "train", "train-avx2", "breakdown"),
+    "docs/performance.md": (
+        "limits",
+        "distance",
+        "layers",
+        "layers-avx2",
+        "train",
+        "train-avx2",
+        "breakdown",
+        "family",
+    ),
 }  # and the tables that each must hold
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 MISSING = "Not measured yet."
@@ -53,6 +62,24 @@ def layers_table(record: Record) -> str:
         parts += [f"Gradient of the input, batch {largest}:", _by_threads(backward)]
     parts += [_formula(row) for row in record.get("formulas", [])]
     return "\n\n".join(parts)
+
+
+def family_table(record: Record) -> str:
+    """One row for each layer, the forward pass and the whole step by number of threads."""
+    counts = sorted({row["threads"] for row in record["rows"]})
+    cells = {(row["layer"], row["threads"], row["pass"]): row for row in record["rows"]}
+    header = ["layer"]
+    for count in counts:
+        header += [f"{_threads(count)}: forward, adder ms", "conv ms", "ratio", "step ratio"]
+    lines = []
+    for layer in dict.fromkeys(row["layer"] for row in record["rows"]):
+        line = [layer]
+        for count in counts:
+            row, step = cells[layer, count, "forward"], cells[layer, count, "step"]
+            line += [_digits(row["adder_ms"]), _digits(row["conv_ms"]), f"{row['ratio']:.2f}", f"{step['ratio']:.2f}"]
+        lines.append(line)
+    meaning = "ratio is adder / conv, each in its better memory format; step is forward and all gradients"
+    return f"{_caption(record, meaning)}\n\n{markdown(header, lines)}"
 
 
 def train_table(record: Record) -> str:
@@ -171,6 +198,7 @@ TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  #
         (("bench-layers.json", "limits.json"), ("bench-layers-avx2.json", "limits.json")),
     ),
     "breakdown": (breakdown_table, (("bench-train.json",),)),
+    "family": (family_table, (("bench-family.json",),)),
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 NAMES = ("layers", "train", "mnist")
-PERFORMANCE = ("limits", "distance", "layers", "layers-avx2", "train", "train-avx2", "breakdown")
+PERFORMANCE = ("limits", "distance", "layers", "layers-avx2", "train", "train-avx2", "breakdown", "family")
 MARKERS = "".join(f"Before {name}.\n\n<!-- table: {name} -->\n<!-- /table -->\n\n" for name in NAMES)
 ENVIRONMENT = {
     **{"processor": "Abacus 3000", "cores": 2, "torch": "2.13.0", "torchadder": "0.1.0", "kernels": "avx2"},
@@ -256,6 +256,18 @@ LIMITS = {
         {"isa": "avx2", "loop": "forward:fma", "giga_ops": 10.0},
     ],
 }
+
+
+def test_family_by_threads(tables):
+    def row(threads, which, ratio):
+        about = {"layer": "tiny: 8->8 3x3 on 1x8x4x4", "threads": threads, "pass": which}
+        return {**about, "adder_ms": ratio, "conv_ms": 1.0, "ratio": ratio}
+
+    rows = [row(1, "forward", 1.5), row(1, "step", 1.25), row(2, "forward", 2.0), row(2, "step", 0.5)]
+    record = {"date": "2020-06-14", "environment": ENVIRONMENT, "n": 15, "rows": rows}
+    assert tables.family_table(record).endswith(
+        "| tiny: 8->8 3x3 on 1x8x4x4 | 1.50 | 1.00 | 1.50 | 1.25 | 2.00 | 1.00 | 2.00 | 0.50 |"
+    )
 
 
 def test_limits_by_instruction_set(tables):

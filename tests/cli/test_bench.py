@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from torchadder.bench import layers, training
+from torchadder.bench import family, layers, training
 from torchadder.cli import main
 
 LAYERS = ["bench", "layers", "--model", "lenet5bn", "--batch", "1", "--threads", "1", "--repetitions", "1"]
@@ -28,6 +28,7 @@ def no_time(monkeypatch):
     def measured(*arguments):
         raise AssertionError("measured before the arguments were checked")
 
+    monkeypatch.setattr(family, "interleaved", measured)
     monkeypatch.setattr(layers, "interleaved", measured)
     monkeypatch.setattr(training, "interleaved", measured)
 
@@ -63,6 +64,16 @@ def test_layers_prints_both_tables(capsys, tmp_path):
     assert out.count("1->6 5x5 @32") == 3  # each pass once, and the formulas
     assert "cdist" in out
     assert (tmp_path / "results" / "bench-layers.json").exists()
+
+
+def test_family_prints_every_layer_and_pass(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(family, "CASES", family.CASES[:2])
+    assert main(["bench", "family", "--threads", "1", "--repetitions", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count("tiny") == 4
+    rows = json.loads((tmp_path / "results" / "bench-family.json").read_text())["rows"]
+    assert [row["pass"] for row in rows] == ["forward", "step", "forward", "step"]
 
 
 REFUSED = [  # arguments -> the words on stderr

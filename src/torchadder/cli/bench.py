@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from torchadder.bench import family as family_bench
 from torchadder.bench import layers as layer_bench
 from torchadder.bench import record, training
 from torchadder.errors import UserError
@@ -69,6 +70,20 @@ def train(
     _finish(result, destination, json, [_train_table(result)])
 
 
+@bench.command()
+def family(
+    threads: Threads = None,
+    repetitions: Repetitions = 11,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Layers of every kind: 1-d, 3-d, grouped, depthwise, tiny; the forward pass and a whole step."""
+    counts, destination, progress = _threads(threads), _destination(out, "family"), _progress()
+    rows = family_bench.measure(family_bench.CASES, counts, repetitions, progress)
+    result = record.make("family", repetitions, rows)
+    _finish(result, destination, json, [_family_table(result)])
+
+
 def _destination(out: Path | None, name: str) -> Path:
     """Where the JSON goes. Raises UserError where that cannot be, before minutes are spent on measuring."""
     path = out or Path(f"results/bench-{name}.json")
@@ -101,6 +116,16 @@ def _finish(result: dict[str, Any], out: Path, json: bool, tables: list[Table]) 
     for table in tables:
         terminal.print(table)
     terminal.print(f"written to {out}", highlight=False)
+
+
+def _family_table(result: dict[str, Any]) -> Table:
+    table = Table("layer", "threads", "pass", title="adder layers and torch's, medians", title_justify="left")
+    for name in ("adder ms", "conv ms", "ratio"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        numbers = [f"{row[key]:.3f}" for key in ("adder_ms", "conv_ms")]
+        table.add_row(row["layer"], str(row["threads"]), row["pass"], *numbers, f"{row['ratio']:.2f}")
+    return table
 
 
 def _layer_tables(result: dict[str, Any]) -> list[Table]:
