@@ -2,18 +2,25 @@
 
 from . import kernels
 from .analysis import summary
-from .models import create_model, list_models
+from .convert import convert
+from .models import create_model, from_pretrained, list_models
 from .models.checkpoint import load_checkpoint
-from .nn import AdderConv2d, AdderLinear
+from .nn import AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear, BinaryConv2d, BinaryLinear
 from .optim import AdaptiveLR
 from .version import __version__
 
 __all__ = [
     "AdaptiveLR",
+    "AdderConv1d",
     "AdderConv2d",
+    "AdderConv3d",
     "AdderLinear",
+    "BinaryConv2d",
+    "BinaryLinear",
     "__version__",
+    "convert",
     "create_model",
+    "from_pretrained",
     "kernels",
     "list_models",
     "load_checkpoint",

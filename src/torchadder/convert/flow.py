@@ -1,0 +1,238 @@
+"""The flow of data through a network: which layers run first and last, and what comes before and after each.
+
+A flow is a list of steps, each a module that runs as a whole or a function called between modules. It is recorded on
+an example input, traced by torch.fx or, where that fails, made of the modules in order of definition.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from .twins import is_weighted
+
+Target = nn.Module | str  # a module that runs as a whole, or the name of a function
+
+# Without _ and the dimension, in lower case, MaxPool2d and max_pool2d are one name. These hand on what they are given,
+# as does what has "pool" or "drop" in its name; those ask a tensor for something else than its values.
+_CARRIERS = frozenset(
+    """
+    identity sequential flatten unflatten view viewas reshape reshapeas permute transpose swapaxes swapdims movedim
+    moveaxis t get contiguous squeeze unsqueeze expand expandas repeat getitem narrow select chunk split tensorsplit
+    unbind cat concat concatenate stack hstack vstack pad zeropad constantpad reflectionpad replicationpad circularpad
+    upsample upsamplingnearest upsamplingbilinear interpolate pixelshuffle pixelunshuffle channelshuffle roll flip mean
+    to type float double half bfloat16 clone detach rearrange
+    """.split()  # noqa: SIM905  (as a list of strings: fifty lines)
+)
+_QUESTIONS = frozenset({"getattr", "size", "dim", "ndimension", "numel", "len", "isfloatingpoint"})
+_NEVER_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus", "abs", "exp", "square"})
+
+
+class Step(NamedTuple):
+    """One call. Numbers name the tensors that go in and come out."""
+
+    target: Target
+    inputs: frozenset[int]
+    outputs: frozenset[int]
+
+
+class Flow:
+    """Steps, and how they were found: "recorded", "traced" or "defined".
+
+    ``first``, ``last``: the weighted modules at the ends; one that runs several times counts at each of its runs.
+    ``before``, ``after``: what a target's input comes from and its output goes to, "output" being the network's own.
+    """
+
+    def __init__(self, found: Literal["recorded", "traced", "defined"], steps: list[Step]):
+        self.found = found
+        runs = [step.target for step in steps if isinstance(step.target, nn.Module) and is_weighted(step.target)]
+        self.first: nn.Module | None = runs[0] if runs else None
+        self.last: nn.Module | None = runs[-1] if runs else None
+        self.before: dict[Target, set[Target]] = defaultdict(set)
+        self.after: dict[Target, set[Target]] = defaultdict(set)
+        self._inputs: set[int] = set()
+        makers: dict[int, set[Target]] = defaultdict(set)
+        for target, inputs, outputs in steps:
+            if _names(target) & _QUESTIONS:
+                continue
+            self._inputs |= inputs
+            sources = set().union(*(makers[number] for number in inputs))
+            if not _carries(target):
+                self.before[target] |= sources
+                for source in sources:
+                    self.after[source].add(target)
+                sources = {target}
+            makers.update(dict.fromkeys(outputs, sources))
+
+    def lacks_normalisation(self, layer: nn.Module) -> bool:
+        return not all(map(is_normalisation, self.after[layer]))
+
+    def never_sees_negatives(self, layer: nn.Module) -> bool:
+        sources = self.before[layer]
+        return bool(sources) and all(_names(source) & _NEVER_NEGATIVE for source in sources)
+
+    def uses_past(self, layer: nn.Module) -> bool:
+        """Whether a function between the modules takes the layer's weight: that one would go on multiplying."""
+        return id(layer.weight) in self._inputs
+
+
+def find_flow(module: nn.Module, example_input: Any = None) -> Flow:
+    """The best flow to be had; ValueError where the module does not run on the example input."""
+    if example_input is not None and any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+        raise ValueError(f"{type(module).__name__} has lazy layers: run it once, then convert it")
+    with _unchanged(module):
+        if example_input is not None:
+            return Flow("recorded", _recorded(module, example_input))
+        steps = _traced(module)
+    return Flow("defined", _defined(module)) if steps is None else Flow("traced", steps)
+
+
+def is_normalisation(target: Target) -> bool:
+    """By name: every library has normalisations of its own. A block around a layer is none, whatever its name."""
+    if isinstance(target, nn.Module) and any(map(is_weighted, target.modules())):
+        return False
+    return any("norm" in name for name in _names(target))
+
+
+def _name(function: Any) -> str:
+    return function if isinstance(function, str) else getattr(function, "__name__", "function")
+
+
+def _names(target: Target) -> set[str]:
+    names = [target] if isinstance(target, str) else [kind.__name__ for kind in type(target).__mro__]
+    return {re.sub(r"_|\dd$", "", name).lower() for name in names}
+
+
+def _carries(target: Target) -> bool:
+    return any(name in _CARRIERS or "pool" in name or "drop" in name for name in _names(target))
+
+
+def _runs_as_a_whole(module: nn.Module) -> bool:
+    if is_weighted(module) or is_normalisation(module) or isinstance(module, torch.jit.ScriptModule):
+        return True
+    return not any(True for _ in module.children())
+
+
+def _defined(module: nn.Module) -> list[Step]:
+    """As if each module fed the next one."""
+
+    def inside(module: nn.Module) -> Iterator[Target]:
+        for child in module.children():
+            yield from [child] if _runs_as_a_whole(child) else inside(child)
+
+    targets = [*inside(module), "output"]
+    return [Step(target, frozenset({i}), frozenset({i + 1})) for i, target in enumerate(targets)]
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _runs_as_a_whole(m)
+
+
+def _traced(module: nn.Module) -> list[Step] | None:
+    """None where torch.fx cannot trace the module. Arguments but the first take their defaults."""
+    arguments = list(inspect.signature(type(module).forward).parameters.values())[2:]
+    defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
+    for part in module.modules():  # hooks keep what they see, and proxies are nothing to keep
+        part._forward_pre_hooks.clear()
+        part._forward_hooks.clear()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = _Tracer().trace(module, defaults)
+    except Exception:  # tracing runs the network's own code on proxies, which fails in every way there is
+        return None
+
+    def number(node: fx.Node) -> int:
+        return id(attrgetter(str(node.target))(module) if node.op == "get_attr" else node)
+
+    steps = []
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "get_attr"):
+            target = module.get_submodule(node.target) if node.op == "call_module" else _name(node.target)
+            steps.append(Step(target, frozenset(map(number, node.all_input_nodes)), frozenset({id(node)})))
+    return steps
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees the functions called between the modules that run as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._depth = 0  # inside how many of those modules
+        self._tensors: list[Tensor] = []  # alive, or their ids would name others
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.record(_name(func), (args, kwargs), result)
+        return result
+
+    def record(self, target: Target, given: Any, result: Any) -> None:
+        inputs, outputs = ([leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)] for x in (given, result))
+        if outputs and not self._depth:
+            self._tensors += inputs + outputs
+            self.steps.append(Step(target, frozenset(map(id, inputs)), frozenset(map(id, outputs))))
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self._depth += 1
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        self._depth -= 1
+        self.record(module, (args, kwargs), result)
+
+
+def _recorded(module: nn.Module, example_input: Any) -> list[Step]:
+    recorder = _Recorder()
+    for part in module.modules():
+        if _runs_as_a_whole(part) and not isinstance(part, torch.jit.ScriptModule):  # which takes no hooks
+            part.register_forward_pre_hook(recorder.enter)
+            part.register_forward_hook(recorder.leave, with_kwargs=True)
+    args: Iterable[Any] = example_input if isinstance(example_input, tuple | list) else [example_input]
+    try:
+        with recorder:
+            result = module(**example_input) if isinstance(example_input, Mapping) else module(*args)
+            recorder.record("output", result, result)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{type(module).__name__} does not run on example_input: {reason}") from error
+    return recorder.steps
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; after it all is as before: attributes, hooks, buffers, random numbers."""
+    parts = list(module.modules())
+    flags = [part.training for part in parts]
+    attributes = [(vars(part), dict(vars(part))) for part in parts]
+    values = [value for _, before in attributes for value in before.values()]
+    containers = [(value, copy.copy(value)) for value in values if type(value) in (dict, OrderedDict, list, set)]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers() if not is_lazy(buffer)]
+    devices = {t.device for t in (*module.parameters(), *module.buffers()) if t.device.type == "cuda"}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            for part in parts:
+                part.training = False
+            yield
+    finally:
+        for now, before in (*attributes, *containers):
+            now.clear()
+            now.extend(before) if isinstance(now, list) else now.update(before)
+        for part, flag in zip(parts, flags, strict=True):
+            part.training = flag
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
