@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchadder.analysis import summary
+from torchadder.convert import convert
 from torchadder.errors import UserError
 from torchadder.models import create_model, list_models
 from torchadder.models.registry import OPS
@@ -271,3 +272,10 @@ def test_a_model_without_a_size_asks_for_one():
     for layer in (nn.Linear(3, 4), nn.LSTM(3, 4)):  # an LSTM has an input_size of its own
         with pytest.raises(UserError, match="input_size"):
             summary(layer)
+
+
+def test_a_converted_network_is_no_longer_the_paper_s():
+    model = convert(create_model("resnet20", op="conv"))
+    counts = summary(model)
+    assert (counts.model, counts.op, counts.paper) == ("ResNet", None, None)
+    assert counts.add == summary(create_model("resnet20")).add

@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import UserError
+from ..nn import Adder, Binary
 from .flops import ADDER_CONV, BINARY_CONV
 from .paper import published
 from .table import Row, Summary
@@ -94,8 +95,8 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None, *, input_
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(f"{type(model).__name__} does not run on {given}: {reason}{hint}") from error
     config = getattr(model, "config", None)
-    if not (isinstance(config, dict) and {"name", "op", "num_classes"} <= config.keys()):
-        config = {}  # somebody else's
+    if not (isinstance(config, dict) and {"name", "op", "num_classes"} <= config.keys() and config["op"] == _op(model)):
+        config = {}  # somebody else's, or the model was converted since
     return Summary(
         model=config.get("name", type(model).__name__),
         op=config.get("op"),
@@ -103,6 +104,12 @@ def summary(model: nn.Module, input_size: Sequence[int] | None = None, *, input_
         rows=counter.finished_rows(),
         paper=published(config, size) if config and size else None,
     )
+
+
+def _op(model: nn.Module) -> str:
+    """The operator that a network of the registry was built for, by its layers."""
+    kinds = {"adder": Adder, "binary": Binary}
+    return next((op for op, kind in kinds.items() if any(isinstance(m, kind) for m in model.modules())), "conv")
 
 
 def _size(values: Any) -> tuple[int, ...]:
