@@ -27,4 +27,4 @@ def test_page_runs(page, tmp_path, monkeypatch, capsys, one_thread):
 
 
 def test_every_page_with_python_is_run():
-    assert PAGES == sorted(path.name for path in DOCS.glob("*.md") if "```python" in path.read_text(encoding="utf-8"))
+    assert sorted(path.name for path in DOCS.glob("*.md") if "```python" in path.read_text(encoding="utf-8")) == PAGES

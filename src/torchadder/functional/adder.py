@@ -39,6 +39,7 @@ class GradientRule(NamedTuple):
 
 DEFAULT_RULE = GradientRule()
 _NARROW = (torch.float16, torch.bfloat16)
+_any_autocast = torch._C._is_any_autocast_enabled
 
 
 def _plainly(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -246,7 +247,7 @@ def _adder_conv(
     grad: GradientRule,
     recenter: bool,
 ) -> Tensor:
-    if torch._C._is_any_autocast_enabled() and autocast.is_on(input):
+    if _any_autocast() and autocast.is_on(input):
         with torch.autocast(input.device.type, enabled=False):
             x, w, b = (autocast.widened(t) for t in (input, weight, bias))
             y = _adder_conv(dims, x, w, b, stride, padding, dilation, groups, grad, recenter)  # type: ignore[arg-type]

@@ -70,12 +70,25 @@ class Adder(nn.Module):
 class _AdderConv(Adder):
     """What the convolutions share."""
 
-    def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
-        """The input and the zero padding that is left to the operator."""
-        if self.padding_mode == "zeros":
-            return input, self.padding
-        sides, mode = self._reversed_padding_repeated_twice, self.padding_mode
-        return nn.functional.pad(input, sides, mode=mode), 0  # type: ignore[arg-type]
+    _operator: str  # its name in torchadder.functional, looked up at each call: torch.fx replaces it there
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            sides, mode = self._reversed_padding_repeated_twice, self.padding_mode
+            input, padding = nn.functional.pad(input, sides, mode=mode), 0  # type: ignore[arg-type,assignment]
+        known = self._parameters  # nn.Module finds them here too, but only after it failed to find an attribute
+        return getattr(F, self._operator)(
+            input,
+            known["weight"] if "weight" in known else self.weight,
+            known["bias"] if "bias" in known else self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            grad=self.grad,
+            recenter=self.recenter,
+        )
 
 
 class AdderConv1d(_AdderConv, nn.Conv1d):
@@ -84,12 +97,7 @@ class AdderConv1d(_AdderConv, nn.Conv1d):
     Shapes: input (N, C_in, L) or (C_in, L) -> (N, C_out, L_out). All else as in AdderConv2d.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        x, padding = self._padded(input)
-        stride, dilation, groups = self.stride, self.dilation, self.groups
-        return F.adder_conv1d(
-            x, self.weight, self.bias, stride, padding, dilation, groups, grad=self.grad, recenter=self.recenter
-        )
+    _operator = "adder_conv1d"
 
 
 class AdderConv2d(_AdderConv, nn.Conv2d):
@@ -103,12 +111,7 @@ class AdderConv2d(_AdderConv, nn.Conv2d):
     Raises ValueError where nn.Conv2d does, and for an unknown gradient rule.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        x, padding = self._padded(input)
-        stride, dilation, groups = self.stride, self.dilation, self.groups
-        return F.adder_conv2d(
-            x, self.weight, self.bias, stride, padding, dilation, groups, grad=self.grad, recenter=self.recenter
-        )
+    _operator = "adder_conv2d"
 
 
 class AdderConv3d(_AdderConv, nn.Conv3d):
@@ -117,12 +120,7 @@ class AdderConv3d(_AdderConv, nn.Conv3d):
     Shapes: input (N, C_in, D, H, W) or (C_in, D, H, W) -> (N, C_out, D_out, H_out, W_out). All else as in AdderConv2d.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        x, padding = self._padded(input)
-        stride, dilation, groups = self.stride, self.dilation, self.groups
-        return F.adder_conv3d(
-            x, self.weight, self.bias, stride, padding, dilation, groups, grad=self.grad, recenter=self.recenter
-        )
+    _operator = "adder_conv3d"
 
 
 class AdderLinear(Adder, nn.Linear):

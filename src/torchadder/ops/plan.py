@@ -52,7 +52,14 @@ def plan_of(
 ) -> Plan:
     """The plan of a call, whose tensors are on one device. Raises what check raises."""
     key = (
-        *(geometry, x.shape, x.stride(), x.dtype, x.is_cpu, weight.shape, weight.stride(), weight.dtype),
+        geometry,
+        x.shape,
+        x.stride(),
+        x.dtype,
+        x.is_cpu,
+        weight.shape,
+        weight.stride(),
+        weight.dtype,
         None if bias is None else (bias.shape, bias.dtype),
         None if grad is None else (grad.shape, grad.stride(), grad.dtype),
     )

@@ -7,6 +7,7 @@ wrapped tensors, views with a lazy negation, dispatch modes, functorch, compilat
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 from torch.nn import Parameter
 
 from . import registration
@@ -27,7 +28,7 @@ def passes_through(a: Tensor, b: Tensor, c: Tensor | None) -> bool:
         and (_is_plain_parameter(b) or _keys(b) == _PLAIN)
         and (c is None or _is_plain_parameter(c) or _keys(c) == _PLAIN)
         and _included() == _NOTHING_ELSE
-        and not torch.autograd.profiler._is_profiler_enabled
+        and not profiler._is_profiler_enabled
     )
 
 
