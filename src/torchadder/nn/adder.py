@@ -80,8 +80,8 @@ class _AdderConv(Adder):
         known = self._parameters  # nn.Module finds them here too, but only after it failed to find an attribute
         return getattr(F, self._operator)(
             input,
-            known["weight"] if "weight" in known else self.weight,
-            known["bias"] if "bias" in known else self.bias,
+            known["weight"] if "weight" in known else self.weight,  # noqa: SIM401  get() would look up both
+            known["bias"] if "bias" in known else self.bias,  # noqa: SIM401
             self.stride,
             padding,
             self.dilation,
