@@ -54,65 +54,96 @@ void source_sums(const Block &block, const float *const *source, int64_t count, 
   }
 }
 
-// kEven: the sources of the pixels are evenly spaced, so that one base pointer serves them all.
-template <class V, class F, int P, int N, bool kEven>
-void tile_of(const Block &block, const Tile &tile) {
+// One number of the source meets all lanes: sum[p][v] gets a step for each number of each run.
+template <class V, class F, int P, int N>
+inline __attribute__((always_inline)) void add_steps(const Block &block, const Tile &tile, const F &f,
+                                                     const typename F::State (&state)[P][N],
+                                                     typename V::T (&sum)[P][N]) {
   using T = typename V::T;
-  const F f;
-  const int64_t step = kEven && P > 1 ? tile.source[P > 1] - tile.source[0] : 0;
-  T sum[P][N];
-  typename F::State state[P][N];
-  T met[P];  // sums of what each lane of the source had: the groups' own source sums
-  constexpr bool kMet = F::kSource == Source::group && F::kSourceSum;
-  if constexpr (kMet)
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) met[p] = V::zero();
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p)
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
-      sum[p][v] = V::zero();
-      if constexpr (F::kState)
-        state[p][v] = F::state(load_lanes<V>(tile.state[p] + block.channel + v * V::width, block.lanes - v * V::width));
-    }
-
   for (int64_t r = 0; r < block.run_count; ++r) {
     const Run run = block.runs[r];
     const float *weight = block.weight + run.weight * (N * V::width);
     const float *source[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p)
-      source[p] = (kEven ? tile.source[0] + p * step : tile.source[p]) + run.source + block.source_channel;
-    if constexpr (kMet)
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) met[p] = V::add(met[p], load_lanes<V>(source[p], block.source_lanes));
+    for (int p = 0; p < P; ++p) source[p] = tile.source[p] + run.source + block.source_channel;
     for (int64_t k = 0; k < run.length; ++k, weight += N * V::width) {
       T w[N];
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) w[v] = V::load(weight + v * V::width);
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
-        if constexpr (F::kSource == Source::group) {
-          const T x = V::permute(load_lanes<V>(source[p], block.source_lanes), block.index + k * V::width);
-          sum[p][0] = f.step(sum[p][0], w[0], x, state[p][0]);
-        } else if constexpr (F::kSource == Source::one) {
-          const T x = V::broadcast(source[p][k]);
+        const T x = V::broadcast(source[p][k]);
 #pragma GCC unroll 4
-          for (int v = 0; v < N; ++v) sum[p][v] = f.step(sum[p][v], w[v], x, state[p][v]);
-        } else {
-#pragma GCC unroll 4
-          for (int v = 0; v < N; ++v)
-            sum[p][v] = f.step(sum[p][v], w[v], load_lanes<V>(source[p] + v * V::width, block.lanes - v * V::width),
-                               state[p][v]);
+        for (int v = 0; v < N; ++v) sum[p][v] = f.step(sum[p][v], w[v], x, state[p][v]);
+      }
+    }
+  }
+}
+
+// Every lane meets a channel of its own, or by block.index one of its group. Runs are single taps here: the pixels
+// share one base pointer that moves, for pointers of their own would take as long as the arithmetic. met[p]: plain
+// sums.
+template <class V, class F, int P, bool kFull>
+inline __attribute__((always_inline)) void add_steps_by_lane(const Block &block, const Tile &tile, const F &f,
+                                                             const typename F::State (&state)[P][1],
+                                                             typename V::T (&sum)[P][1], typename V::T (&met)[P]) {
+  using T = typename V::T;
+  const float *const origin = tile.source[0] + block.source_channel;
+  int64_t offset[P];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) offset[p] = tile.source[p] - tile.source[0];
+  const int lanes = F::kSource == Source::group ? block.source_lanes : block.lanes;
+  const auto load = [lanes](const float *from) { return kFull ? V::load(from) : V::load_partial(from, lanes); };
+  for (const Run *run = block.runs; run != block.runs + block.run_count; ++run) {
+    const float *const base = origin + run->source;
+    const float *weight = block.weight + run->weight * V::width;
+    if constexpr (F::kSource == Source::own) {
+      const T w = V::load(weight);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) sum[p][0] = f.step(sum[p][0], w, load(base + offset[p]), state[p][0]);
+    } else {
+      if constexpr (F::kSourceSum)
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) met[p] = V::add(met[p], load(base + offset[p]));
+      for (int64_t k = 0; k < run->length; ++k, weight += V::width) {
+        const T w = V::load(weight);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) {
+          const T x = V::permute(load(base + offset[p]), block.index + k * V::width);
+          sum[p][0] = f.step(sum[p][0], w, x, state[p][0]);
         }
       }
     }
   }
+}
+
+template <class V, class F, int P, int N>
+void tile_of(const Block &block, const Tile &tile) {
+  using T = typename V::T;
+  const F f;
+  T sum[P][N], met[P];
+  typename F::State state[P][N];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    met[p] = V::zero();
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      sum[p][v] = V::zero();
+      if constexpr (F::kState)
+        state[p][v] = F::state(load_lanes<V>(tile.state[p] + block.channel + v * V::width, block.lanes - v * V::width));
+    }
+  }
+  if constexpr (F::kSource == Source::one)
+    add_steps<V, F, P, N>(block, tile, f, state, sum);
+  else if ((F::kSource == Source::group ? block.source_lanes : block.lanes) >= V::width)
+    add_steps_by_lane<V, F, P, true>(block, tile, f, state, sum, met);
+  else
+    add_steps_by_lane<V, F, P, false>(block, tile, f, state, sum, met);
 
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
     T total = V::zero();
-    if constexpr (kMet)
+    if constexpr (F::kSource == Source::group && F::kSourceSum)
       for (int64_t k = 0; k < (block.run_count ? block.runs->length : 0); ++k)
         total = V::add(total, V::permute(met[p], block.index + k * V::width));
     else if constexpr (F::kSourceSum)
@@ -132,15 +163,8 @@ void tile_of(const Block &block, const Tile &tile) {
 // The full tile, or the same code for the fewer pixels that are left.
 template <class V, class F, int P, int N>
 void tile_kernel(const Block &block, const Tile &tile) {
-  if (tile.pixels < P) {
-    if constexpr (P > 1) return tile_kernel<V, F, P - 1, N>(block, tile);
-  }
-  if constexpr (F::kSource != Source::one) {  // short runs: pointers by pixel would take as long as the arithmetic
-    bool even = true;
-    for (int p = 2; p < P; ++p) even &= tile.source[p] - tile.source[p - 1] == tile.source[1] - tile.source[0];
-    if (even) return tile_of<V, F, P, N, true>(block, tile);
-  }
-  tile_of<V, F, P, N, false>(block, tile);
+  if (tile.pixels == P) return tile_of<V, F, P, N>(block, tile);
+  if constexpr (P > 1) return tile_kernel<V, F, P - 1, N>(block, tile);
 }
 
 // Weight into N vectors a row, with the sums that the identities need.
