@@ -20,7 +20,7 @@ from torchadder.train.run import ENVIRONMENT, METRICS, RECIPE
 WHERE = ("processor", "platform", "torchadder", "torch", "numpy", "python", "threads", "kernels")
 # The fields of a recipe without effect on an operator, or on a scheme.
 UNUSED = {
-    "conv": ("lr_scheme", "eta", "ilr_factor", "weight_grad", "input_grad"),
+    "products": ("lr_scheme", "eta", "ilr_factor", "weight_grad", "input_grad"),
     "alr": ("ilr_factor",),
     "ilr": ("eta",),
     "plain": ("eta", "ilr_factor"),
@@ -39,7 +39,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if done < recipe.epochs:
         raise UserError(f"{folder} is not finished ({done} of {recipe.epochs} epochs): continue it with --resume")
     fields = asdict(recipe)
-    for name in UNUSED["conv" if recipe.op == "conv" else recipe.lr_scheme]:
+    for name in UNUSED[recipe.lr_scheme if recipe.op == "adder" else "products"]:
         fields[name] = None
     try:
         rows = [epochs[epoch] for epoch in range(1, recipe.epochs + 1)]
@@ -110,7 +110,7 @@ def _row(runs: list[dict[str, Any]], differing: list[str]) -> dict[str, Any]:
 
 
 def _gradients(recipe: dict[str, Any]) -> str | None:
-    """ "full" or "sign", as --grad takes them; both rules by name where they are mixed; None for a CNN."""
+    """ "full" or "sign", as --grad takes them; both rules by name where they are mixed; None without adder layers."""
     if recipe["op"] != "adder":
         return None
     chosen = {name: recipe[name] for name in ("weight_grad", "input_grad")}

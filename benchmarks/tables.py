@@ -192,6 +192,7 @@ TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  #
     "train": (train_table, (("bench-train.json",),)),
     "train-avx2": (train_table, (("bench-train-avx2.json",),)),
     "mnist": (mnist_table, (("mnist-lenet5bn.json",),)),
+    "mnist-bf16": (mnist_table, (("mnist-lenet5bn-bf16.json",),)),
     "limits": (limits_table, (("limits.json",),)),
     "distance": (
         distance_table,
@@ -305,11 +306,14 @@ def _limits(limits: dict[str, str]) -> str:
 
 
 def _network(row: Record) -> str:
-    if row["op"] == "conv":
-        return "CNN"
+    if row["op"] != "adder":
+        return {"conv": "CNN", "binary": "BNN"}[row["op"]]
     scheme = {"alr": f"ALR η={row['eta']:g}" if row["eta"] else "ALR", "ilr": "ILR", "plain": "plain rate"}
     gradient = "" if row["grad"] == "full" else f", gradient: {row['grad']}"
-    return f"AdderNet, {scheme[row['lr_scheme']]}{gradient}"
+    recipe = row.get("recipe", {})
+    recentred = ", recentred" * recipe.get("recenter", False)
+    narrow = ", bfloat16 between layers" * (recipe.get("precision") == "bf16")
+    return f"AdderNet, {scheme[row['lr_scheme']]}{gradient}{recentred}{narrow}"
 
 
 def _accuracy(row: Record) -> str:

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 NAMES = ("layers", "train", "mnist")
-PERFORMANCE = ("limits", "distance", "layers", "layers-avx2", "train", "train-avx2", "breakdown", "family")
+PERFORMANCE = (
+    *("limits", "distance", "layers", "layers-avx2", "train", "train-avx2", "breakdown"),
+    *("family", "mnist-bf16"),
+)
 MARKERS = "".join(f"Before {name}.\n\n<!-- table: {name} -->\n<!-- /table -->\n\n" for name in NAMES)
 ENVIRONMENT = {
     **{"processor": "Abacus 3000", "cores": 2, "torch": "2.13.0", "torchadder": "0.1.0", "kernels": "avx2"},
@@ -246,6 +249,14 @@ def test_the_documents_of_this_repository_are_well_formed(tables):
     root = Path(__file__).parents[2]
     tables.stale(root)  # every marker present, known and closed; every record readable
     assert all(f"<!-- table: {name} -->" in (root / "README.md").read_text(encoding="utf-8") for name in NAMES)
+
+
+def test_networks_by_operator_and_precision(tables):
+    assert tables._network({"op": "binary"}) == "BNN"
+    assert tables._network({"op": "conv"}) == "CNN"
+    row = {"op": "adder", "lr_scheme": "plain", "grad": "full", "eta": None}
+    row["recipe"] = {"recenter": True, "precision": "bf16"}
+    assert tables._network(row) == "AdderNet, plain rate, recentred, bfloat16 between layers"
 
 
 LIMITS = {
