@@ -44,6 +44,11 @@ TORCHADDER_API int torchadder_grad_input_f32(const torchadder_convolution *shape
 TORCHADDER_API int torchadder_grad_weight_sign_f32(const torchadder_convolution *shape, const float *dy, const float *x,
                                                    const float *weight, float *dw, int threads);
 
+/* to[n][column][row] = from[n][row][column]: images from channels first (rows: channels, columns: pixels) to channels
+ * last, or back. */
+TORCHADDER_API int torchadder_transpose_f32(const float *from, float *to, int64_t images, int64_t rows, int64_t columns,
+                                            int threads);
+
 /* Instruction sets: those compiled in, those this CPU can run, and the one in use. "" selects the best; "avx2:fma" or
  * "avx2:add" also chooses how partial results are added up (see kernels.inc), for tests and measurements. */
 TORCHADDER_API int torchadder_isa_count(void);

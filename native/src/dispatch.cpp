@@ -11,14 +11,16 @@ namespace torchadder {
 #define KERNEL(op, isa, pixels, lanes, sum) void op##_##isa##_##pixels##x##lanes##_##sum(const Block &, const Tile &);
 #include "../kernels.inc"
 #undef KERNEL
-#define ISA(isa)                                             \
-  void grad_weight_sign_##isa(const SignGradient &);         \
-  void pack_##isa(const WeightView &, const Packing &, int); \
+#define ISA(isa)                                                                    \
+  void grad_weight_sign_##isa(const SignGradient &);                                \
+  void transpose_##isa(const float *, float *, int64_t, int64_t, int64_t, int64_t); \
+  void pack_##isa(const WeightView &, const Packing &, int);                        \
   void source_sums_##isa(const Block &, const float *const *, int64_t, float *);
 ISA(avx2)
 ISA(avx512)
 #undef ISA
 void grad_weight_sign_reference(const SignGradient &);
+void transpose_reference(const float *, float *, int64_t, int64_t, int64_t, int64_t);
 
 namespace {
 
@@ -94,10 +96,10 @@ const Kernel &kernel_for(Op op, int64_t lanes) {
 
 const IsaFunctions &isa_functions(Isa isa) {
   static const IsaFunctions functions[] = {
-      {pack_by_lane, nullptr, false, false, grad_weight_sign_reference, 8},
+      {pack_by_lane, nullptr, false, false, transpose_reference, grad_weight_sign_reference, 8},
 #if TORCHADDER_X86
-      {pack_avx2, source_sums_avx2, true, true, grad_weight_sign_avx2, 8},
-      {pack_avx512, source_sums_avx512, true, false, grad_weight_sign_avx512, 16},
+      {pack_avx2, source_sums_avx2, true, true, transpose_avx2, grad_weight_sign_avx2, 8},
+      {pack_avx512, source_sums_avx512, true, false, transpose_avx512, grad_weight_sign_avx512, 16},
 #endif
   };
   return functions[static_cast<int>(isa)];

@@ -32,6 +32,7 @@ struct IsaFunctions {
   Packer pack;  // for the kernels whose lanes lie evenly in the weight; pack_by_lane() is for all
   SourceSums source_sums;
   bool forward_sums, gradient_sums;  // whether forward_f32 and grad_input_f32 want source sums
+  Transposer transpose;
   SignGradientKernel sign_gradient;
   int sign_lanes;
 };

@@ -45,6 +45,10 @@ void JOINED(source_sums_, ISA)(const Block &block, const float *const *source, i
   source_sums<VECTOR>(block, source, count, sums);
 }
 
+void JOINED(transpose_, ISA)(const float *from, float *to, int64_t rows, int64_t columns, int64_t first, int64_t last) {
+  transpose<VECTOR>(from, to, rows, columns, first, last);
+}
+
 void JOINED(pack_, ISA)(const WeightView &view, const Packing &to, int lanes) {
   if (lanes == VECTOR::width) return pack<VECTOR, 1>(view, to);
   pack<VECTOR, 2>(view, to);

@@ -71,6 +71,11 @@ void pack_by_lane(const WeightView &view, const Packing &to, int lanes) {
   }
 }
 
+void transpose_reference(const float *from, float *to, int64_t rows, int64_t columns, int64_t first, int64_t last) {
+  for (int64_t c = first; c < last; ++c)
+    for (int64_t r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
+}
+
 void grad_weight_sign_reference(const SignGradient &job) {
   for (int row = 0; row < job.rows; ++row)
     for (int lane = 0; lane < job.lanes; ++lane) {

@@ -103,23 +103,29 @@ int guarded(const torchadder_convolution &s, Body &&body) {
 
 int64_t pixels(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
 
-// to[column][row] = from[row][column]: channels first to last and back, by fours for the sake of the caches' lines.
-void transpose(const float *__restrict from, float *__restrict to, int64_t rows, int64_t columns) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4)
-    for (int64_t c = 0; c < columns; ++c)
-      for (int64_t k = 0; k < 4; ++k) to[c * rows + r + k] = from[(r + k) * columns + c];
-  for (; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
+constexpr int64_t kLeastTransposed = 32 * 1024;  // floats that are worth another thread
+constexpr int64_t kColumnsAtOnce = 64;
+
+// Each image, a matrix of rows by columns, transposed: channels first to last, or back.
+void transpose(const float *from, float *to, int64_t images, int64_t rows, int64_t columns, int threads) {
+  const Transposer transposer = isa_functions(selected_isa()).transpose;
+  const int64_t blocks = (columns + kColumnsAtOnce - 1) / kColumnsAtOnce, floats = rows * columns;
+  const int64_t most = std::max<int64_t>(1, images * floats / kLeastTransposed);
+  parallel(static_cast<int>(std::clamp<int64_t>(most, 1, std::max(threads, 1))), [&](int t, int count) {
+    const Share mine = share(images * blocks, t, count);
+    for (int64_t job = mine.begin; job < mine.end; ++job) {
+      const int64_t first = job % blocks * kColumnsAtOnce, image = job / blocks * floats;
+      transposer(from + image, to + image, rows, columns, first, std::min(first + kColumnsAtOnce, columns));
+    }
+  });
 }
 
 // Images that lie (N, C, D, H, W), channels last in this thread's scratch; others as they are.
 template <Use use>
 const float *channels_last(const torchadder_convolution &s, const float *images, int64_t channels, int64_t count) {
   if (!s.images_channels_first) return images;
-  const int64_t floats = channels * count;
-  float *to = scratch<use>(s.images * floats);
-  for (int64_t n = 0; n < s.images; ++n) transpose(images + n * floats, to + n * floats, channels, count);
+  float *to = scratch<use>(s.images * channels * count);
+  transpose(images, to, s.images, channels, count, 1);
   return to;
 }
 
@@ -129,9 +135,7 @@ float *result_memory(const torchadder_convolution &s, float *result, int64_t cha
 }
 
 void store(const torchadder_convolution &s, const float *from, float *result, int64_t channels, int64_t count) {
-  if (!s.images_channels_first) return;
-  const int64_t floats = channels * count;
-  for (int64_t n = 0; n < s.images; ++n) transpose(from + n * floats, result + n * floats, count, channels);
+  if (s.images_channels_first) transpose(from, result, s.images, count, channels, 1);
 }
 
 void forward(const torchadder_convolution &s, const float *x, const float *weight, const float *bias, float *y,
@@ -289,6 +293,12 @@ int torchadder_grad_input_f32(const torchadder_convolution *shape, const float *
 int torchadder_grad_weight_sign_f32(const torchadder_convolution *shape, const float *dy, const float *x,
                                     const float *weight, float *dw, int threads) {
   return guarded(*shape, [&] { grad_weight_sign(*shape, dy, x, weight, dw, threads); });
+}
+
+int torchadder_transpose_f32(const float *from, float *to, int64_t images, int64_t rows, int64_t columns, int threads) {
+  if (images < 0 || rows < 0 || columns < 0) return fail("negative size");
+  if (images && rows && columns) transpose(from, to, images, rows, columns, threads);
+  return 0;
 }
 
 int torchadder_has_threads(void) {

@@ -195,6 +195,22 @@ void pack(const WeightView &view, const Packing &to) {
   }
 }
 
+// to[column][row] = from[row][column] for some of the columns, a square of vectors at a time.
+template <class V>
+void transpose(const float *from, float *to, int64_t rows, int64_t columns, int64_t first, int64_t last) {
+  typename V::T a[V::width];
+  for (int64_t c = first; c < last; c += V::width) {
+    const int wide = static_cast<int>(last - c < V::width ? last - c : V::width);
+    for (int64_t r = 0; r < rows; r += V::width) {
+      const int high = static_cast<int>(rows - r < V::width ? rows - r : V::width);
+      for (int i = 0; i < V::width; ++i)
+        a[i] = i < high ? load_lanes<V>(from + (r + i) * columns + c, wide) : V::zero();
+      V::transpose(a);
+      for (int i = 0; i < wide; ++i) store_lanes<V>(to + (c + i) * rows + r, a[i], high);
+    }
+  }
+}
+
 // Sign gradient of R rows of packed weight: for each pixel, sum[r] += sign(x[r] - w[r]) * dy.
 template <class V, int R>
 void sign_rows(const SignGradient &job, int first) {

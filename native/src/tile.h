@@ -67,6 +67,9 @@ struct Packing {
 
 using Packer = void (*)(const WeightView &, const Packing &, int lanes_of_kernel);
 
+// to[column][row] = from[row][column] for columns [first, last) of a matrix.
+using Transposer = void (*)(const float *from, float *to, int64_t rows, int64_t columns, int64_t first, int64_t last);
+
 // Sign gradient of the weight: rows of packed weight against all pixels of some images.
 struct SignGradient {
   const float *x;                        // padded input, at the first image

@@ -51,6 +51,23 @@ struct Avx2 {
     const T high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
     return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
   }
+  // Row p of the result is lane p of each a: pairs, fours, halves.
+  static void transpose(T *a) {
+    T pair[8], four[8];
+    for (int i = 0; i < 4; ++i) {
+      pair[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+      pair[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+      for (int k = 0; k < 2; ++k) {
+        four[i + 2 * k] = _mm256_shuffle_ps(pair[i + k], pair[i + k + 2], 0x44);
+        four[i + 2 * k + 1] = _mm256_shuffle_ps(pair[i + k], pair[i + k + 2], 0xEE);
+      }
+    for (int i = 0; i < 4; ++i) {
+      a[i] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x20);
+      a[i + 4] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x31);
+    }
+  }
 };
 
 }  // namespace

@@ -56,6 +56,31 @@ struct Avx512 {
     const __m512i order = _mm512_setr_epi32(0, 8, 2, 10, 1, 9, 3, 11, 4, 12, 6, 14, 5, 13, 7, 15);
     return _mm512_permutexvar_ps(order, sums);
   }
+  // Row p of the result is lane p of each a: pairs, fours, then quarters of the vectors, 64 shuffles.
+  static void transpose(T *a) {
+    T pair[16], four[16], eight[16];
+    for (int i = 0; i < 16; i += 2) {
+      pair[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+      pair[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+      for (int k = 0; k < 2; ++k) {
+        four[i + 2 * k] = _mm512_shuffle_ps(pair[i + k], pair[i + k + 2], 0x44);
+        four[i + 2 * k + 1] = _mm512_shuffle_ps(pair[i + k], pair[i + k + 2], 0xEE);
+      }
+    for (int i = 0; i < 4; ++i)
+      for (int half = 0; half < 2; ++half) {
+        const T x = four[8 * half + i], y = four[8 * half + i + 4];
+        eight[8 * half + i] = _mm512_shuffle_f32x4(x, y, 0x88);
+        eight[8 * half + i + 4] = _mm512_shuffle_f32x4(x, y, 0xDD);
+      }
+    for (int i = 0; i < 8; ++i) {
+      // eight[i]: quarters 0 and 2 (i < 4) or 1 and 3 of rows 0-7; eight[i + 8] the same of rows 8-15
+      const int row = i % 4 + (i / 4) * 4;
+      a[row] = _mm512_shuffle_f32x4(eight[i], eight[i + 8], 0x88);
+      a[row + 8] = _mm512_shuffle_f32x4(eight[i], eight[i + 8], 0xDD);
+    }
+  }
 };
 
 }  // namespace

@@ -34,16 +34,28 @@ class Guarded:
 
 
 def make_shape(
-    images, c_in, size, c_out, kernel, stride=(1, 1, 1), padding=(0, 0, 0), dilation=(1, 1, 1), groups=1, last=0
+    images,
+    c_in,
+    size,
+    c_out,
+    kernel,
+    stride=(1, 1, 1),
+    padding=(0, 0, 0),
+    dilation=(1, 1, 1),
+    groups=1,
+    last=0,
+    first=0,
 ):
-    """An axis that is missing on the left has size 1."""
+    """An axis that is missing on the left has size 1. last: of the weight's channels; first: of the images'."""
     size, kernel, stride, dilation = ((1,) * (3 - len(axes)) + axes for axes in (size, kernel, stride, dilation))
     padding = (0,) * (3 - len(padding)) + padding
     output = tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
     )
-    return kernels.Convolution(images, c_in, c_out, groups, size, output, kernel, stride, padding, dilation, last)
+    return kernels.Convolution(
+        images, c_in, c_out, groups, size, output, kernel, stride, padding, dilation, last, first
+    )
 
 
 SHAPES = {
@@ -60,6 +72,9 @@ SHAPES = {
     "a row": make_shape(2, 5, (19,), 7, (3,), stride=(2,), padding=(2,), dilation=(2,)),
     "a volume": make_shape(2, 3, (4, 5, 3), 9, (2, 3, 2), stride=(1, 2, 1), padding=(1, 0, 2), dilation=(2, 1, 1)),
     "a volume, depthwise": make_shape(1, 5, (3, 4, 5), 5, (3, 2, 2), padding=(1, 1, 0), groups=5, last=1),
+    "channels first": make_shape(2, 5, (3, 4), 9, (2, 3), padding=(1, 1), first=1),
+    "channels first, groups of 3": make_shape(2, 12, (4, 3), 8, (3, 2), groups=4, first=1),
+    "channels first, a volume": make_shape(1, 3, (2, 3, 4), 17, (2, 2, 2), stride=(1, 2, 1), last=1, first=1),
     "batch of 0": make_shape(0, 3, (5, 5), 4, (3, 3)),
 }
 
@@ -109,14 +124,23 @@ def variant(request):
         yield
 
 
+def images(s, channels_last):
+    """The array in the order that the shape asks for."""
+    return np.moveaxis(channels_last, -1, 1) if s.images_channels_first else channels_last
+
+
+def as_channels_last(s, array):
+    return np.moveaxis(array, 1, -1) if s.images_channels_first else array
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("s", SHAPES.values(), ids=SHAPES.keys())
 def test_arrays_between_guards(s, threads, variant):
     random = np.random.default_rng(0)
-    x = Guarded(random.integers(-8, 9, (s.images, *s.size_in, s.c_in)) / 4)
+    x = Guarded(images(s, random.integers(-8, 9, (s.images, *s.size_in, s.c_in)) / 4))
     weight = Guarded(random.integers(-8, 9, weight_size(s)) / 4)
     bias = Guarded(random.integers(-8, 9, s.c_out))
-    dy = Guarded(random.integers(-4, 5, (s.images, *s.size_out, s.c_out)))
+    dy = Guarded(images(s, random.integers(-4, 5, (s.images, *s.size_out, s.c_out))))
     y, dx, dx_sign = Guarded(dy.array * np.nan), Guarded(x.array * np.nan), Guarded(x.array * np.nan)
     dw = Guarded(weight.array * np.nan)
     tensors = dy.address, x.address, weight.address
@@ -126,12 +150,33 @@ def test_arrays_between_guards(s, threads, variant):
     assert call("grad_input_f32", s, *tensors, dx_sign.address, 1, threads)[0] == 0
     assert call("grad_weight_sign_f32", s, *tensors, dw.address, threads)[0] == 0
 
-    expected = loops(s, x.array, weight.array, dy.array)
-    np.testing.assert_array_equal(y.array, expected[0] + bias.array)
-    np.testing.assert_array_equal(dx.array, expected[1])
-    np.testing.assert_array_equal(dx_sign.array, expected[2])
+    expected = loops(s, as_channels_last(s, x.array), weight.array, as_channels_last(s, dy.array))
+    np.testing.assert_array_equal(as_channels_last(s, y.array), expected[0] + bias.array)
+    np.testing.assert_array_equal(as_channels_last(s, dx.array), expected[1])
+    np.testing.assert_array_equal(as_channels_last(s, dx_sign.array), expected[2])
     np.testing.assert_array_equal(dw.array, expected[3])
     assert all(guarded.intact() for guarded in (x, weight, bias, dy, y, dx, dx_sign, dw))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1, 1), (2, 7, 9), (3, 8, 8), (1, 15, 17), (2, 16, 16), (1, 33, 130), (40, 31, 65), (0, 3, 4), (2, 0, 3)],
+)
+def test_transpose(size, threads, variant):
+    images, rows, columns = size
+    matrices = Guarded(np.random.default_rng(0).standard_normal(size))
+    result = Guarded(np.full((images, columns, rows), np.nan))
+    library = kernels.library()
+    assert library.torchadder_transpose_f32(matrices.address, result.address, *size, threads) == 0
+    np.testing.assert_array_equal(result.array, matrices.array.transpose(0, 2, 1))
+    assert matrices.intact()
+    assert result.intact()
+
+
+def test_transpose_refuses_negative_sizes():
+    assert kernels.library().torchadder_transpose_f32(None, None, 1, -1, 1, 1) == -1
+    assert "size" in kernels.library().torchadder_last_error().decode()
 
 
 def test_bias_may_be_null_and_recentring_adds_the_filter_s_size():
