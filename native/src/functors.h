@@ -105,9 +105,13 @@ struct DepthwiseGradInput {
   static T finish(T sum, T, T, T, T) { return sum; }
 };
 
-template <class V>
-struct DepthwiseGradInputSign : GradInputSign<V> {
+// Depthwise: any other functor that needs no source sum.
+template <class F>
+struct Own : F {
   static constexpr Source kSource = Source::own;
 };
+
+template <class V>
+using DepthwiseGradInputClamp = Own<GradInputClamp<V>>;
 
 }  // namespace torchadder

@@ -1,6 +1,6 @@
 // The kernels of one instruction set: each of its lines in kernels.inc with its functor and tile.
 //
-// The including file defines ISA, VECTOR, GRAD_INPUT (the functor of grad_input_f32), SIGN_ROWS (registers that the
+// The including file defines ISA, VECTOR, GRAD_INPUT and DEPTHWISE_GRAD_INPUT (functors), SIGN_ROWS (registers that the
 // sign gradient keeps), and KERNEL_isa for every isa: KERNEL_HERE for its own, nothing for the others.
 #include "functors.h"
 #include "skeleton.h"
@@ -25,9 +25,9 @@ using grouped_sign_f32 = Grouped<GradInputSign<VECTOR>>;
 template <bool>
 using depthwise_f32 = Depthwise<VECTOR>;
 template <bool>
-using depthwise_grad_f32 = DepthwiseGradInput<VECTOR>;
+using depthwise_grad_f32 = DEPTHWISE_GRAD_INPUT<VECTOR>;
 template <bool>
-using depthwise_sign_f32 = DepthwiseGradInputSign<VECTOR>;
+using depthwise_sign_f32 = Own<GradInputSign<VECTOR>>;
 constexpr bool any = false, fma = false, add = true;
 }  // namespace
 

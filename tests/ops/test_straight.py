@@ -63,6 +63,7 @@ WAYS = {  # a call -> whether it may go straight
     "parameter": (lambda x, w: ops.passes_through(x.requires_grad_(), torch.nn.Parameter(w), None), True),
     "autocast": (lambda x, w: torch.autocast("cpu")(ops.passes_through)(x, w, None), True),
     "negated view": (lambda x, w: ops.passes_through(torch.complex(x, x).conj().imag, w, None), False),
+    "negated parameter": (lambda x, w: ops.passes_through(x, torch.nn.Parameter(torch._neg_view(w)), None), False),
     "meta": (lambda x, w: ops.passes_through(x, torch.nn.Parameter(w.to("meta")), None), False),
     "sparse": (lambda x, w: ops.passes_through(x.to_sparse(), w, None), False),
     "fake": (fake, False),

@@ -266,9 +266,9 @@ def _adder_conv(
         input, padding = paddings.by_name(input, weight, padding, stride, dilation)
     elif type(padding) is not tuple or len(padding) != dims:
         padding = by_axis(padding, dims)
-    geometry = Geometry(stride, padding, dilation, groups)
     if grad is not DEFAULT_RULE:
         grad.check()
+    geometry = Geometry(stride, padding, dilation, groups)
     if ops.passes_through(input, weight, bias):
         if not torch.is_grad_enabled():
             return ops.forward(input, weight, bias, geometry, recenter)

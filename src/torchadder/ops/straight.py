@@ -21,20 +21,18 @@ _operators = torch.ops.torchadder
 
 
 def passes_through(a: Tensor, b: Tensor, c: Tensor | None) -> bool:
-    """Whether the dispatcher would do nothing but call the implementation."""
+    """Whether the dispatcher would do nothing but call the implementation.
+
+    Of a parameter less is asked, and more quickly: no transform wraps one, and a subclass of Tensor is of its own type.
+    """
     return (
         not torch.compiler.is_compiling()
         and _keys(a) == _PLAIN
-        and (_is_plain_parameter(b) or _keys(b) == _PLAIN)
-        and (c is None or _is_plain_parameter(c) or _keys(c) == _PLAIN)
+        and ((type(b) is Parameter and b.is_cpu and not b.is_neg()) or _keys(b) == _PLAIN)
+        and (c is None or (type(c) is Parameter and c.is_cpu and not c.is_neg()) or _keys(c) == _PLAIN)
         and _included() == _NOTHING_ELSE
         and not profiler._is_profiler_enabled
     )
-
-
-def _is_plain_parameter(tensor: Tensor) -> bool:
-    """Quicker than the keys, and no transform's wrapper is of this type."""
-    return type(tensor) is Parameter and tensor.is_cpu and not tensor.is_neg()
 
 
 def adder_conv(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recenter: bool) -> Tensor:
