@@ -66,8 +66,8 @@ def test_an_isa_of_another_machine_is_named_and_fails_nothing(capsys, monkeypatc
 
 @pytest.mark.parametrize("damage", [lambda y: y + 0.01 * y.abs().max(), lambda y: y * torch.nan])
 def test_a_wrong_kernel_is_noticed(capsys, monkeypatch, damage):
-    right = diagnosis.adder_conv2d
-    monkeypatch.setattr(diagnosis, "adder_conv2d", lambda *args, **kwargs: damage(right(*args, **kwargs)))
+    right = diagnosis.functional.adder_conv2d
+    monkeypatch.setattr(diagnosis.functional, "adder_conv2d", lambda *args, **kwargs: damage(right(*args, **kwargs)))
     code, found = checks(capsys)
     assert code == 1
     assert found["kernels reference"]["ok"] is False

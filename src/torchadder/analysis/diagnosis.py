@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import kernels
+from .. import functional, kernels
 from ..data import mnist
 from ..data.folders import find_files
 from ..environment import describe_environment
 from ..errors import UserError
-from ..functional import GradientRule, adder_conv2d
+from ..functional import GradientRule
 from ..version import __version__
 from .bruteforce import Case, brute_force
 
@@ -31,6 +31,9 @@ CASES = [  # sizes beside the tiles, every option of the geometry once
     Case(3, 6, 12, size=(11, 13), kernel=(1, 5), stride=(2, 3), padding=(0, 4), groups=3),
     Case(2, 17, 17, size=(8, 9), kernel=(3, 3), dilation=(2, 1), groups=17),
     Case(5, 120, 84, size=(1, 1), kernel=(1, 1)),
+    Case(2, 44, 44, size=(7, 9), kernel=(3, 3), padding=(1, 1), groups=11),
+    Case(2, 5, 9, size=(31,), kernel=(5,), stride=(2,), padding=(3,)),
+    Case(1, 4, 17, size=(5, 6, 7), kernel=(3, 3, 3), padding=(1, 1, 1)),
 ]
 
 
@@ -119,7 +122,8 @@ def _errors(case: Case) -> dict[str, float]:
 
 def _run(case: Case, x: Tensor, weight: Tensor, grad: Tensor, rule: GradientRule) -> tuple[Tensor, Tensor, Tensor]:
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    y = adder_conv2d(x, weight, None, *case.geometry, grad=rule)
+    convolution = getattr(functional, f"adder_conv{len(case.size)}d")
+    y = convolution(x, weight, None, *case.geometry, grad=rule)
     dx, dw = torch.autograd.grad(y, (x, weight), grad)
     return y.detach(), dx, dw
 
