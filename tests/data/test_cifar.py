@@ -1,117 +1,42 @@
-"""CIFAR-10: every published form gives the same tensors, and what each wrong file, archive and pickle gets."""
+"""CIFAR-10 and 100: every published form gives the same tensors, and what each wrong file, archive and pickle gets."""
 
 import gzip
 import hashlib
 import io
 import lzma
 import os
-import pickle
 import re
 import struct
 import tarfile
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.data.cifar_files import LAYOUT_IDS, LAYOUTS, SETS, archived, arrays, contents, name_of, tarred, unpacked
 
-from torchadder.data import cifar, load_dataset
+from torchadder.data import Augmentation, cifar, load_dataset
 from torchadder.errors import UserError
-
-COUNTS = (3, 1, 2, 1, 1, 4)  # images in the five training batches and the test batch
-
-
-def arrays():
-    rng = np.random.default_rng(0)
-    return [(rng.integers(0, 256, (n, 3072), np.uint8), rng.integers(0, 10, n, np.uint8)) for n in COUNTS]
-
-
-def binary(images, labels):
-    return np.concatenate([labels[:, None], images], axis=1).tobytes()
-
-
-def python(images, labels, *, fortran=False, dtype=b"u1", name=b"numpy\nndarray"):
-    """A batch as Python 2 and its numpy pickled it, opcode by opcode."""
-
-    def text(value):
-        return b"U" + bytes([len(value)]) + value
-
-    def integers(*values):
-        return b"".join(b"J" + struct.pack("<i", value) for value in values)
-
-    raw = images.tobytes(order="F" if fortran else "C")
-    return b"".join(
-        [
-            b"\x80\x02}q\x01(" + text(b"batch_label") + b"q\x02" + text(b"training batch 1 of 5") + b"q\x03",
-            text(b"labels") + b"q\x04]q\x05(" + b"".join(b"K" + bytes([label]) for label in labels) + b"e",
-            text(b"data") + b"q\x06cnumpy.core.multiarray\n_reconstruct\nq\x07",
-            b"c" + name + b"\nq\x08K\x00\x85" + text(b"b") + b"\x87Rq\x09",
-            b"(K\x01" + integers(*images.shape) + b"\x86cnumpy\ndtype\nq\x0a" + text(dtype) + b"K\x00K\x01\x87Rq\x0b",
-            b"(K\x03" + text(b"|") + b"NNN" + integers(-1, -1, 0) + b"tb" + (b"\x88" if fortran else b"\x89"),
-            b"T" + struct.pack("<i", len(raw)) + raw + b"tb",
-            text(b"filenames") + b"q\x0c]q\x0d(" + b"".join(text(b"dog.png") for _ in labels) + b"eu.",
-        ]
-    )
-
-
-def contents(layout):
-    if layout is cifar.BINARY:
-        return {name: binary(*batch) for name, batch in zip(layout.md5, arrays(), strict=True)}
-    return {
-        name: python(*batch, fortran=i % 2 == 0)
-        for i, (name, batch) in enumerate(zip(layout.md5, arrays(), strict=True))
-    }
-
-
-def unpacked(folder, layout, files):
-    (folder / layout.folder).mkdir(parents=True)
-    for name, content in files.items():
-        (folder / layout.folder / name).write_bytes(content)
-
-
-def tarred(files, folder):
-    """The bytes of a tar file, with the folder itself and a readme in it as in the published ones."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        directory = tarfile.TarInfo(folder)
-        directory.type = tarfile.DIRTYPE
-        archive.addfile(directory)
-        for name, content in {"readme.html": b"hello", **files}.items():
-            member = tarfile.TarInfo(f"{folder}/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def archived(name, compress, below="."):
-    def write(folder, layout, files):
-        (folder / below).mkdir(parents=True, exist_ok=True)
-        (folder / below / name).write_bytes(compress(tarred(files, layout.folder)))
-
-    return write
-
 
 FORMS = {
     "folder": unpacked,
-    "folder below cifar10": lambda folder, layout, files: unpacked(folder / "cifar10", layout, files),
+    "folder below its name": lambda folder, layout, files: unpacked(folder / name_of(layout), layout, files),
     "the folder itself": lambda folder, layout, files: unpacked(folder.parent, layout._replace(folder="data"), files),
-    "gz": archived("cifar-10-binary.tar.gz", gzip.compress),
-    "gz below cifar10": archived("cifar-10-python.tar.gz", gzip.compress, "cifar10"),
-    "xz": archived("cifar10-subset.tar.xz", lzma.compress),
+    "gz": lambda *args: archived(f"{args[1].folder}.tar.gz", gzip.compress)(*args),
+    "gz below its name": lambda *args: archived("cifar-100-10.tar.gz", gzip.compress, name_of(args[1]))(*args),
+    "xz": lambda *args: archived(f"{name_of(args[1])}-subset.tar.xz", lzma.compress)(*args),
 }
 
 
 @pytest.fixture
 def published(monkeypatch):
     """The tiny files are the published ones."""
-    layouts = [
-        layout._replace(md5={name: hashlib.md5(content).hexdigest() for name, content in contents(layout).items()})
-        for layout in cifar.LAYOUTS
-    ]
-    monkeypatch.setattr(cifar, "LAYOUTS", tuple(layouts))
+    for name, data in SETS.items():
+        layouts = [
+            layout._replace(md5={file: hashlib.md5(content).hexdigest() for file, content in contents(layout).items()})
+            for layout in data.layouts
+        ]
+        monkeypatch.setattr(cifar, name.upper(), data._replace(layouts=tuple(layouts)))
 
 
 @pytest.fixture(autouse=True)
@@ -120,27 +45,36 @@ def nowhere_else(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHADDER_DATA", raising=False)
 
 
-def expected():
-    images = np.concatenate([images for images, _ in arrays()]).reshape(-1, 3, 32, 32) / 255
+def expected(name):
+    batches = arrays(name)
+    images = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32) / 255
     mean, std = np.array(cifar.MEAN).reshape(3, 1, 1), np.array(cifar.STD).reshape(3, 1, 1)
-    return (images - mean) / std, np.concatenate([labels for _, labels in arrays()]).tolist()
+    return (images - mean) / std, np.concatenate([labels for _, labels in batches]).tolist()
 
 
-def assert_is_the_data(dataset):
-    images, labels = expected()
-    assert (dataset.name, dataset.num_classes, dataset.in_chans) == ("cifar10", 10, 3)
+def assert_is_the_data(dataset, name="cifar10"):
+    images, labels = expected(name)
+    assert (dataset.name, dataset.num_classes, dataset.in_chans) == (name, SETS[name].num_classes, 3)
+    assert dataset.augmentation == Augmentation(padding=4)
     assert (len(dataset.train), len(dataset.test)) == (8, 4)
     for split, part in ((dataset.train, slice(8)), (dataset.test, slice(8, 12))):
-        assert (split.images.dtype, split.labels.dtype) == (torch.float32, torch.int64)
+        assert (split.pixels.dtype, split.images.dtype, split.labels.dtype) == (torch.uint8, torch.float32, torch.int64)
         np.testing.assert_allclose(split.images.numpy(), images[part], rtol=0, atol=2e-6)
         assert split.labels.tolist() == labels[part]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("layout", cifar.LAYOUTS, ids=["binary", "python"])
-def test_every_form_gives_the_same_tensors(published, tmp_path, layout, form):
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS, ids=LAYOUT_IDS)
+def test_every_form_gives_the_same_tensors(published, tmp_path, name, layout, form):
     FORMS[form](tmp_path / "data", layout, contents(layout))
-    assert_is_the_data(load_dataset("cifar10", tmp_path / "data"))
+    assert_is_the_data(load_dataset(name, tmp_path / "data"), name)
+
+
+def test_each_of_two_sets_in_one_folder_is_found(published, tmp_path):
+    for layout in (cifar.BINARY, cifar.BINARY_100):
+        archived(f"{layout.folder}.tar.gz", gzip.compress)(tmp_path, layout, contents(layout))
+    for name in SETS:
+        assert_is_the_data(load_dataset(name, tmp_path), name)
 
 
 def test_places_are_searched_in_order(published, tmp_path, monkeypatch):
@@ -166,6 +100,14 @@ def test_partial_files_are_accepted_only_on_request(tmp_path):
     assert_is_the_data(load_dataset("cifar10", tmp_path, partial=True))
 
 
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS, ids=LAYOUT_IDS)
+def test_other_files_are_refused(tmp_path, name, layout):
+    unpacked(tmp_path, layout, contents(layout))
+    first, md5 = next(iter(layout.md5.items()))
+    with pytest.raises(UserError, match=rf"{first} is not the published file \(md5 \w+, expected {md5}\)"):
+        load_dataset(name, tmp_path)
+
+
 def test_partial_is_refused_where_it_means_nothing():
     with pytest.raises(UserError, match="mnist is read whole or not at all; leave --partial out"):
         load_dataset("mnist", partial=True)
@@ -183,20 +125,11 @@ def test_archives_of_other_data_are_passed_over(published, tmp_path):
     assert_is_the_data(load_dataset("cifar10", tmp_path))
 
 
-@pytest.mark.parametrize("fortran", [False, True])
-@pytest.mark.parametrize("dtype", [b"u1", b"|u1"])
-def test_pickled_arrays(fortran, dtype):
-    images, labels = arrays()[0]
-    found = cifar.read_python(python(images, labels, fortran=fortran, dtype=dtype), "batch")
-    assert np.array_equal(found[0], images)
-    assert np.array_equal(found[1], labels)
-
-
 def change(name, content):
     """A set in which one file is another (None: missing)."""
 
     def apply(folder):
-        layout = cifar.BINARY if name.endswith(".bin") else cifar.PYTHON
+        layout = next(layout for _, layout in LAYOUTS if name in layout.md5)
         files = contents(layout)
         if content is None:
             del files[name]
@@ -285,13 +218,32 @@ REFUSED = [  # what lies in the folder -> words in the message
 ]
 
 
-@pytest.mark.parametrize(("prepare", "words"), REFUSED)
-def test_refused(tmp_path, monkeypatch, prepare, words):
+REFUSED_100 = [
+    (lambda folder: None, "no CIFAR-100 in .*: put cifar-100-binary.tar.gz or cifar-100-python.tar.gz .* --data DIR"),
+    (change("test.bin", None), "cifar-100-binary holds a part of cifar100, but not test.bin$"),
+    (change("test", None), "cifar-100-python holds a part of cifar100, but not test$"),
+    (
+        change("train.bin", lambda content: content[:-1]),
+        "train.bin: truncated, 24,591 bytes are no whole .* 3,074 bytes",
+    ),
+    (change("train.bin", lambda content: b"\x00\x64" + content[2:]), "train.bin: a label is 100, expected 0 to 99"),
+    (
+        change("train", lambda content: content.replace(b"fine_", b"good_")),
+        "train: no batch of CIFAR images .*fine_labels",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "prepare", "words"),
+    [("cifar10", *row) for row in REFUSED] + [("cifar100", *row) for row in REFUSED_100],
+)
+def test_refused(tmp_path, monkeypatch, name, prepare, words):
     monkeypatch.setattr(cifar, "MAX_FILE_BYTES", 1 << 15)
     monkeypatch.setattr(cifar, "MAX_ARCHIVE_BYTES", 1 << 20)
     prepare(tmp_path)
     with pytest.raises(UserError, match=words) as caught:
-        load_dataset("cifar10", tmp_path, partial=True)
+        load_dataset(name, tmp_path, partial=True)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -302,73 +254,6 @@ def test_folder_that_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"TORCHADDER_DATA .*nowhere is no folder"):
         load_dataset("cifar10")
-
-
-class Code:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_pickled_code_is_not_run(tmp_path):
-    content = pickle.dumps({"data": Code(tmp_path / "written")}, protocol=2)
-    with pytest.raises(UserError, match=r"batch: no batch of CIFAR images \(\w+.mkdir is not part of an array\)"):
-        cifar.read_python(content, "batch")
-    assert not (tmp_path / "written").exists()
-    images, labels = arrays()[0]
-    odd = b"\x80\x04X\x06\x00\x00\x00os\nos\nX\x05\x00\x00\x00mkdir\x93."  # a name of two lines
-    with pytest.raises(UserError, match=r"os os .mkdir is not part of an array") as caught:
-        cifar.read_python(odd, "batch")
-    assert "\n" not in str(caught.value)
-    for name in (b"numpy\nload", b"builtins\neval", b"numpy.core.multiarray\nfromfile"):
-        with pytest.raises(UserError, match="is not part of an array"):
-            cifar.read_python(python(images, labels, name=name), "batch")
-
-
-def test_a_pickle_that_asks_for_memory_gets_none():
-    with pytest.raises(UserError, match="memo index 268435456"):  # of two gibibytes
-        cifar.read_python(b"\x80\x02Nr" + struct.pack("<I", 1 << 28) + b".", "batch")
-
-
-SMALL = python(np.zeros((1, 3072), np.uint8), np.array([3], np.uint8))
-HEAD = len(SMALL) - 3072 - 40
-
-
-def mutated(original, positions):
-    """``original`` cut, extended, or with some bytes replaced."""
-    replaced = st.dictionaries(positions, st.integers(0, 255), max_size=6)
-    return st.builds(
-        lambda cut, changes, tail: (
-            bytes(changes.get(i, byte) for i, byte in enumerate(original))[: len(original) - cut] + tail
-        ),
-        st.just(0) | st.integers(0, len(original)),
-        replaced,
-        st.binary(max_size=8),
-    )
-
-
-@settings(max_examples=500, deadline=None)
-@given(content=mutated(SMALL, st.integers(0, HEAD) | st.integers(len(SMALL) - 40, len(SMALL) - 1)) | st.binary())
-def test_fuzzed_pickles_end_in_records_or_a_line(content):
-    with suppress(UserError):
-        images, labels = cifar.read_python(content, "batch")
-        assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
-        assert images.shape[1:] == (3072,)
-
-
-TAR = tarred({"data_batch_1.bin": bytes(100)}, cifar.BINARY.folder)[:3072]
-
-
-@settings(max_examples=200, deadline=None)
-@given(content=mutated(TAR, st.integers(0, len(TAR) - 1)))
-def test_fuzzed_archives_end_in_files_or_a_line(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "fuzzed.tar.gz"
-    path.write_bytes(gzip.compress(content, 0))
-    with suppress(UserError):
-        found = cifar._unpack(path)
-        assert found is None or set(found[2]) <= set(cifar.BINARY.md5)
 
 
 def subset():

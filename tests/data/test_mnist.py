@@ -120,7 +120,7 @@ def test_folder_that_is_none(tiny_mnist, tmp_path, monkeypatch):
 )
 def test_arrays_that_are_no_split(images, labels, words):
     with pytest.raises(UserError, match=words):
-        mnist.split(np.zeros(images, np.uint8), np.array(labels, np.uint8), source="file")
+        mnist.MNIST.split(np.zeros(images, np.uint8), np.array(labels, np.uint8), source="file")
 
 
 def test_unknown_data_set():

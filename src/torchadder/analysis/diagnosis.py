@@ -21,7 +21,13 @@ from ..functional import GradientRule
 from ..version import __version__
 from .bruteforce import Case, brute_force
 
-OPTIONAL = {"cli": ("typer", "rich"), "hf": ("huggingface_hub",), "dev": ("pytest", "ruff", "mypy", "clang-format")}
+OPTIONAL = {
+    "cli": ("typer", "rich"),
+    "images": ("pillow",),
+    "log": ("tensorboard",),
+    "hf": ("huggingface_hub",),
+    "dev": ("pytest", "ruff", "mypy", "clang-format"),
+}
 TOLERANCE = 1e-4  # of the largest value: fp32 kernels stay two orders below, a wrong one is orders above
 
 CASES = [  # sizes beside the tiles, every option of the geometry once

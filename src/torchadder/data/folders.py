@@ -8,6 +8,11 @@ from pathlib import Path
 
 from torchadder.errors import UserError
 
+SUBFOLDERS = {  # where below a place a data set in IDX files may lie, torchvision's and Debian's names included
+    "mnist": ("mnist", "MNIST/raw"),
+    "fashion_mnist": ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw"),
+}
+
 
 def cache_folder(dataset: str) -> Path:
     """Where fetched files are kept: torchadder/DATASET in $XDG_CACHE_HOME, or in ~/.cache."""
@@ -28,14 +33,14 @@ def places(data_dir: Path | None) -> list[Path]:
 def find_files(dataset: str, names: Sequence[str], data_dir: Path | None) -> list[Path] | None:
     """The paths of all ``names`` in one folder, or None where no folder has any of them.
 
-    Each of the places is searched itself and in its subfolders DATASET and (torchvision's layout) MNIST/raw,
-    for NAME.gz and NAME. With ``data_dir`` there is no other place.
+    Each of the places is searched in its SUBFOLDERS, then itself (data sets share the names of their files), for
+    NAME.gz and NAME. With ``data_dir`` there is no other place.
 
     Raises UserError where a place that the user named is no folder, where ``data_dir`` lacks the files, and
     for an incomplete set outside the cache.
     """
     for place in places(data_dir):
-        for folder in (place, place / dataset, place / dataset.upper() / "raw"):
+        for folder in (*(place / name for name in SUBFOLDERS[dataset]), place):
             found = [path for name in names if (path := _one(folder, name))]
             if len(found) == len(names):
                 return found

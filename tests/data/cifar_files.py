@@ -1,0 +1,94 @@
+"""CIFAR's files as they are published, of a few random images: what the tests of its readers read."""
+
+import io
+import struct
+import tarfile
+
+import numpy as np
+
+from torchadder.data import cifar
+
+COUNTS = {  # images in the training batches and the test batch
+    "cifar10": (3, 1, 2, 1, 1, 4),
+    "cifar100": (8, 4),
+}
+SETS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
+LAYOUTS = [(name, layout) for name, data in SETS.items() for layout in data.layouts]
+LAYOUT_IDS = [layout.folder for _, layout in LAYOUTS]
+
+
+def arrays(name="cifar10"):
+    rng = np.random.default_rng(0)
+    highest = SETS[name].num_classes
+    return [(rng.integers(0, 256, (n, 3072), np.uint8), rng.integers(0, highest, n, np.uint8)) for n in COUNTS[name]]
+
+
+def binary(images, labels, coarse=()):
+    return np.concatenate([*(c[:, None] for c in coarse), labels[:, None], images], axis=1).tobytes()
+
+
+def python(images, labels, *, key=b"labels", fortran=False, dtype=b"u1", name=b"numpy\nndarray"):
+    """A batch as Python 2 and its numpy pickled it, opcode by opcode."""
+
+    def text(value):
+        return b"U" + bytes([len(value)]) + value
+
+    def integers(*values):
+        return b"".join(b"J" + struct.pack("<i", value) for value in values)
+
+    raw = images.tobytes(order="F" if fortran else "C")
+    return b"".join(
+        [
+            b"\x80\x02}q\x01(" + text(b"batch_label") + b"q\x02" + text(b"training batch 1 of 5") + b"q\x03",
+            text(key) + b"q\x04]q\x05(" + b"".join(b"K" + bytes([label]) for label in labels) + b"e",
+            text(b"data") + b"q\x06cnumpy.core.multiarray\n_reconstruct\nq\x07",
+            b"c" + name + b"\nq\x08K\x00\x85" + text(b"b") + b"\x87Rq\x09",
+            b"(K\x01" + integers(*images.shape) + b"\x86cnumpy\ndtype\nq\x0a" + text(dtype) + b"K\x00K\x01\x87Rq\x0b",
+            b"(K\x03" + text(b"|") + b"NNN" + integers(-1, -1, 0) + b"tb" + (b"\x88" if fortran else b"\x89"),
+            b"T" + struct.pack("<i", len(raw)) + raw + b"tb",
+            text(b"filenames") + b"q\x0c]q\x0d(" + b"".join(text(b"dog.png") for _ in labels) + b"eu.",
+        ]
+    )
+
+
+def contents(layout):
+    name = name_of(layout)
+    batches = dict(zip(layout.md5, arrays(name), strict=True))
+    if layout is cifar.BINARY:
+        return {file: binary(*batch) for file, batch in batches.items()}
+    if layout.folder == cifar.BINARY_100.folder:  # the coarse label, first, is no label of ours
+        return {file: binary(*batch, coarse=[batch[1] // 5 + 100]) for file, batch in batches.items()}
+    key = b"labels" if name == "cifar10" else b"fine_labels"
+    return {file: python(*batch, key=key, fortran=i % 2 == 0) for i, (file, batch) in enumerate(batches.items())}
+
+
+def unpacked(folder, layout, files):
+    (folder / layout.folder).mkdir(parents=True)
+    for name, content in files.items():
+        (folder / layout.folder / name).write_bytes(content)
+
+
+def tarred(files, folder):
+    """The bytes of a tar file, with the folder itself and a readme in it as in the published ones."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        directory = tarfile.TarInfo(folder)
+        directory.type = tarfile.DIRTYPE
+        archive.addfile(directory)
+        for name, content in {"readme.html": b"hello", **files}.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def archived(name, compress, below="."):
+    def write(folder, layout, files):
+        (folder / below).mkdir(parents=True, exist_ok=True)
+        (folder / below / name).write_bytes(compress(tarred(files, layout.folder)))
+
+    return write
+
+
+def name_of(layout):
+    return next(name for name, known in LAYOUTS if known.folder == layout.folder)

@@ -1,0 +1,338 @@
+"""imagefolder:DIR: the pixels of the files, the cache in their place, and the line that each wrong folder gets."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torchadder.data import Augmentation, cifar, decoded, load_dataset
+from torchadder.errors import UserError
+
+Image = pytest.importorskip("PIL.Image", reason="no Pillow: pip install 'torchadder[images]'")
+
+SIZE = (9, 16)  # height, width
+FILES = {  # split/class -> names, not in the order of their creation
+    "train/cat": ("b.png", "a.png", "10.png"),
+    "train/dog": ("x.png",),
+    "train/eel": ("y.PNG", "z.png"),
+    "test/dog": ("1.png", "0.png"),
+    "test/cat": ("2.png",),
+}
+TRAIN = ("cat/10", "cat/a", "cat/b", "dog/x", "eel/y", "eel/z")
+TEST = ("cat/2", "dog/0", "dog/1")
+
+
+def pixels_of(split, name):
+    """Random, and other ones for every file; height, width, channel."""
+    return np.random.default_rng([*f"{split}/{name}".encode()]).integers(0, 256, (*SIZE, 3), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCHADDER_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return written(tmp_path / "animals")
+
+
+def written(folder):
+    for where, names in FILES.items():
+        split, kind = where.split("/")
+        (folder / where).mkdir(parents=True)
+        for name in names:
+            Image.fromarray(pixels_of(split, f"{kind}/{name[:-4]}")).save(folder / where / name)
+    return folder
+
+
+def cached(tmp_path):
+    return sorted((tmp_path / "cache" / "torchadder" / "imagefolder").glob("*"))
+
+
+def assert_is_the_data(dataset, train=TRAIN, test=TEST):
+    assert (dataset.num_classes, dataset.in_chans) == (3, 3)
+    for split, names, part in (("train", train, dataset.train), ("test", test, dataset.test)):
+        expected = np.stack([pixels_of(split, name).transpose(2, 0, 1) for name in names])
+        assert (part.pixels.dtype, part.labels.dtype) == (torch.uint8, torch.int64)
+        assert np.array_equal(part.pixels.numpy(), expected)
+        assert part.labels.tolist() == [["cat", "dog", "eel"].index(name[:3]) for name in names]
+
+
+def test_images_labels_and_what_else_a_model_needs(folder):
+    (folder / "train" / "cat" / "notes.txt").write_text("no image")
+    (folder / "train" / ".thumbnails").mkdir()
+    dataset = load_dataset(f"imagefolder:{folder}")
+    assert_is_the_data(dataset)
+    assert dataset.name == f"imagefolder:{folder}"
+    assert dataset.augmentation == Augmentation(padding=1)  # 9 // 8
+
+
+def test_normalised_by_the_training_pixels(folder):
+    dataset = load_dataset(f"imagefolder:{folder}")
+    train = np.stack([pixels_of("train", name) for name in TRAIN]) / 255
+    mean, std = train.mean((0, 1, 2)), train.std((0, 1, 2))
+    expected = (np.stack([pixels_of("test", name) for name in TEST]) / 255 - mean) / std
+    np.testing.assert_allclose(dataset.test.images.numpy(), expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-5)
+
+
+def test_normalised_as_cifar_when_asked(folder):
+    dataset = load_dataset(f"imagefolder:{folder},normalize=cifar")
+    expected = (np.stack([pixels_of("test", name) for name in TEST]) / 255 - cifar.MEAN) / cifar.STD
+    np.testing.assert_allclose(dataset.test.images.numpy(), expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-5)
+
+
+def test_a_channel_of_one_value_stays_finite(tmp_path):
+    for where in ("train/a", "test/a"):
+        (tmp_path / "grey" / where).mkdir(parents=True)
+        Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(tmp_path / "grey" / where / "0.png")
+    assert load_dataset("imagefolder:grey").test.images.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("1", "png"), ("L", "png"), ("P", "png"), ("LA", "png"), ("RGBA", "png"), ("L", "jpg"), ("CMYK", "jpeg")],
+)
+def test_other_modes_become_rgb(folder, mode, suffix):
+    (folder / "train" / "dog" / "x.png").unlink()
+    path = folder / "train" / "dog" / f"x.{suffix}"
+    Image.fromarray(pixels_of("train", "dog/x")).convert(mode).save(path)
+    with Image.open(path) as saved:
+        assert saved.mode == mode
+        expected = np.asarray(saved.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(load_dataset(f"imagefolder:{folder}").train.pixels[3].numpy(), expected)
+
+
+@pytest.mark.parametrize("place", [".", "variable", "cache/torchadder", "flag"])
+def test_a_relative_folder_is_looked_for(tmp_path, monkeypatch, place):
+    (tmp_path / "variable").mkdir()
+    monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "variable"))
+    written(tmp_path / place / "animals")
+    assert_is_the_data(load_dataset("imagefolder:animals", tmp_path / "flag" if place == "flag" else None))
+
+
+def test_val_stands_in_for_test(folder):
+    (folder / "test").rename(folder / "val")
+    assert len(load_dataset(f"imagefolder:{folder}").test) == 3
+
+
+def test_the_second_start_decodes_nothing(folder, tmp_path, monkeypatch, capsys):
+    first = load_dataset(f"imagefolder:{folder}")
+    assert "imagefolder: 9 images in " in capsys.readouterr().err
+    monkeypatch.setattr(decoded, "_pillow", None)
+    second = load_dataset(f"imagefolder:{folder}")
+    assert_is_the_data(second)
+    assert all(map(torch.equal, first.train.normalization, second.train.normalization))
+    assert capsys.readouterr().err == ""
+    assert len(cached(tmp_path)) == 1
+
+
+def replaced(folder):
+    path = folder / "train" / "dog" / "x.png"
+    before = path.stat()
+    path.write_bytes((folder / "train" / "cat" / "a.png").read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    return "train", 3, "train", "cat/a"
+
+
+def renamed(folder):
+    (folder / "test" / "dog" / "1.png").rename(folder / "test" / "cat" / "00.png")
+    return "test", 0, "test", "dog/1"
+
+
+@pytest.mark.parametrize("change", [replaced, renamed])
+def test_changed_files_are_decoded_anew(folder, change):
+    load_dataset(f"imagefolder:{folder}")
+    split, index, *source = change(folder)
+    found = getattr(load_dataset(f"imagefolder:{folder}"), split)
+    assert np.array_equal(found.pixels[index].numpy(), pixels_of(*source).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:-10], lambda raw: b"junk", lambda raw: b""])
+def test_a_damaged_cache_is_made_anew(folder, tmp_path, capsys, change):
+    load_dataset(f"imagefolder:{folder}")
+    (path,) = cached(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(change(whole))
+    assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
+    assert f"{path} is damaged" in capsys.readouterr().err
+    assert len(path.read_bytes()) == len(whole)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(folder, tmp_path, capsys):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
+    assert "the next start decodes them again" in capsys.readouterr().err
+
+
+def test_full_disk_leaves_no_half_file(folder, tmp_path, monkeypatch, capsys):
+    def save_file(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(decoded, "save_file", save_file)
+    assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
+    assert "No space left on device" in capsys.readouterr().err
+    assert cached(tmp_path) == []
+
+
+def damage(folder):
+    """Five images that cannot be used, each in its own way."""
+    (folder / "train" / "cat" / "a.png").write_bytes(b"<html>not found</html>")
+    path = folder / "train" / "cat" / "b.png"
+    path.write_bytes(path.read_bytes()[:-100])
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(folder / "train" / "eel" / "y.PNG")
+    Image.fromarray(np.zeros(SIZE, np.uint16)).save(folder / "test" / "dog" / "0.png")
+    (folder / "test" / "dog" / "1.png").unlink()
+    (folder / "test" / "dog" / "1.png").symlink_to("nothing")
+
+
+DAMAGE = [
+    r"5 of 9 images cannot be used: ",
+    r"train/cat/a.png \(cannot identify image file\)",
+    r"train/cat/b.png \(.*truncated.*\)",
+    r"train/eel/y.PNG \(5 x 4 pixels, the first image has 16 x 9\)",
+    r"test/dog/0.png \(mode I;16, expected at most 8 bits a channel\)",
+    r"test/dog/1.png \(No such file or directory\)",
+]
+
+
+def test_damaged_images_stop_it_counted_and_named(folder):
+    damage(folder)
+    for _ in range(2):  # decoded, then from the cache
+        with pytest.raises(UserError, match=", ".join(DAMAGE).replace(": , ", ": ")) as caught:
+            load_dataset(f"imagefolder:{folder}")
+        assert str(caught.value).endswith("; replace them, or go on without them with --on-error skip")
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_images_are_left_out_on_request(folder, capsys):
+    damage(folder)
+    for _ in range(2):
+        dataset = load_dataset(f"imagefolder:{folder}", on_error="skip")
+        assert_is_the_data(dataset, ("cat/10", "dog/x", "eel/z"), ("cat/2",))
+        err = capsys.readouterr().err
+        assert "5 of 9 images cannot be used: train/cat/a.png" in err
+        assert err.endswith("; left out\n")
+
+
+def test_many_damaged_images_are_counted_and_some_named(folder):
+    for i in range(30):
+        (folder / "train" / "cat" / f"n{i:02}.jpg").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"30 of 39 images .* train/cat/n09.jpg \([^)]*\) and 20 more; replace"):
+        load_dataset(f"imagefolder:{folder}")
+
+
+def without(path):
+    def apply(folder):
+        for file in sorted((folder / path).rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()
+        (folder / path).rmdir()
+
+    return apply
+
+
+def empty(path):
+    def apply(folder):
+        for file in (folder / path).iterdir():
+            file.unlink()
+
+    return apply
+
+
+def ruined(split):
+    def apply(folder):
+        for path in (folder / split).rglob("*.*"):
+            path.write_bytes(b"junk")
+
+    return apply
+
+
+WRONG = [  # change to a good folder -> words in the message
+    (without("train"), r"animals.train is no folder: put the training images into .*animals.train/CLASS/"),
+    (without("test"), r"animals has neither test nor val: put the test images into .*animals.test/CLASS/"),
+    (lambda folder: [without(path)(folder) for path in FILES if path[:2] == "tr"], "train has no subfolders: expected"),
+    (lambda folder: [without(path)(folder) for path in FILES if path[:2] == "te"], "test has no subfolders: expected"),
+    (empty("train/dog"), r"animals.train.dog has no images: expected files .jpg, .jpeg, .png"),
+    (without("train/dog"), r"animals.test.dog is a class without training images: put some into .*animals.train.dog$"),
+    (ruined("train"), r"none of the 6 images of train can be used \(cannot identify image file\)"),
+    (ruined("test"), r"none of the 3 images of test can be used \(cannot identify image file\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG)
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_wrong_folder_gets_one_line(folder, change, words, on_error):
+    change(folder)
+    with pytest.raises(UserError, match=words) as caught:
+        load_dataset(f"imagefolder:{folder}", on_error=on_error)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("imagefolder", "unknown data set 'imagefolder'; known: .*imagefolder:DIR"),
+        ("imagefolder:", "unknown data set 'imagefolder:'; known: .*imagefolder:DIR"),
+        ("picturefolder:x", "unknown data set 'picturefolder:x'; known: "),
+        ("imagefolder:nowhere", r"no folder nowhere or .*torchadder.nowhere: put the images into train/CLASS/ and"),
+        ("imagefolder:animals,normalize=imagenet", "'normalize=imagenet' is unknown, expected normalize=cifar"),
+        ("imagefolder:animals,", "'' is unknown, expected normalize=cifar"),
+    ],
+)
+def test_wrong_name_gets_one_line(folder, name, words):
+    with pytest.raises(UserError, match=words):
+        load_dataset(name)
+
+
+def test_options_that_mean_nothing_are_refused(folder):
+    with pytest.raises(UserError, match="--on-error ignore is unknown: expected stop or skip"):
+        load_dataset(f"imagefolder:{folder}", on_error="ignore")
+    with pytest.raises(UserError, match="mnist has no images to decode; leave --on-error out"):
+        load_dataset("mnist", on_error="skip")
+    with pytest.raises(UserError, match=r"imagefolder:.* is read whole or not at all; leave --partial out"):
+        load_dataset(f"imagefolder:{folder}", partial=True)
+
+
+def test_too_many_images_for_the_memory(folder, monkeypatch):
+    monkeypatch.setattr(decoded, "MAX_BYTES", 9 * 3 * 9 * 16 - 1)
+    words = r"9 images of 16 x 9 are 0.0 GiB decoded, and at most .* GiB are held in memory: take fewer or smaller"
+    with pytest.raises(UserError, match=words):
+        load_dataset(f"imagefolder:{folder}")
+    monkeypatch.setattr(decoded, "MAX_BYTES", 9 * 3 * 9 * 16)
+    assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
+
+
+def test_without_pillow(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UserError, match=r"Pillow, which is not installed: pip install 'torchadder\[images\]'"):
+        load_dataset(f"imagefolder:{folder}")
+
+
+def test_threads_decode_the_same_images(folder, monkeypatch):
+    monkeypatch.setattr(decoded, "THREADED_PIXELS", 1)
+    monkeypatch.setattr(decoded, "PART", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
+
+
+def jpeg_folder():
+    folder = Path(os.environ.get("TORCHADDER_DATA", "nowhere")) / "cifar10-jpeg"
+    return folder if (folder / "train").is_dir() else None
+
+
+REAL = jpeg_folder()
+
+
+@pytest.mark.skipif(REAL is None, reason="no unpacked cifar10-jpeg at hand: set TORCHADDER_DATA")
+def test_cifar10_as_jpeg():
+    dataset = load_dataset(f"imagefolder:{REAL}")
+    assert (dataset.num_classes, dataset.augmentation) == (10, Augmentation(padding=4))
+    assert torch.bincount(dataset.train.labels).tolist() == [5000] * 10
+    assert torch.bincount(dataset.test.labels).tolist() == [1000] * 10
+    torch.testing.assert_close(dataset.train.normalization.mean.flatten(), torch.tensor(cifar.MEAN), rtol=0, atol=5e-4)
