@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +64,10 @@ def test_default_folder(tmp_path):
         (["--lr-scheme", "ilr", "--ilr-factor", "50"], {"lr_scheme": "ilr", "ilr_factor": 50.0}),
         (["--lr-scheme", "plain", "--input-grad", "full"], {"lr_scheme": "plain", "input_grad": "full"}),
         (["--no-nesterov", "--momentum", "0", "--channels-last"], {"nesterov": False, "channels_last": True}),
+        (["--optimizer", "adam", "--lr", "0.001", "--ema", "0.9"], {"optimizer": "adam", "lr": 0.001, "ema": 0.9}),
+        (["--schedule", "step", "--milestones", "1,2"], {"schedule": "step", "milestones": "1,2"}),
+        (["--dataset", "tiny", "--deterministic"], {"dataset": "tiny", "deterministic": True}),
+        (["--accumulate", "2", "--label-smoothing", "0.1"], {"accumulate": 2, "label_smoothing": 0.1}),
         (["--eta", "0.02", "--batch-size", "8", "--lr", "1"], {"eta": 0.02, "batch_size": 8, "lr": 1.0}),
     ],
 )
@@ -162,6 +169,12 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (nothing, [*TRAIN, "--epochs", "0"], "--epochs 0 is out of range: expected at least 1"),
     (nothing, [*TRAIN, "--op", "xor"], "--op xor is out of range: expected adder, conv or binary"),
     (nothing, [*TRAIN, "--eta", "-0.2"], "--eta -0.2 is out of range: expected above 0"),
+    (nothing, [*TRAIN, "--ema", "1"], "--ema 1.0 is out of range: expected at least 0 and below 1"),
+    (nothing, [*TRAIN, "--schedule", "step"], "--schedule step needs --milestones"),
+    (nothing, [*TRAIN, "--warmup-epochs", "3"], "--warmup-epochs 3: expected fewer than the 3 of --epochs"),
+    (nothing, [*TRAIN, "--augment"], "--augment: tiny has no augmentation"),
+    (nothing, [*TRAIN, "--dataset", "mnits"], "unknown data set 'mnits'; known: "),
+    (nothing, [*TRAIN, "--dataset", "mnist", "--data", "nowhere"], "--data nowhere is no folder"),
     (nothing, [*TRAIN, "--lr", "nan"], "--lr nan is out of range"),
     (nothing, [*TRAIN, "--grad", "half"], "--grad half is out of range: expected full or sign"),
     (nothing, [*TRAIN, "--grad", "sign", "--input-grad", "full"], "--grad sets --input-grad as well"),
@@ -210,7 +223,7 @@ def test_users_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, ar
             ["train", "lenet5bn-mnist", "--out", "run", "--resume"],
             "name (run: lenet5bn-tiny, now: lenet5bn-mnist)",
         ),
-        (["eval", "run", "--dataset", "mnits"], "unknown data set 'mnits'; known: cifar10, mnist"),
+        (["eval", "run", "--dataset", "mnits"], "unknown data set 'mnits'; known: "),
     ],
 )
 def test_users_mistake_with_an_existing_run(run, capsys, arguments, words):
@@ -239,8 +252,32 @@ def test_full_disk_is_one_line(capsys, tmp_path):
 def test_loss_that_is_not_finite_is_one_line(capsys):
     assert main([*TRAIN, "--op", "conv", "--lr", "1e30", "--batch-size", "10"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: the loss became NaN or infinite in epoch ")
+    assert re.match(r"error: NaN or infinite numbers in epoch 1, first in the output of \w+ \(\w+\)\. Start a new", err)
     assert err.count("\n") == 1
+
+
+def test_tensorboard_that_is_not_installed(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main([*TRAIN, "--tensorboard"]) == 2
+    assert_one_line(capsys, '--tensorboard needs tensorboard: pip install "torchadder[log]"')
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_the_flags_in_groups(capsys):
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    groups = re.findall(r"^╭─ ([\w ]+?) ─", out, re.MULTILINE)
+    named = ["Network", "Images", "Optimiser", "Learning rate", "Adder layers", "Numbers"]
+    assert groups == ["Arguments", "Options", *named]
+    assert out.index("Adder layers") < out.index("--grad ") < out.index("Numbers")
+
+
+def test_as_a_module():
+    command = [sys.executable, "-m", "torchadder", "train", "lenet-mnist"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown recipe 'lenet-mnist'; known: lenet5bn-")
 
 
 @pytest.fixture

@@ -12,14 +12,18 @@ from torchadder.train.recipe import allowed_values, default_value, options
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with a flag for each option of Recipe; those given arrive as its dict ``changes``."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "changes"]
+    """``command`` with a flag for each option of Recipe, in the place of its parameter ``changes``.
+
+    Those that are given arrive as that dict.
+    """
+    parameters = list(inspect.signature(command).parameters.values())
+    place = [p.name for p in parameters].index("changes")
     flags = []
     for option in options():
         kind: Any = type(option.default)
         allowed = "" if kind is bool else f"{allowed_values(option)}; "
         text = f"{option.metadata['help']} ({allowed}default {default_value(option)})"
-        info = typer.Option(help=text, rich_help_panel="Recipe", show_default=False)
+        info = typer.Option(help=text, rich_help_panel=option.metadata["group"], show_default=False)
         annotation = Annotated[Optional[kind], info]  # noqa: UP045  a type known at run time
         flags.append(
             inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -29,8 +33,9 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         changes = {f.name: value for f in flags if (value := given.pop(f.name)) is not None}
         command(**given, changes=changes)
 
-    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    with_options.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
-    with_options.__annotations__ = {p.name: p.annotation for p in [*own, *flags]}
+    parameters[place : place + 1] = flags
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
     with_options.__doc__ = command.__doc__
     return with_options

@@ -11,11 +11,13 @@ import typer
 
 from torchadder.cli import console
 from torchadder.cli.options import with_recipe_options
+from torchadder.data import list_datasets
 from torchadder.errors import UserError
 from torchadder.train import RECIPES, Outcome, Run, default_folder, get_recipe
 from torchadder.train import train as train_run
-from torchadder.train.recipe import GRADIENTS, Recipe
+from torchadder.train.recipe import ADDER, GRADIENTS, IMAGES, Recipe
 from torchadder.train.run import holds_run, saved_recipe
+from torchadder.train.tensorboard import TensorBoard
 
 _RECIPES = ", ".join(sorted(RECIPES))
 
@@ -34,22 +36,35 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the folder; its recipe is kept.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard into the folder of the run.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
+    *,
+    changes: dict[str, Any],
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Other images than the recipe's: {', '.join(list_datasets())}.",
+            rich_help_panel=IMAGES,
+            show_default=False,
+        ),
+    ] = None,
     grad: Annotated[
         str | None,
         typer.Option(
             help="Both gradients of the adder layers: full (weight full, input hardtanh) or sign (both).",
-            rich_help_panel="Recipe",
+            rich_help_panel=ADDER,
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
-    *,
-    changes: dict[str, Any],
 ) -> None:
     """Train RECIPE; everything about the run lands in one folder.
 
     A run that was interrupted continues with --resume to the same numbers.
     """
     changes.update(_gradients(grad, changes))
+    if dataset is not None:
+        changes["dataset"] = dataset
     chosen = get_recipe(recipe, changes)
     folder = out or default_folder(chosen)
     if resume and holds_run(folder):  # flags that are not given keep the run's values
@@ -60,10 +75,11 @@ def train(
         print(f"{folder} is finished: all {run.epoch} epochs are done", file=stream)
     with console.progress(stream) as progress:
         try:
-            outcome = train_run(run, data_dir=data, progress=progress)
+            shown = TensorBoard(folder, progress) if tensorboard else progress
+            outcome = train_run(run, data_dir=data, progress=shown)
         except KeyboardInterrupt:
             progress.close()
-            console.error(_interrupted(run, recipe, data))
+            console.error(_interrupted(run, recipe, data, tensorboard))
             raise typer.Exit(130) from None
     print(json_format.dumps(asdict(outcome)) if json else _describe(outcome))
 
@@ -79,11 +95,12 @@ def _gradients(grad: str | None, changes: dict[str, Any]) -> dict[str, str]:
     return GRADIENTS[grad]
 
 
-def _interrupted(run: Run, recipe: str, data: Path | None) -> str:
+def _interrupted(run: Run, recipe: str, data: Path | None, tensorboard: bool) -> str:
     if not holds_run(run.folder):
         return "interrupted before training began; nothing was written"
     command = ["torchadder", "train", recipe, "--out", str(run.folder), "--resume"]
     command += ["--data", str(data)] if data else []
+    command += ["--tensorboard"] if tensorboard else []
     return f"interrupted; {run.epoch}/{run.recipe.epochs} epochs are saved, continue with: {shlex.join(command)}"
 
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from torchadder.data import Batches, load_dataset
 from torchadder.errors import UserError
-from torchadder.models import create_model
-from torchadder.optim import AdaptiveLR, IncreasedLR
+from torchadder.models import Model, create_model
+from torchadder.train.averaging import average_of, calibrate
+from torchadder.train.determinism import deterministic_algorithms, rng_state, set_rng_state
+from torchadder.train.divergence import IMAGES, first_not_finite, is_finite
+from torchadder.train.optimizer import attach_adder_lr, build_optimizer, clip_gradients
 from torchadder.train.progress import Progress
 from torchadder.train.recipe import Recipe
 from torchadder.train.run import Outcome, Run
+from torchadder.train.schedule import rate_at
 
-REPORT_EVERY = 20  # steps; the loss leaves the device no more often than this
+REPORT_EVERY = 20  # steps
 
 
 def train(
@@ -38,18 +39,33 @@ def train(
     At the end of every epoch the model is tested on the whole test split and the run is saved. On one CPU
     with the same number of threads the numbers do not depend on interruptions: --resume is exact.
 
-    Raises UserError where the data cannot be had, the loss is no longer finite, or the disk is full; whatever
+    Raises UserError where the data cannot be had, a loss or gradient is not finite, or the disk is full; whatever
     happens, KeyboardInterrupt included, the last state that was saved stays good.
     """
-    recipe, progress = run.recipe, progress or Progress()
-    if run.finished:
-        return run.outcome()
+    progress = progress or Progress()
+    if not run.finished:
+        with deterministic_algorithms(run.recipe.deterministic):
+            train_epochs(run, data_dir, progress, torch.device(device))
+    return run.outcome()
+
+
+def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: torch.device) -> None:
+    """The epochs that ``run`` still lacks."""
+    recipe = run.recipe
 
     # data and model
-    dataset = load_dataset(recipe.dataset, data_dir)
+    dataset = load_dataset(recipe.dataset, data_dir, partial=recipe.partial, on_error=recipe.on_error)
+    if recipe.augment and dataset.augmentation is None:
+        raise UserError(f"--augment: {recipe.dataset} has no augmentation; leave it out, or say --no-augment")
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     batches = Batches(
-        dataset.train, recipe.batch_size, train=True, seed=recipe.seed, device=device, memory_format=layout
+        dataset.train,
+        recipe.batch_size,
+        train=True,
+        augment=dataset.augmentation if recipe.augment else None,
+        seed=recipe.seed,
+        device=device,
+        memory_format=layout,
     )
     test_batches = Batches(dataset.test, recipe.batch_size, device=device, memory_format=layout)
     torch.manual_seed(recipe.seed)
@@ -63,27 +79,25 @@ def train(
     )
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
-    # optimiser and learning rates
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-    )
+    # optimiser, rate of the adder layers, average of the weights
+    optimizer = build_optimizer(model, recipe)
     adder_lr = attach_adder_lr(optimizer, recipe)
-    total_steps = recipe.epochs * len(batches)
+    average = average_of(model, recipe)
+    tested: Model = model if average is None else average.module  # type: ignore[assignment]  # what is saved as well
 
     # continue where the last state was saved
     run.begin()
+    step = run.epoch * len(batches)
     if run.state is not None:
-        model.load_state_dict(run.state["model"])
+        tested.load_state_dict(run.state["model"])
+        if average is not None:
+            model.load_state_dict(run.state["trained"])
+            average.n_averaged.fill_(step)
         optimizer.load_state_dict(run.state["optimizer"])
         if adder_lr is not None:
             adder_lr.load_state_dict(run.state["adder_lr"])
         batches.load_state_dict(run.state["batches"])
         set_rng_state(run.state["rng"])
-    step = run.epoch * len(batches)
     progress.started(recipe, model, run.epoch, len(batches))
 
     for epoch in range(run.epoch + 1, recipe.epochs + 1):
@@ -92,27 +106,30 @@ def train(
         loss_sum = torch.zeros((), device=device)
         correct = torch.zeros((), device=device, dtype=torch.int64)
         for done, (images, labels) in enumerate(batches, start=1):
-            rate = cosine_rate(recipe.lr, step, total_steps)
+            rate = rate_at(recipe, step, len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                logits = model(images)
-                loss = F.cross_entropy(logits, labels)
-            loss.backward()
+            loss, right = forward_backward(model, images, labels, recipe)
+            if not is_finite(loss, model):
+                place = first_not_finite(model, lambda: forward_backward(model, images, labels, recipe))  # noqa: B023
+                raise UserError(diverged(run, epoch, place))
+            clip_gradients(model, recipe)
             optimizer.step()  # adder_lr rescales the gradients of the adder weights here
             optimizer.zero_grad()
+            if average is not None:
+                average.update_parameters(model)
             step += 1
-            loss_sum += loss.detach()
-            correct += (logits.detach().argmax(1) == labels).sum()
+            loss_sum += loss
+            correct += right
             if done % REPORT_EVERY == 0 or done == len(batches):
                 mean_loss = loss_sum.item() / done
-                if not math.isfinite(mean_loss):
-                    raise UserError(diverged(recipe, run, epoch))
                 progress.stepped(epoch, done, mean_loss)
         images_seen = len(batches) * recipe.batch_size
         train_seconds = time.perf_counter() - start
 
-        scores = evaluate(model, test_batches)
+        if average is not None:
+            calibrate(tested, batches)
+        scores = evaluate(tested, test_batches)
         row = {
             "epoch": epoch,
             "train_loss": mean_loss,
@@ -125,15 +142,35 @@ def train(
             "peak_rss_mib": peak_rss_mib(),
         }
         state = {
+            "trained": None if average is None else model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "adder_lr": None if adder_lr is None else adder_lr.state_dict(),
             "batches": batches.state_dict(),
             "rng": rng_state(),
             "samples_seen": step * recipe.batch_size,
         }
-        run.end_epoch(row, model, state)
+        run.end_epoch(row, tested, state)
         progress.epoch_done(row)
-    return run.outcome()
+
+
+def forward_backward(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Add the gradients of a batch's mean loss to ``model``; that loss, and how many labels were guessed right.
+
+    The batch goes through in the recipe's number of parts. They normalise apart, as smaller batches would, and
+    each counts by its share of the images, so that the gradient is the mean over the batch.
+    """
+    batch_loss = torch.zeros((), device=images.device)
+    right = torch.zeros((), device=images.device, dtype=torch.int64)
+    parts = zip(images.tensor_split(recipe.accumulate), labels.tensor_split(recipe.accumulate), strict=True)
+    for part, part_labels in parts:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            logits = model(part)
+            loss = F.cross_entropy(logits, part_labels, label_smoothing=recipe.label_smoothing)
+        loss = loss * (len(part) / len(images))
+        loss.backward()
+        batch_loss += loss.detach()
+        right += (logits.detach().argmax(1) == part_labels).sum()
+    return batch_loss, right
 
 
 @dataclass(frozen=True)
@@ -159,35 +196,13 @@ def evaluate(model: nn.Module, batches: Batches) -> Scores:
     return Scores(loss_sum.item() / count, 100 * correct.item() / count)
 
 
-def attach_adder_lr(optimizer: Optimizer, recipe: Recipe) -> AdaptiveLR | IncreasedLR | None:
-    """The recipe's rate of the adder layers; None where they learn at the rate of all others, or are none."""
-    if recipe.op != "adder" or recipe.lr_scheme == "plain":
-        return None
-    if recipe.lr_scheme == "ilr":
-        return IncreasedLR(optimizer, recipe.ilr_factor)
-    return AdaptiveLR(optimizer, recipe.eta)
-
-
-def cosine_rate(first: float, step: int, total_steps: int) -> float:
-    """The rate of step 0, 1, ..., total_steps - 1: a cosine from ``first`` to 0."""
-    return first * 0.5 * (1 + math.cos(math.pi * step / total_steps))
-
-
-def diverged(recipe: Recipe, run: Run, epoch: int) -> str:
-    smaller = "--eta or --lr" if recipe.op == "adder" and recipe.lr_scheme == "alr" else "--lr"
+def diverged(run: Run, epoch: int, place: str | None) -> str:
+    recipe = run.recipe
+    first = f", first in {place}" if place else ""
     kept = f"; the checkpoint of epoch {run.epoch} is kept" if run.epoch else ""
-    return f"the loss became NaN or infinite in epoch {epoch}{kept}. Start a new run with a smaller {smaller}"
-
-
-def rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    smaller = "--eta or --lr" if recipe.op == "adder" and recipe.lr_scheme == "alr" else "--lr"
+    todo = "Look at the data" if place == IMAGES else f"Start a new run with a smaller {smaller}"
+    return f"NaN or infinite numbers in epoch {epoch}{first}{kept}. {todo}"
 
 
 def peak_rss_mib() -> float:

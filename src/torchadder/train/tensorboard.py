@@ -1,0 +1,51 @@
+"""TensorBoard: the numbers of each epoch as curves, beside whatever else shows the progress of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torchadder.errors import UserError
+from torchadder.models import Model
+from torchadder.train.progress import Progress
+from torchadder.train.recipe import Recipe
+
+FOLDER = "tensorboard"  # in the run directory
+CURVES = {  # column of metrics.jsonl -> name of the curve
+    "train_loss": "loss/train",
+    "test_loss": "loss/test",
+    "train_accuracy": "accuracy/train",
+    "test_accuracy": "accuracy/test",
+    "lr": "lr",
+    "images_per_second": "images_per_second",
+}
+
+
+class TensorBoard(Progress):
+    """Passes everything on to ``shown`` and writes the curves into ``folder``/tensorboard, by epoch.
+
+    A run that continues replaces what a killed one wrote of the epochs after its last state.
+
+    Raises UserError where tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, shown: Progress):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError('--tensorboard needs tensorboard: pip install "torchadder[log]"') from error
+        self._new_writer: Any = SummaryWriter
+        self._folder, self._shown = folder / FOLDER, shown
+
+    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
+        self._writer = self._new_writer(str(self._folder), purge_step=epochs_done + 1)
+        self._shown.started(recipe, model, epochs_done, steps_an_epoch)
+
+    def stepped(self, epoch: int, step: int, loss: float) -> None:
+        self._shown.stepped(epoch, step, loss)
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        for column, curve in CURVES.items():
+            self._writer.add_scalar(curve, row[column], row["epoch"])
+        self._writer.flush()
+        self._shown.epoch_done(row)
