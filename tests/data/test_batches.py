@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 import torch
 
-from torchadder.data import Batches, Split
+from torchadder.data import Batches, Share, Split
 from torchadder.errors import UserError
 
 
@@ -80,3 +80,26 @@ def test_channels_last(train):
 def test_batch_larger_than_the_split_is_refused():
     with pytest.raises(UserError, match="batch_size 9 is more than the 8 training images"):
         Batches(numbered(8), 9, train=True)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("n", [12, 13, 23])
+def test_the_shares_of_all_processes_are_the_whole(world, train, n):
+    whole = Batches(numbered(n), 6, train=train)
+    parts = [Batches(numbered(n), 6, train=train, share=Share(rank, world)) for rank in range(world)]
+    together = sorted(chain(*chain(*map(labels_of, parts))))
+    assert together == sorted(chain(*labels_of(whole)))
+    assert {(len(part), part.count) for part in parts} == {(len(whole), whole.count)}
+    if train:  # and each batch's images in its place: the second epoch of all
+        assert [sum(b, []) for b in zip(*map(labels_of, parts), strict=True)] == labels_of(whole)
+
+
+def test_no_batch_is_empty():
+    assert labels_of(Batches(numbered(7), 6, share=Share(0, 2))) == [[0, 1, 2]]
+    assert labels_of(Batches(numbered(7), 6, share=Share(1, 2))) == [[3, 4, 5], [6]]
+
+
+def test_processes_share_a_training_batch_evenly_or_are_refused():
+    with pytest.raises(UserError, match="batch_size 8 cannot be shared evenly by 3 processes"):
+        Batches(numbered(9), 8, train=True, share=Share(0, 3))

@@ -2,7 +2,7 @@
 
 from torchadder.data import cifar, fashion_mnist, imagefolder, mnist  # noqa: F401  importing one registers its name
 from torchadder.data.augment import Augmentation
-from torchadder.data.batches import Batches
+from torchadder.data.batches import Batches, Share
 from torchadder.data.registry import Dataset, Split, list_datasets, load_dataset
 
-__all__ = ["Augmentation", "Batches", "Dataset", "Split", "list_datasets", "load_dataset"]
+__all__ = ["Augmentation", "Batches", "Dataset", "Share", "Split", "list_datasets", "load_dataset"]

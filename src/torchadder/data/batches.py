@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,18 @@ from torchadder.data.registry import Normalization, Split
 from torchadder.errors import UserError
 
 
+class Share(NamedTuple):
+    """The part of every batch that a process takes, one of ``world`` of them: contiguous, in the order of ranks."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, start: int, stop: int) -> slice:
+        """Of the images start..stop those that are this process's."""
+        count = stop - start
+        return slice(start + count * self.rank // self.world, start + count * (self.rank + 1) // self.world)
+
+
 class Batches:
     """Iterates over (images float32 (B, C, H, W), labels int64 (B,)) on ``device``.
 
@@ -19,8 +32,10 @@ class Batches:
     ``seed``, and the last partial batch is dropped (the paper's recipe); without, the order is the split's
     and every image comes once. ``augment`` changes the training images, anew in each iteration, by the same
     generator: the seed decides all of it, on every device alike. ``memory_format`` is that of the images.
+    ``batch_size`` counts the images of all processes together; this one iterates over its ``share`` of each batch.
 
-    Raises UserError when ``train`` and the split is smaller than one batch; ValueError for ``augment`` without
+    Raises UserError when ``train`` and the split is smaller than one batch, or a batch is not the same for every
+    process; ValueError for ``augment`` without
     ``train``, or with images that were normalised before they came here, in which black is no longer 0.
     """
 
@@ -34,10 +49,15 @@ class Batches:
         seed: int = 0,
         device: torch.device | str = "cpu",
         memory_format: torch.memory_format = torch.contiguous_format,
+        share: Share = Share(),
     ):
         if train and len(split) < batch_size:
             raise UserError(
                 f"batch_size {batch_size} is more than the {len(split)} training images; choose a smaller one"
+            )
+        if train and batch_size % share.world:
+            raise UserError(
+                f"batch_size {batch_size} cannot be shared evenly by {share.world} processes: choose a multiple"
             )
         if augment is not None and not train:
             raise ValueError("augment is for training images: expected train=True with it")
@@ -45,7 +65,7 @@ class Batches:
             raise ValueError(f"augment takes uint8 images with their normalization, got {split.pixels.dtype} without")
         self.pixels = split.pixels.to(device)
         self.labels = split.labels.to(device)
-        self.batch_size, self.train, self.memory_format = batch_size, train, memory_format
+        self.batch_size, self.train, self.memory_format, self.share = batch_size, train, memory_format, share
         self._augment = augment
         self._normalize = split.normalization and Normalization(*(t.to(device) for t in split.normalization))
         self._generator = torch.Generator().manual_seed(seed)
@@ -53,14 +73,26 @@ class Batches:
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size if self.train else -(-len(self.labels) // self.batch_size)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.labels.device
+
+    @property
+    def count(self) -> int:
+        """Images in one iteration, those of the other processes included."""
+        return len(self) * self.batch_size if self.train else len(self.labels)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device, order, choices = self.labels.device, None, None
+        device, order, choices = self.device, None, None
         if self.train:
             order = torch.randperm(len(self.labels), generator=self._generator).to(device)
         if self._augment is not None:  # for the whole epoch at once: one that is left early changes none after it
             choices = self._augment.draw(len(self.labels), self._generator).to(device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            part = slice(start, start + self.batch_size)
+        for start in range(0, self.count, self.batch_size):
+            part = self.share.of(start, min(start + self.batch_size, self.count))
+            if part.start == part.stop:  # a last batch of fewer images than processes
+                continue
             chosen = part if order is None else order[part]
             images, labels = self.pixels[chosen], self.labels[chosen]
             if self._augment is not None and choices is not None:

@@ -124,7 +124,7 @@ def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: to
             if done % REPORT_EVERY == 0 or done == len(batches):
                 mean_loss = loss_sum.item() / done
                 progress.stepped(epoch, done, mean_loss)
-        images_seen = len(batches) * recipe.batch_size
+        images_seen = batches.count
         train_seconds = time.perf_counter() - start
 
         if average is not None:
@@ -185,15 +185,14 @@ class Scores:
 def evaluate(model: nn.Module, batches: Batches) -> Scores:
     """Scores of ``model``, set to evaluation mode, over all images of ``batches``."""
     model.eval()
-    device = batches.labels.device
+    device = batches.device
     loss_sum = torch.zeros((), device=device, dtype=torch.float64)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     for images, labels in batches:
         logits = model(images)
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
-    count = len(batches.labels)
-    return Scores(loss_sum.item() / count, 100 * correct.item() / count)
+    return Scores(loss_sum.item() / batches.count, 100 * correct.item() / batches.count)
 
 
 def diverged(run: Run, epoch: int, place: str | None) -> str:
