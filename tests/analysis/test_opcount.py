@@ -15,7 +15,7 @@ from torchadder.nn import AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear, Bi
 NETWORKS = [  # name, op, #Mul, #Add, #XNOR
     ("lenet5bn", "conv", 416_520, 416_520, 0),
     ("lenet5bn", "adder", 0, 833_040, 0),
-    ("lenet5bn", "binary", 0, 416_520, 416_520),
+    ("lenet5bn", "binary", 118_440, 416_520, 298_080),  # outermost layers stay products
     ("vgg_small", "conv", 607_600_640, 607_600_640, 0),
     ("vgg_small", "adder", 3_620_864, 1_211_580_416, 0),  # stem and classifier stay products
     ("vgg_small", "binary", 3_620_864, 607_600_640, 603_979_776),

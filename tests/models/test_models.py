@@ -10,7 +10,7 @@ from torchadder.analysis import summary
 from torchadder.errors import UserError
 from torchadder.models import create_model, list_models
 from torchadder.models.registry import OPS, register
-from torchadder.nn import Adder, AdderConv2d, Binary, BinaryLinear, GradientRule
+from torchadder.nn import Adder, AdderConv2d, Binary, GradientRule
 
 NETWORKS = [  # name, parameters, layers of the operator, ordinary layers, products of the CNN, of the ordinary layers
     ("lenet5bn", 61_942, 5, 0, 416_520, 0),
@@ -63,6 +63,12 @@ def layers(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 
+OUTERMOST = {  # products of the first and the last layer, where only the binary network keeps them
+    "lenet5bn": 28 * 28 * 6 * 25 + 84 * 10,
+    "lenetpp": 32 * 32 * 32 * 25 + 2 * 10,
+}
+
+
 def test_the_tables_have_every_model():
     assert sorted(row[0] for row in NETWORKS) == sorted(TASKS) == list_models()
 
@@ -84,8 +90,7 @@ def test_operations_at_the_size_of_the_paper(name, parameters, own, ordinary, pr
     adder, cnn, bnn = (summary(on_meta(name, op)) for op in OPS)
     assert (cnn.mul, cnn.add, cnn.xnor) == (products, products, 0)
     assert (adder.mul, adder.add, adder.xnor) == (kept, 2 * (products - kept) + kept, 0)
-    if name == "lenetpp":
-        kept = 2 * 10  # the classifier
+    kept = OUTERMOST.get(name, kept)
     assert (bnn.mul, bnn.add, bnn.xnor) == (kept, products, products - kept)
 
 
@@ -162,10 +167,11 @@ def test_lenetpp_classifies_by_two_features(one_thread):
     torch.testing.assert_close(model(x), model.bn8(model.fc(features)))
 
 
-def test_the_binary_lenetpp_keeps_an_ordinary_classifier():
-    model = on_meta("lenetpp", "binary")
-    assert type(model.fc) is nn.Linear
-    assert type(model.feature) is BinaryLinear
+def test_binary_lenets_keep_ordinary_outermost_layers():
+    for name in ("lenet5bn", "lenetpp"):
+        first, *inner, last = layers(on_meta(name, "binary"))
+        assert (type(first), type(last)) == (nn.Conv2d, nn.Linear)
+        assert all(isinstance(layer, Binary) for layer in inner)
 
 
 def test_resnet20_has_the_names_of_the_official_checkpoint():

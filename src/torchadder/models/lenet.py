@@ -1,4 +1,7 @@
-"""LeNets for MNIST, in which every layer is an adder layer: LeNet-5 with batch normalisation, and LeNet++."""
+"""LeNets for MNIST, in which every layer is an adder layer: LeNet-5 with batch normalisation, and LeNet++.
+
+In the binary networks the first and the last layer are ordinary ones.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from ..nn import BinaryLinear
 from .registry import Layers, Model, register
 
 
@@ -20,7 +22,7 @@ class LeNet5BN(nn.Sequential, Model):
     def __init__(self, layers: Layers, num_classes: int, in_chans: int):
         super().__init__(
             OrderedDict(
-                conv1=layers.conv2d(in_chans, 6, 5, bias=False),  # 32 -> 28
+                conv1=layers.first(in_chans, 6, 5, bias=False),  # 32 -> 28
                 bn1=nn.BatchNorm2d(6),
                 relu1=layers.activation(),
                 pool1=nn.MaxPool2d(2),  # 28 -> 14
@@ -35,7 +37,7 @@ class LeNet5BN(nn.Sequential, Model):
                 fc1=layers.linear(120, 84, bias=False),
                 bn4=nn.BatchNorm1d(84),
                 relu4=layers.activation(),
-                fc2=layers.linear(84, num_classes, bias=False),
+                fc2=layers.last(84, num_classes, bias=False),
                 bn5=nn.BatchNorm1d(num_classes),  # logits of an adder layer are negative and large without it
             )
         )
@@ -57,7 +59,8 @@ class LeNetPP(Model):
         self.stages = nn.Sequential()
         channels = in_chans
         for i, width in enumerate((32, 32, 64, 64, 128, 128), 1):
-            self.stages.add_module(f"conv{i}", layers.conv2d(channels, width, 5, padding=2, bias=False))
+            conv2d = layers.first if i == 1 else layers.conv2d
+            self.stages.add_module(f"conv{i}", conv2d(channels, width, 5, padding=2, bias=False))
             self.stages.add_module(f"bn{i}", nn.BatchNorm2d(width))
             self.stages.add_module(f"relu{i}", layers.activation())
             if i % 2 == 0:
@@ -66,9 +69,7 @@ class LeNetPP(Model):
         self.stages.add_module("flatten", nn.Flatten())
         self.feature = layers.linear(channels * 4 * 4, 2, bias=False)
         self.bn7 = nn.BatchNorm1d(2)
-        # the signs of two features tell only four classes apart, so the binary network has an ordinary classifier
-        classifier = nn.Linear if layers.linear is BinaryLinear else layers.linear
-        self.fc = classifier(2, num_classes, bias=False)
+        self.fc = layers.last(2, num_classes, bias=False)
         self.bn8 = nn.BatchNorm1d(num_classes)
 
     def features(self, x: Tensor) -> Tensor:

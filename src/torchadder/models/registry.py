@@ -56,12 +56,15 @@ class Layers(NamedTuple):
 
     ``conv2d`` and ``linear`` are called as nn.Conv2d and nn.Linear are, ``activation`` without arguments. The
     activation of a binary network is the identity: the sign that a binary layer takes of its input is the
-    nonlinearity, and after a ReLU every sign would be +1.
+    nonlinearity, and after a ReLU every sign would be +1. ``first`` and ``last`` make the outermost layers of the
+    LeNets: of the operator as all others, but ordinary ones in a binary network, as XNOR-Net's authors have it.
     """
 
     conv2d: Callable[..., nn.Module]
     linear: Callable[..., nn.Module]
     activation: Callable[[], nn.Module]
+    first: Callable[..., nn.Module]
+    last: Callable[..., nn.Module]
 
 
 class Builder(NamedTuple):
@@ -95,7 +98,8 @@ def layers_of(op: str, grad: GradientRule | None = None, recenter: bool = False)
     relu = partial(nn.ReLU, inplace=True)
     if op == "adder":
         options: dict[str, Any] = {"grad": grad or GradientRule(), "recenter": recenter}
-        return Layers(partial(AdderConv2d, **options), partial(AdderLinear, **options), relu)
+        conv2d, linear = partial(AdderConv2d, **options), partial(AdderLinear, **options)
+        return Layers(conv2d, linear, relu, first=conv2d, last=linear)
     if op not in OPS:
         raise UserError(f"unknown op {op!r}; known: {', '.join(OPS)}")
     if grad is not None:
@@ -103,8 +107,8 @@ def layers_of(op: str, grad: GradientRule | None = None, recenter: bool = False)
     if recenter:
         raise UserError(f"op {op!r} has no adder layers to recenter, but recenter=True was given; leave it out")
     if op == "binary":
-        return Layers(BinaryConv2d, BinaryLinear, nn.Identity)
-    return Layers(nn.Conv2d, nn.Linear, relu)
+        return Layers(BinaryConv2d, BinaryLinear, nn.Identity, first=nn.Conv2d, last=nn.Linear)
+    return Layers(nn.Conv2d, nn.Linear, relu, first=nn.Conv2d, last=nn.Linear)
 
 
 def list_models() -> list[str]:
