@@ -1,10 +1,14 @@
 """Augmentation: each crop and flip is the one that was drawn, black stays black when normalised, a seed repeats it."""
 
+import math
+import random
+
 import numpy as np
 import pytest
 import torch
 
-from torchadder.data import Augmentation, Batches, Split
+from torchadder.data import Augmentation, Batches, RandomResizedCrop, Split
+from torchadder.data.augment import centre_crop
 from torchadder.data.registry import Normalization
 
 NORMALIZATION = Normalization.of((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
@@ -137,3 +141,59 @@ def test_a_gpu_gives_the_same_images():
 def test_refused(data, train, words):
     with pytest.raises(ValueError, match=words):
         Batches(data, 4, train=train, augment=Augmentation())
+
+
+SIZES = [(500, 375), (375, 500), (224, 224), (64, 1000), (1000, 64), (3, 2), (1, 1)]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_random_resized_crops_are_inside_and_of_the_shapes_asked_for(width, height):
+    crop = RandomResizedCrop()
+    drawn = [crop.draw(width, height, random.Random(i)) for i in range(300)]
+    for (left, upper, right, lower), _ in drawn:
+        assert 0 <= left < right <= width
+        assert 0 <= upper < lower <= height
+        w, h = right - left, lower - upper
+        assert (w - 0.5) * (h - 0.5) / (width * height) <= 1  # rounded to whole pixels, by a half at most
+        if min(w, h) > 20:
+            assert 3 / 4 * 0.95 < w / h < 4 / 3 * 1.05
+    assert {crop.mirrored for crop in drawn} == {False, True}
+
+
+def test_random_resized_crops_spread_as_they_should():
+    """In an image so large that nothing is rounded and most shapes fit: against the distribution in words."""
+    drawn = [RandomResizedCrop(scale=(0.08, 0.6)).draw(9000, 9000, random.Random(i)) for i in range(4000)]
+    boxes = torch.tensor([crop.box for crop in drawn], dtype=torch.float64)
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, ratio = w * h / 9000**2, torch.log(w / h) / math.log(4 / 3)
+    assert ((area > 0.0799) & (area < 0.6001)).all()
+    assert ((ratio > -1.001) & (ratio < 1.001)).all()
+    assert area.mean().item() == pytest.approx(0.34, abs=0.01)
+    assert area.std().item() == pytest.approx(0.52 / math.sqrt(12), rel=0.05)
+    assert ratio.mean().item() == pytest.approx(0, abs=0.04)
+    assert ratio.std().item() == pytest.approx(2 / math.sqrt(12), rel=0.05)
+    place = boxes[:, 0] / (9000 - w)
+    assert place.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert place.std().item() == pytest.approx(1 / math.sqrt(12), rel=0.05)
+    assert sum(crop.mirrored for crop in drawn) == pytest.approx(2000, abs=130)
+
+
+@pytest.mark.parametrize(("width", "height", "box"), [(1000, 30, (480, 0, 520, 30)), (30, 1000, (0, 480, 30, 520))])
+def test_where_no_shape_fits_it_is_the_largest_in_the_middle(width, height, box):
+    crop = RandomResizedCrop(scale=(0.9, 1.0)).draw(width, height, random.Random(0))
+    assert crop.box == box
+
+
+def test_one_source_draws_the_same():
+    draws = [RandomResizedCrop().draw(500, 375, random.Random(seed)) for seed in ("3,1,7", "3,1,7", "3,1,8")]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (256, 341), (500, 375), (90, 300)])
+def test_centre_crop_is_224_of_the_image_resized_to_256(width, height):
+    (left, upper, right, lower), mirrored = centre_crop(width, height)
+    factor = 256 / min(width, height)
+    assert factor * (right - left) == pytest.approx(224) == factor * (lower - upper)
+    assert factor * left == pytest.approx((factor * width - 224) / 2)
+    assert factor * upper == pytest.approx((factor * height - 224) / 2)
+    assert not mirrored

@@ -92,7 +92,7 @@ def test_the_shares_of_all_processes_are_the_whole(world, train, n):
     assert together == sorted(chain(*labels_of(whole)))
     assert {(len(part), part.count) for part in parts} == {(len(whole), whole.count)}
     if train:  # and each batch's images in its place: the second epoch of all
-        assert [sum(b, []) for b in zip(*map(labels_of, parts), strict=True)] == labels_of(whole)
+        assert [[*chain(*b)] for b in zip(*map(labels_of, parts), strict=True)] == labels_of(whole)
 
 
 def test_no_batch_is_empty():

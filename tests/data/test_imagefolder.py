@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchadder.data import Augmentation, cifar, decoded, load_dataset
+from torchadder.data import Augmentation, RandomResizedCrop, cifar, decoded, load_dataset, open_batches
 from torchadder.errors import UserError
 
 Image = pytest.importorskip("PIL.Image", reason="no Pillow: pip install 'torchadder[images]'")
@@ -81,10 +81,30 @@ def test_normalised_by_the_training_pixels(folder):
     np.testing.assert_allclose(dataset.test.images.numpy(), expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-5)
 
 
-def test_normalised_as_cifar_when_asked(folder):
-    dataset = load_dataset(f"imagefolder:{folder},normalize=cifar")
-    expected = (np.stack([pixels_of("test", name) for name in TEST]) / 255 - cifar.MEAN) / cifar.STD
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(("name", "mean", "std"), [("cifar", cifar.MEAN, cifar.STD), ("imagenet", *IMAGENET)])
+def test_normalised_as_published_when_asked(folder, name, mean, std):
+    dataset = load_dataset(f"imagefolder:{folder},normalize={name}")
+    expected = (np.stack([pixels_of("test", name) for name in TEST]) / 255 - mean) / std
     np.testing.assert_allclose(dataset.test.images.numpy(), expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "mean", "std"), [("", *IMAGENET), (",normalize=cifar", cifar.MEAN, cifar.STD)])
+def test_streams_with_a_size(folder, options, mean, std):
+    """Whatever the images' own size; one of the size asked for times 256/224 in height keeps its middle as it is."""
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(folder / "train" / "cat" / "b.png")
+    Image.fromarray(pixels_of("test", "cat/2")).resize((16, 16), 0).save(folder / "test" / "cat" / "2.png")
+    dataset = load_dataset(f"imagefolder:{folder},size=14{options}")
+    assert (dataset.num_classes, dataset.augmentation) == (3, RandomResizedCrop())
+    assert (len(dataset.train), len(dataset.test)) == (6, 3)
+    assert dataset.train.source.labels.tolist() == [0, 0, 0, 1, 2, 2]
+    ((images, labels),) = open_batches(dataset.test, 3, workers=0)
+    with Image.open(folder / "test" / "cat" / "2.png") as image:
+        middle = np.asarray(image)[1:15, 1:15] / 255
+    np.testing.assert_allclose(images[0], ((middle - mean) / std).transpose(2, 0, 1), rtol=0, atol=1e-5)
+    assert labels.tolist() == [0, 1, 1]
 
 
 def test_a_channel_of_one_value_stays_finite(tmp_path):
@@ -124,7 +144,7 @@ def test_val_stands_in_for_test(folder):
 def test_the_second_start_decodes_nothing(folder, tmp_path, monkeypatch, capsys):
     first = load_dataset(f"imagefolder:{folder}")
     assert "imagefolder: 9 images in " in capsys.readouterr().err
-    monkeypatch.setattr(decoded, "_pillow", None)
+    monkeypatch.setattr(decoded, "load_pillow", None)
     second = load_dataset(f"imagefolder:{folder}")
     assert_is_the_data(second)
     assert all(map(torch.equal, first.train.normalization, second.train.normalization))
@@ -207,7 +227,10 @@ def test_damaged_images_stop_it_counted_and_named(folder):
     for _ in range(2):  # decoded, then from the cache
         with pytest.raises(UserError, match=", ".join(DAMAGE).replace(": , ", ": ")) as caught:
             load_dataset(f"imagefolder:{folder}")
-        assert str(caught.value).endswith("; replace them, or go on without them with --on-error skip")
+        assert str(caught.value).endswith(
+            f"; stream images of different sizes with imagefolder:{folder},size=224, replace them, or go on without "
+            "them with --on-error skip"
+        )
         assert "\n" not in str(caught.value)
 
 
@@ -281,8 +304,12 @@ def test_wrong_folder_gets_one_line(folder, change, words, on_error):
         ("imagefolder:", "unknown data set 'imagefolder:'; known: .*imagefolder:DIR"),
         ("picturefolder:x", "unknown data set 'picturefolder:x'; known: "),
         ("imagefolder:nowhere", r"no folder nowhere or .*torchadder.nowhere: put the images into train/CLASS/ and"),
-        ("imagefolder:animals,normalize=imagenet", "'normalize=imagenet' is unknown, expected normalize=cifar"),
-        ("imagefolder:animals,", "'' is unknown, expected normalize=cifar"),
+        ("imagefolder:animals,size", "'size' is unknown or there twice, expected size=..., normalize=... or nothing"),
+        ("imagefolder:animals,size=0", "size=0 is out of range: expected 1 to 4096"),
+        ("imagefolder:animals,size=x", "size=x is out of range: expected 1 to 4096"),
+        ("imagefolder:animals,size=8,normalize=x", "normalize=x is unknown: expected imagenet or cifar"),
+        ("imagefolder:animals,normalize=x", "normalize=x is unknown: expected imagenet or cifar"),
+        ("imagefolder:animals,", "imagefolder:animals,: '' is unknown or there twice, expected size=..."),
     ],
 )
 def test_wrong_name_gets_one_line(folder, name, words):
@@ -301,7 +328,7 @@ def test_options_that_mean_nothing_are_refused(folder):
 
 def test_too_many_images_for_the_memory(folder, monkeypatch):
     monkeypatch.setattr(decoded, "MAX_BYTES", 9 * 3 * 9 * 16 - 1)
-    words = r"9 images of 16 x 9 are 0.0 GiB decoded, and at most .* GiB are held in memory: take fewer or smaller"
+    words = r"9 images of 16 x 9 are 0.0 GiB decoded, .* take fewer .*, or stream them with imagefolder:.*,size=224$"
     with pytest.raises(UserError, match=words):
         load_dataset(f"imagefolder:{folder}")
     monkeypatch.setattr(decoded, "MAX_BYTES", 9 * 3 * 9 * 16)

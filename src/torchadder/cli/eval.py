@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from torchadder.data import Batches, list_datasets, load_dataset
+from torchadder.cli.options import WORKERS
+from torchadder.data import list_datasets, load_dataset, open_batches
 from torchadder.errors import UserError
 from torchadder.models.checkpoint import read_checkpoint
 from torchadder.train import evaluate as evaluate_model
@@ -36,6 +37,10 @@ def evaluate(
     partial: Annotated[
         bool, typer.Option("--partial", help="Accept data files that hold only a part of the published images.")
     ] = False,
+    on_error: Annotated[
+        str, typer.Option(help="What to do about an image that does not decode: stop or skip.")
+    ] = "stop",
+    workers: Annotated[int | None, typer.Option(min=0, help=WORKERS, show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Test a trained model. A run directory stands for its best epoch; its last.pt is the last one."""
@@ -43,14 +48,14 @@ def evaluate(
     name = dataset or about.dataset
     if name is None:
         raise UserError(f"{checkpoint} does not say what it was trained on: add --dataset {'|'.join(list_datasets())}")
-    images = load_dataset(name, data, partial=partial)
+    images = load_dataset(name, data, partial=partial, on_error=on_error)
     config = model.config
     if (images.in_chans, images.num_classes) != (config["in_chans"], config["num_classes"]):
         raise UserError(
             f"{checkpoint} takes {config['in_chans']} channels and knows {config['num_classes']} classes; "
             f"{images.name} has {images.in_chans} and {images.num_classes}: choose another --dataset"
         )
-    batches = Batches(images.test, batch_size=256)
+    batches = open_batches(images.test, 256, workers=workers)
     start = time.perf_counter()
     scores = evaluate_model(model, batches)
     seconds = time.perf_counter() - start

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchadder.data.augment import Augmentation
-from torchadder.data.registry import Normalization, Split
+from torchadder.data.registry import Split
 from torchadder.errors import UserError
 
 
@@ -25,18 +26,74 @@ class Share(NamedTuple):
         return slice(start + count * self.rank // self.world, start + count * (self.rank + 1) // self.world)
 
 
-class Batches:
-    """Iterates over (images float32 (B, C, H, W), labels int64 (B,)) on ``device``.
+WHOLE = Share()
 
-    With ``train`` the order is shuffled anew in each iteration, by a generator of its own that starts from
-    ``seed``, and the last partial batch is dropped (the paper's recipe); without, the order is the split's
-    and every image comes once. ``augment`` changes the training images, anew in each iteration, by the same
-    generator: the seed decides all of it, on every device alike. ``memory_format`` is that of the images.
-    ``batch_size`` counts the images of all processes together; this one iterates over its ``share`` of each batch.
+
+class Loader(ABC):
+    """Iterates over (images float32 (B, C, H, W), labels int64 (B,)) on ``device``, of a split of ``size`` images.
+
+    With ``train`` the order is shuffled anew in each iteration, as ``seed`` decides, and the last partial batch is
+    dropped (the paper's recipe); without, the order is the split's and every image comes once. ``batch_size`` counts
+    the images of all processes together; this one iterates over its ``share`` of each batch. ``memory_format`` is
+    that of the images.
 
     Raises UserError when ``train`` and the split is smaller than one batch, or a batch is not the same for every
-    process; ValueError for ``augment`` without
-    ``train``, or with images that were normalised before they came here, in which black is no longer 0.
+    process.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        train: bool,
+        device: torch.device | str,
+        memory_format: torch.memory_format,
+        share: Share,
+    ):
+        if train and size < batch_size:
+            raise UserError(f"batch_size {batch_size} is more than the {size} training images; choose a smaller one")
+        if train and batch_size % share.world:
+            raise UserError(
+                f"batch_size {batch_size} cannot be shared evenly by {share.world} processes: choose a multiple"
+            )
+        self.size, self.batch_size, self.train = size, batch_size, train
+        self.device, self.memory_format, self.share = torch.device(device), memory_format, share
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size if self.train else -(-self.size // self.batch_size)
+
+    @property
+    def count(self) -> int:
+        """Images in one iteration, those of the other processes included."""
+        return len(self) * self.batch_size if self.train else self.size
+
+    def parts(self) -> Iterator[slice]:
+        """This process's part of each batch, as places in the order of an iteration."""
+        for start in range(0, self.count, self.batch_size):
+            part = self.share.of(start, min(start + self.batch_size, self.count))
+            if part.start < part.stop:  # else a last batch of fewer images than processes
+                yield part
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What iteration continues from, with the same orders and augmentations."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Batches(Loader):
+    """A Loader of a split in memory, whose order a generator of its own decides that starts from ``seed``.
+
+    ``augment`` changes the training images, anew in each iteration, by the same generator: the seed decides all of
+    it, on every device alike.
+
+    Raises UserError as Loader; ValueError for ``augment`` without ``train``, or with images that were normalised
+    before they came here, in which black is no longer 0.
     """
 
     def __init__(
@@ -49,39 +106,18 @@ class Batches:
         seed: int = 0,
         device: torch.device | str = "cpu",
         memory_format: torch.memory_format = torch.contiguous_format,
-        share: Share = Share(),
+        share: Share = WHOLE,
     ):
-        if train and len(split) < batch_size:
-            raise UserError(
-                f"batch_size {batch_size} is more than the {len(split)} training images; choose a smaller one"
-            )
-        if train and batch_size % share.world:
-            raise UserError(
-                f"batch_size {batch_size} cannot be shared evenly by {share.world} processes: choose a multiple"
-            )
+        super().__init__(len(split), batch_size, train=train, device=device, memory_format=memory_format, share=share)
         if augment is not None and not train:
             raise ValueError("augment is for training images: expected train=True with it")
         if augment is not None and split.normalization is None:
             raise ValueError(f"augment takes uint8 images with their normalization, got {split.pixels.dtype} without")
         self.pixels = split.pixels.to(device)
         self.labels = split.labels.to(device)
-        self.batch_size, self.train, self.memory_format, self.share = batch_size, train, memory_format, share
         self._augment = augment
-        self._normalize = split.normalization and Normalization(*(t.to(device) for t in split.normalization))
+        self._normalize = split.normalization and split.normalization.to(device)
         self._generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return len(self.labels) // self.batch_size if self.train else -(-len(self.labels) // self.batch_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batches are."""
-        return self.labels.device
-
-    @property
-    def count(self) -> int:
-        """Images in one iteration, those of the other processes included."""
-        return len(self) * self.batch_size if self.train else len(self.labels)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         device, order, choices = self.device, None, None
@@ -89,10 +125,7 @@ class Batches:
             order = torch.randperm(len(self.labels), generator=self._generator).to(device)
         if self._augment is not None:  # for the whole epoch at once: one that is left early changes none after it
             choices = self._augment.draw(len(self.labels), self._generator).to(device)
-        for start in range(0, self.count, self.batch_size):
-            part = self.share.of(start, min(start + self.batch_size, self.count))
-            if part.start == part.stop:  # a last batch of fewer images than processes
-                continue
+        for part in self.parts():
             chosen = part if order is None else order[part]
             images, labels = self.pixels[chosen], self.labels[chosen]
             if self._augment is not None and choices is not None:
@@ -101,9 +134,9 @@ class Batches:
                 images = self._normalize(images)
             yield images.contiguous(memory_format=self.memory_format), labels
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The generator's state: iteration continues from it with the same orders and augmentations."""
+    def state_dict(self) -> dict[str, Any]:
+        """The generator's state."""
         return {"generator": self._generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._generator.set_state(state["generator"])

@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from torchadder.data.folders import cache_folder
+from torchadder.data.pixels import Damaged, load_pillow, open_image, reason_of
 from torchadder.errors import UserError
 
 MAX_BYTES = 1 << 31  # of decoded pixels: what a training process may well hold
-FORMATS = ("JPEG", "PNG")
-MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA", "CMYK", "YCbCr"}  # of 8 bits at most: what RGB can hold
+OTHER_SIZE = "the first image has"  # in the reason of an image that has another
 PART = 256  # images that a thread decodes in a row
 THREADED_PIXELS = 128 * 128  # in smaller images Python's own part is the longer one, and threads only wait for it
 VERSION = 1  # another one whenever the same files come to other pixels: what is in the cache is then no longer read
@@ -40,13 +40,6 @@ class ImageFile(NamedTuple):
     label: int
     size: int
     mtime_ns: int
-
-
-class Damaged(NamedTuple):
-    """An image file that cannot be used, and why."""
-
-    path: str
-    reason: str
 
 
 class Decoded(NamedTuple):
@@ -81,13 +74,14 @@ def read(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> Decoded:
 
 
 def _decode(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> Decoded:
-    pillow = _pillow()
+    pillow = load_pillow()
     size = _first_size(pillow, folder, files["train"])
     total = sum(map(len, files.values())) * 3 * math.prod(size)
     if total > MAX_BYTES:
         raise UserError(
             f"{folder}: {sum(map(len, files.values())):,} images of {size[0]} x {size[1]} are {total / 2**30:,.1f} GiB "
-            f"decoded, and at most {MAX_BYTES / 2**30:g} GiB are held in memory: take fewer or smaller images"
+            f"decoded, and at most {MAX_BYTES / 2**30:g} GiB are held in memory: "
+            f"take fewer or smaller images, or stream them with imagefolder:{folder},size=224"
         )
     splits, damaged = {}, []
     workers = torch.get_num_threads() if math.prod(size) >= THREADED_PIXELS else 1
@@ -106,25 +100,15 @@ def _decode(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> Decoded:
     return Decoded(splits, _statistics(splits["train"][0]), damaged)
 
 
-def _pillow() -> ModuleType:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise UserError(
-            "images are decoded by Pillow, which is not installed: pip install 'torchadder[images]'"
-        ) from error
-    return Image
-
-
 def _first_size(pillow: ModuleType, folder: Path, files: Sequence[ImageFile]) -> tuple[int, int]:
     """Width and height of the first image whose header can be read."""
     reason = ""
     for file in files:
         try:
-            with pillow.open(folder / file.path, formats=FORMATS) as image:
+            with open_image(pillow, folder / file.path) as image:
                 return image.size
         except Exception as error:  # a damaged image fails in every way there is
-            reason = reason or _reason(error)
+            reason = reason or reason_of(error)
     raise UserError(f"{folder}: none of the {len(files):,} images of train can be used ({reason})")
 
 
@@ -136,23 +120,13 @@ def _decode_part(
     reasons = {}
     for i in part:
         try:
-            with pillow.open(folder / files[i].path, formats=FORMATS) as image:
+            with open_image(pillow, folder / files[i].path) as image:
                 if image.size != size:  # known from the header: a huge one is not decoded
-                    raise ValueError(
-                        f"{image.size[0]} x {image.size[1]} pixels, the first image has {size[0]} x {size[1]}"
-                    )
-                if image.mode not in MODES:
-                    raise ValueError(f"mode {image.mode}, expected at most 8 bits a channel")
+                    raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, {OTHER_SIZE} {size[0]} x {size[1]}")
                 pixels[i] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         except Exception as error:  # a damaged image fails in every way there is
-            reasons[i] = _reason(error)
+            reasons[i] = reason_of(error)
     return reasons
-
-
-def _reason(error: Exception) -> str:
-    """The text of an error in one short line without the file's path; the file has a say in it."""
-    text = getattr(error, "strerror", None) or str(error).partition(" '")[0]
-    return " ".join(text.split())[:100] or type(error).__name__
 
 
 def _statistics(pixels: Tensor) -> tuple[list[float], list[float]]:

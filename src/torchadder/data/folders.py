@@ -30,6 +30,17 @@ def places(data_dir: Path | None) -> list[Path]:
     return [_folder(Path(variable), "TORCHADDER_DATA"), _cache()] if variable else [_cache()]
 
 
+def candidates_of(name: str, data_dir: Path | None) -> list[Path]:
+    """What a name of the user's own may mean: below ``data_dir``, else the working directory and the places.
+
+    An absolute one means itself.
+    """
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        return [path]
+    return [root / path for root in ([Path()] if data_dir is None else []) + places(data_dir)]
+
+
 def find_files(dataset: str, names: Sequence[str], data_dir: Path | None) -> list[Path] | None:
     """The paths of all ``names`` in one folder, or None where no folder has any of them.
 

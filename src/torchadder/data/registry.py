@@ -1,16 +1,17 @@
-"""The data sets by name: each a pair of splits, whole in memory."""
+"""The data sets by name: each a pair of splits, whole in memory or streamed from files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from torchadder.data.augment import Augmentation
+from torchadder.data.augment import Augmentation, RandomResizedCrop
 from torchadder.errors import UserError
 
 
@@ -25,9 +26,17 @@ class Normalization(NamedTuple):
         """From one number a channel."""
         return cls(*(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std)))
 
+    def to(self, device: torch.device | str) -> Normalization:
+        """The same on ``device``."""
+        return Normalization(self.mean.to(device), self.std.to(device))
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """float32 (N, C, H, W), (pixels / 255 - mean) / std, from uint8."""
-        return pixels.div(255).sub_(self.mean).div_(self.std)
+        return self.in_place(pixels.to(torch.float32, copy=True))
+
+    def in_place(self, pixels: Tensor) -> Tensor:
+        """The same from float32, whose pixels are 0 to 255, and in their place."""
+        return pixels.div_(255).sub_(self.mean).div_(self.std)
 
 
 @dataclass(frozen=True)
@@ -51,23 +60,78 @@ class Split:
         return self.pixels if self.normalization is None else self.normalization(self.pixels)
 
 
+class Source(Protocol):
+    """Image files that are read one by one. It is passed to worker processes: picklable, and small in memory.
+
+    ``labels``: int64 (N,).
+    """
+
+    labels: np.ndarray
+
+    def read(self, index: int) -> bytes:
+        """The content of an image file. Raises OSError where it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """What to call it in a message."""
+
+
+@dataclass(frozen=True)
+class StreamedSplit:
+    """Images that are read and decoded when their turn comes, to uint8 (3, ``size``, ``size``), then normalised.
+
+    ``title``: what to call it in a message. ``on_error``: "stop" at an image that does not decode, or "skip" it.
+    """
+
+    title: str
+    source: Source
+    size: int
+    normalization: Normalization
+    on_error: str = "stop"
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its name, what a model needs to know about it, its two splits, and how to augment the first."""
+    """A data set: its name, what a model needs to know about it, its two splits, and how to augment the first.
+
+    The splits are both in memory with an Augmentation, or both streamed with a RandomResizedCrop; or without either.
+    """
 
     name: str
     num_classes: int
     in_chans: int
-    train: Split
-    test: Split
-    augmentation: Augmentation | None = None
+    train: Split | StreamedSplit
+    test: Split | StreamedSplit
+    augmentation: Augmentation | RandomResizedCrop | None = None
+
+    @classmethod
+    def streamed(
+        cls,
+        name: str,
+        num_classes: int,
+        train: Source,
+        test: Source,
+        *,
+        size: int,
+        normalization: Normalization,
+        on_error: str,
+    ) -> Dataset:
+        """One of colour images that stream; see StreamedSplit. Raises UserError for a label out of range."""
+        title = name.partition(",")[0]
+        for source in (train, test):
+            if (wrong := np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))).size:
+                label = f"the label of {source.name(int(wrong[0]))} is {source.labels[wrong[0]]}"
+                raise UserError(f"{title}: {label}, expected 0 to {num_classes - 1}")
+        first, second = (StreamedSplit(title, source, size, normalization, on_error) for source in (train, test))
+        return cls(name, num_classes, 3, first, second, RandomResizedCrop())
 
 
 LoadFunction = TypeVar("LoadFunction", bound=Callable[..., Dataset])
 
 _DATASETS: dict[str, Callable[..., Dataset]] = {}
 _OPTIONS: dict[str, tuple[str, ...]] = {}
-_OF_A_FOLDER = ":DIR"
 
 
 def register(name: str, *, options: tuple[str, ...] = ()) -> Callable[[LoadFunction], LoadFunction]:
@@ -104,8 +168,9 @@ def load_dataset(name: str, data_dir: Path | None = None, *, partial: bool = Fal
     if on_error not in ("stop", "skip"):
         raise UserError(f"--on-error {on_error} is unknown: expected stop or skip")
     kind, colon, rest = name.partition(":")
-    registered, arguments = (kind + _OF_A_FOLDER, [rest]) if colon else (name, [])
-    if registered not in _DATASETS or (colon and not rest):
+    registered = next((known for known in _DATASETS if colon and rest and known.startswith(kind + colon)), name)
+    arguments = [rest] if colon else []
+    if registered not in _DATASETS:
         raise UserError(f"unknown data set {name!r}; known: {', '.join(list_datasets())}")
     options: dict[str, Any] = {}
     if partial:

@@ -7,7 +7,7 @@ from itertools import islice
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from torchadder.data import Batches
+from torchadder.data import Loader
 from torchadder.train.recipe import Recipe
 
 CALIBRATION_BATCHES = 50
@@ -18,7 +18,7 @@ def average_of(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
 
 
-def calibrate(model: nn.Module, batches: Batches) -> None:
+def calibrate(model: nn.Module, batches: Loader) -> None:
     """Take the batch normalisation's statistics of ``model`` anew from training images; ``batches`` stays as it was.
 
     Averaged statistics would be those of no network: an adder layer's outputs have a mean of hundreds of

@@ -1,0 +1,301 @@
+"""Streamed batches: the same numbers for any number of workers and processes, resumable, and never far ahead."""
+
+import dataclasses
+import io
+import multiprocessing
+import os
+import re
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+import torch
+
+from torchadder.data import Augmentation, Batches, RandomResizedCrop, Share, Split, StreamedSplit, open_batches
+from torchadder.data import streamed as module
+from torchadder.data.registry import Normalization
+from torchadder.errors import UserError
+from torchadder.train import Progress, Run, train
+
+Image = pytest.importorskip("PIL.Image", reason="no Pillow: pip install 'torchadder[images]'")
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # forks, Python 3.12
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # more workers than processors
+]
+SIZE = 8
+PLAIN = Normalization.of([0.0] * 3, [1 / 255] * 3)  # pixels as they are in the file
+
+
+class Files:
+    """PNG files in memory as a Source. The red of each is its index, and so is its label."""
+
+    def __init__(self, count, damaged=()):
+        self.labels = np.arange(count)
+        self.reads = multiprocessing.Value("q", 0)
+        self.contents = [self.content(i) if i not in damaged else b"junk" for i in range(count)]
+
+    def content(self, index):
+        pixels = np.random.default_rng(index).integers(0, 256, (12, 16, 3), np.uint8)
+        pixels[..., 0] = index
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    def read(self, index):
+        with self.reads.get_lock():
+            self.reads.value += 1
+        return self.contents[index]
+
+    def name(self, index):
+        return f"{index}.png"
+
+
+def split_of(count, damaged=(), on_error="stop"):
+    return StreamedSplit("files", Files(count, damaged), SIZE, PLAIN, on_error)
+
+
+def batches_of(split, size=4, **options):
+    return open_batches(split, size, **{"workers": 0, **options})
+
+
+def training(split, size=4, **options):
+    return batches_of(split, size, train=True, augment=RandomResizedCrop(), **options)
+
+
+def labels_of(batches):
+    return [labels.tolist() for _, labels in batches]
+
+
+def everything(batches):
+    pairs = [*batches]
+    return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
+
+
+def assert_equal(one, other):
+    assert all(map(torch.equal, one, other))
+
+
+def refusal_of(batches):
+    """The line that iteration ends with, without pytest's record of it, which keeps workers until they time out."""
+    try:
+        everything(batches)
+    except UserError as error:
+        return str(error)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Batches of several requests, which end in a shorter one."""
+    monkeypatch.setattr(module, "PART", 3)
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (7, 3), (9, 3), (3, 7), (11, 4)])
+def test_evaluation_keeps_order_and_every_image(n, size):
+    batches = batches_of(split_of(n), size)
+    found = labels_of(batches)
+    assert [*chain(*found)] == [*range(n)]
+    assert (len(found), n) == (len(batches), batches.count)
+    assert all(len(part) == size for part in found[:-1])
+    assert found == labels_of(batches)
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (7, 3), (9, 3), (11, 4), (7, 7)])
+def test_training_shuffles_and_drops_the_last_part(n, size):
+    batches = batches_of(split_of(n), size, train=True)
+    found = labels_of(batches)
+    assert [len(part) for part in found] == [size] * (n // size) == [size] * len(batches)
+    assert len({*chain(*found)}) == n // size * size == batches.count
+
+
+@pytest.mark.parametrize("augment", [None, RandomResizedCrop()])
+def test_images_go_with_their_labels(augment):
+    images, labels = everything(batches_of(split_of(11), train=True, augment=augment))
+    assert (images.dtype, images.shape, labels.dtype) == (torch.float32, (8, 3, SIZE, SIZE), torch.int64)
+    assert torch.equal(images[:, 0].round(), labels.view(-1, 1, 1).expand(-1, SIZE, SIZE).float())
+
+
+def test_normalised_by_channel():
+    raw, _ = everything(batches_of(split_of(3)))
+    split = dataclasses.replace(split_of(3), normalization=Normalization.of([0.1, 0.2, 0.3], [0.5, 0.6, 0.7]))
+    found, _ = everything(batches_of(split))
+    expected = (raw / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_seed_epoch_and_index_decide_order_and_crops():
+    first, again, other = (training(split_of(40), seed=seed) for seed in (1, 1, 2))
+    images, labels = everything(first)
+    assert_equal((images, labels), everything(again))
+    assert not torch.equal(everything(other)[1], labels)
+    later_images, later = everything(first)
+    assert not torch.equal(later, labels)
+    assert not torch.equal(images[labels.argsort()], later_images[later.argsort()])
+
+
+@pytest.mark.parametrize("options", [{}, dict(train=True, augment=RandomResizedCrop(), seed=5)])
+def test_the_number_of_workers_changes_nothing(options):
+    split = split_of(29, damaged={3, 4, 20}, on_error="skip")
+    expected = batches_of(split, 8, **options)
+    expected = [everything(expected) for _ in range(2)]
+    for workers in (1, 2):
+        batches = batches_of(split, 8, workers=workers, **options)
+        for epoch in expected:  # the second by the same workers
+            assert_equal(everything(batches), epoch)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("n", [12, 13, 23])
+def test_the_shares_of_all_processes_are_the_whole(world, train, n):
+    split, options = split_of(n), dict(train=train, augment=RandomResizedCrop() if train else None)
+    whole = batches_of(split, 6, **options)
+    parts = [batches_of(split, 6, share=Share(rank, world), **options) for rank in range(world)]
+    assert {(len(part), part.count) for part in parts} == {(len(whole), whole.count)}
+    images, labels = everything(whole)
+    found = [everything(part) for part in parts]
+    place = torch.cat([labels for _, labels in found]).argsort()
+    assert torch.equal(torch.cat([images for images, _ in found])[place], images[labels.argsort()])
+    if train:  # and each batch's images in its place: the second epoch of all
+        assert [[*chain(*b)] for b in zip(*map(labels_of, parts), strict=True)] == labels_of(whole)
+
+
+def test_state_continues_with_the_same_orders_and_crops():
+    batches = training(split_of(20))
+    everything(batches)
+    state = batches.state_dict()
+    expected = [everything(batches) for _ in range(2)]
+    other = training(split_of(20))
+    other.load_state_dict(state)
+    for epoch in expected:
+        assert_equal(everything(other), epoch)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_iteration_that_is_left_early_changes_none_after_it(workers):
+    one, other = (training(split_of(20), workers=workers) for _ in range(2))
+    everything(one)
+    [*islice(other, 2)]
+    assert_equal(everything(one), everything(other))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_generator_is_left_alone(workers):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    everything(training(split_of(9), workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_channels_last():
+    for images, _ in batches_of(split_of(8), memory_format=torch.channels_last):
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert not images.is_contiguous()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_are_read_a_few_parts_ahead_at_most(workers):
+    split = split_of(200)
+    taken = 0
+    for _, labels in batches_of(split, 8, workers=workers):
+        taken += len(labels)
+        assert split.source.reads.value <= taken + (module.AHEAD + 1) * workers * module.PART
+    assert split.source.reads.value == 200
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_stops_it_by_name(workers):
+    assert refusal_of(batches_of(split_of(9, damaged={5}), workers=workers)) == (
+        "files: 5.png (cannot identify image file) cannot be used; replace it, or go on without such images with "
+        "--on-error skip"
+    )
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_next_image_stands_in_for_a_damaged_one(capsys, train):
+    whole, other = split_of(12), split_of(12, damaged={3, 4, 11}, on_error="skip")
+    expected, found = (batches_of(split, train=train) for split in (whole, other))
+    for _ in range(2):
+        stand_ins = {3: 5, 4: 5, 11: 0}
+        assert labels_of(found) == [[stand_ins.get(label, label) for label in part] for part in labels_of(expected)]
+        line = capsys.readouterr().err
+        assert line.startswith("files: 3 of 12 images cannot be used: ")
+        assert "11.png (cannot identify image file)" in line
+        assert line.endswith("; the next ones stood in\n")
+
+
+def test_no_line_without_damage(capsys):
+    everything(batches_of(split_of(5, on_error="skip")))
+    assert capsys.readouterr().err == ""
+
+
+def test_too_many_damaged_in_a_row(monkeypatch):
+    with pytest.raises(UserError, match=r"files: 4 images in a row cannot be used: 0.png \(cannot identify.*3.png"):
+        everything(batches_of(split_of(4, damaged=range(4), on_error="skip")))
+    monkeypatch.setattr(module, "TRIES", 2)
+    with pytest.raises(UserError, match=r"files: 2 images in a row cannot be used: 2.png \([^)]*\), 3.png \([^)]*\)$"):
+        everything(batches_of(split_of(9, damaged={2, 3}, on_error="skip")))
+
+
+class Fatal(Files):
+    def read(self, index):
+        os._exit(3)
+
+
+def test_a_worker_that_dies_gets_one_line():
+    split = StreamedSplit("files", Fatal(5), SIZE, PLAIN)
+    line = refusal_of(batches_of(split, workers=1))
+    assert re.fullmatch(r"a process that decodes images ended: .* Try fewer with --workers", line)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(UserError, match="batch_size 9 is more than the 8 training images"):
+        batches_of(split_of(8), 9, train=True)
+    with pytest.raises(UserError, match="batch_size 8 cannot be shared evenly by 3 processes"):
+        batches_of(split_of(9), 8, train=True, share=Share(0, 3))
+    with pytest.raises(ValueError, match="augment is for training images"):
+        batches_of(split_of(8), augment=RandomResizedCrop())
+    with pytest.raises(ValueError, match="streamed images take a RandomResizedCrop, got an Augmentation"):
+        batches_of(split_of(8), train=True, augment=Augmentation())
+    in_memory = Split(torch.zeros(8, 3, 4, 4), torch.arange(8))
+    assert type(open_batches(in_memory, 4, workers=3)) is Batches
+    with pytest.raises(ValueError, match="images in memory take an Augmentation, got a RandomResizedCrop"):
+        open_batches(in_memory, 4, train=True, augment=RandomResizedCrop())
+
+
+@pytest.mark.parametrize(("processors", "processes", "workers"), [(2, 1, 2), (64, 1, 8), (64, 16, 4), (4, 8, 1)])
+def test_workers_by_default(monkeypatch, processors, processes, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(processors), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert module.default_workers() == workers
+
+
+class StopsAfter(Progress):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def epoch_done(self, row):
+        if row["epoch"] == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_training_that_is_continued_gives_the_same_numbers(tiny_recipe, tmp_path):
+    """Streamed, augmented, with an average of the weights, and another number of workers after the interruption."""
+    for i in range(12):
+        for split in ("train", "test"):
+            path = tmp_path / "images" / split / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(Files(0).content(17 * i))
+    recipe = dataclasses.replace(
+        tiny_recipe, dataset=f"imagefolder:{tmp_path / 'images'},size=32", augment=True, batch_size=4, ema=0.5
+    )
+    straight = Run.open(tmp_path / "straight", recipe)
+    train(straight, workers=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(Run.open(tmp_path / "broken", recipe), progress=StopsAfter(1), workers=0)
+    continued = Run.open(tmp_path / "broken", recipe, resume=True)
+    train(continued, workers=1)
+    for part in ("model", "trained"):
+        one, other = straight.state[part], continued.state[part]
+        assert all(torch.equal(one[name], other[name]) for name in one)
