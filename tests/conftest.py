@@ -1,4 +1,7 @@
-"""What several folders of tests share: a tiny learnable data set with a recipe on it, and one thread."""
+"""What several folders of tests share: a tiny learnable data set with a recipe on it, finished runs, one thread."""
+
+import json
+import os
 
 import pytest
 import torch
@@ -34,3 +37,41 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+ENVIRONMENT = {
+    "torchadder": "0.1.0",
+    "torch": "2.13.0",
+    "numpy": "2.4.0",
+    "python": "3.11.7",
+    "platform": "Linux",
+    "processor": "Abacus 3000",
+    "threads": 1,
+    "kernels": "avx2",
+}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run directory as train leaves it behind, without the weights; its accuracies are those given, by epoch."""
+
+    def write(name, *accuracies, environment=None, epochs=None, **changes):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        recipe = Recipe("lenet5bn-mnist", "lenet5bn", "mnist", epochs=epochs or len(accuracies), **changes)
+        (folder / "recipe.json").write_text(recipe.to_json())
+        command = f"torchadder train lenet5bn-mnist --op {recipe.op} --data /data/mnist --out {folder}"
+        about = {"command": command, **ENVIRONMENT, **(environment or {})}
+        (folder / "environment.json").write_text(json.dumps(about))
+        rows = [
+            {
+                **{"epoch": epoch, "test_accuracy": accuracy, "seconds": 60.0 + epoch},
+                **{"images_per_second": 1000.0 + epoch, "peak_rss_mib": 500.0 + epoch},
+            }
+            for epoch, accuracy in enumerate(accuracies, start=1)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.utime(folder / "metrics.jsonl", (1592150000, 1592150000))  # 2020-06-14
+        return folder
+
+    return write

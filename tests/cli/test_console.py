@@ -9,7 +9,7 @@ from torchadder.cli import console
 from torchadder.models import create_model
 from torchadder.train import get_recipe
 
-ROW = {"epoch": 2, "train_loss": 0.0314, "test_accuracy": 98.944, "seconds": 3.44}
+ROW = {"epoch": 2, "train_loss": 0.0314, "test_accuracy": 98.944, "seconds": 3.44, "images_per_second": 1234.5}
 
 
 class Terminal(io.StringIO):
@@ -32,7 +32,7 @@ def test_lines_elsewhere(monkeypatch):
     header, continues, line = stream.getvalue().splitlines()
     assert header.startswith("lenet5bn-tiny · adder · ")
     assert continues == "continues after epoch 1"
-    assert line == "epoch 2/3  loss 0.031  test 98.94%  3.4 s  eta 0:10"
+    assert line == "epoch 2/3  loss 0.031  test 98.94%  3.4 s  1,234 images/s  eta 0:10"
 
 
 def test_bar_on_a_terminal(monkeypatch):

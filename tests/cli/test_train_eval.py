@@ -32,7 +32,7 @@ def test_train_prints_header_epochs_and_result(capsys, tmp_path):
     out, err = capsys.readouterr()
     header, first, second, result = out.splitlines()
     assert header.startswith("lenet5bn-tiny · adder · 61,942 parameters · 0 multiplications in 5 layers · ALR eta 0.2")
-    assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  test [\d.]+%  [\d.]+ s  eta \d:\d\d", first)
+    assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  test [\d.]+%  [\d.]+ s  [\d,]+ images/s  eta \d:\d\d", first)
     assert second.startswith("epoch 2/2")
     assert re.fullmatch(r"test accuracy [\d.]+% after 2 epochs \(best [\d.]+% in epoch [12]\) · 0:0\d · run", result)
     assert err == ""
@@ -267,7 +267,7 @@ def test_help_lists_the_flags_in_groups(capsys):
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
     groups = re.findall(r"^╭─ ([\w ]+?) ─", out, re.MULTILINE)
-    named = ["Network", "Images", "Optimiser", "Learning rate", "Adder layers", "Numbers"]
+    named = ["Network", "Images", "Optimiser", "Learning rate", "Adder layers", "Distillation", "Numbers"]
     assert groups == ["Arguments", "Options", *named]
     assert out.index("Adder layers") < out.index("--grad ") < out.index("Numbers")
 

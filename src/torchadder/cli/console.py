@@ -7,6 +7,7 @@ import time
 from typing import IO, Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
@@ -15,11 +16,12 @@ from torchadder import kernels
 from torchadder.analysis import summary
 from torchadder.models import Model
 from torchadder.train import Progress, Recipe
+from torchadder.train.distributed import tell_once
 
 
 def error(message: str) -> None:
-    """One line on stderr."""
-    print(f"error: {message}", file=sys.stderr)
+    """One line on stderr, of several processes by the first that comes here."""
+    tell_once(lambda: print(f"error: {message}", file=sys.stderr, flush=True))
 
 
 def progress(stream: IO[str]) -> Lines:
@@ -29,7 +31,10 @@ def progress(stream: IO[str]) -> Lines:
 
 
 class Lines(Progress):
-    """A header, then one plain line an epoch: ``epoch 12/50  loss 0.031  test 98.94%  3.4 s  eta 2:11``."""
+    """A header, then one plain line an epoch.
+
+    ``epoch 12/50  loss 0.031  test 98.94%  3.4 s  21,000 images/s  eta 2:11``
+    """
 
     def __init__(self, stream: IO[str]):
         self._stream = stream
@@ -56,7 +61,8 @@ class Lines(Progress):
         self._print(f"epoch {row['epoch']}/{self._epochs}  {self._numbers(row)}  {self._eta(row['epoch'])}")
 
     def _numbers(self, row: dict[str, Any]) -> str:
-        return f"loss {row['train_loss']:.3f}  test {row['test_accuracy']:.2f}%  {row['seconds']:.1f} s"
+        speed = f"{row['images_per_second']:,.0f} images/s"
+        return f"loss {row['train_loss']:.3f}  test {row['test_accuracy']:.2f}%  {row['seconds']:.1f} s  {speed}"
 
     def _eta(self, epochs_done: float) -> str:
         done = epochs_done - self._first
@@ -117,7 +123,10 @@ def header(recipe: Recipe, model: Model) -> str:
         rate = {"alr": f"ALR eta {recipe.eta:g}", "ilr": f"ILR x{recipe.ilr_factor:g}", "plain": "plain rate"}
         parts += [rate[recipe.lr_scheme], f"kernels {kernels.isa()}"]
     threads = torch.get_num_threads()
-    return " · ".join([*parts, f"{threads} thread{'s' if threads > 1 else ''}"])
+    parts += [f"{threads} thread{'s' if threads > 1 else ''}"]
+    if dist.is_available() and dist.is_initialized():
+        parts[-1] += f" in each of {dist.get_world_size()} processes"
+    return " · ".join(parts)
 
 
 def clock(seconds: float) -> str:

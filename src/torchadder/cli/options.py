@@ -10,6 +10,8 @@ import typer
 
 from torchadder.train.recipe import allowed_values, default_value, options
 
+WORKERS = "Processes that decode images which stream; they change no number (default: one a processor, 8 at most)."
+
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """``command`` with a flag for each option of Recipe, in the place of its parameter ``changes``.

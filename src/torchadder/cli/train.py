@@ -3,6 +3,7 @@
 import json as json_format
 import shlex
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from torchadder.cli import console
-from torchadder.cli.options import with_recipe_options
+from torchadder.cli.options import WORKERS, with_recipe_options
 from torchadder.data import list_datasets
 from torchadder.errors import UserError
-from torchadder.train import RECIPES, Outcome, Run, default_folder, get_recipe
+from torchadder.train import RECIPES, Outcome, Progress, Run, default_folder, get_recipe
 from torchadder.train import train as train_run
+from torchadder.train.distributed import joined, restarts
 from torchadder.train.recipe import ADDER, GRADIENTS, IMAGES, Recipe
 from torchadder.train.run import holds_run, saved_recipe
 from torchadder.train.tensorboard import TensorBoard
@@ -32,6 +34,10 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(help="Folder with the data files (default: $TORCHADDER_DATA, the cache, or fetched)."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help=WORKERS, show_default=False),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the folder; its recipe is kept.")
@@ -61,27 +67,34 @@ def train(
     """Train RECIPE; everything about the run lands in one folder.
 
     A run that was interrupted continues with --resume to the same numbers.
+
+    torchrun --nproc-per-node N -m torchadder train RECIPE ... trains in N processes, which share each batch.
     """
     changes.update(_gradients(grad, changes))
     if dataset is not None:
         changes["dataset"] = dataset
+    stream = sys.stderr if json else sys.stdout
+    with joined() as processes:
+        run = processes.open(lambda: _open(recipe, changes, out, resume))
+        if run.finished and processes.first:
+            print(f"{run.folder} is finished: all {run.epoch} epochs are done", file=stream)
+        try:
+            with console.progress(stream) if processes.first else nullcontext(Progress()) as progress:
+                shown = TensorBoard(run.folder, progress) if tensorboard and processes.first else progress
+                outcome = train_run(run, data_dir=data, progress=shown, processes=processes, workers=workers)
+        except KeyboardInterrupt:
+            console.error(_interrupted(run, recipe, data, tensorboard))
+            raise typer.Exit(130) from None
+    if processes.first:
+        print(json_format.dumps(asdict(outcome)) if json else _describe(outcome))
+
+
+def _open(recipe: str, changes: dict[str, Any], out: Path | None, resume: bool) -> Run:
     chosen = get_recipe(recipe, changes)
     folder = out or default_folder(chosen)
     if resume and holds_run(folder):  # flags that are not given keep the run's values
         chosen = Recipe(**{**asdict(saved_recipe(folder)), "name": recipe, **changes})
-    run = Run.open(folder, chosen, resume=resume)
-    stream = sys.stderr if json else sys.stdout
-    if run.finished:
-        print(f"{folder} is finished: all {run.epoch} epochs are done", file=stream)
-    with console.progress(stream) as progress:
-        try:
-            shown = TensorBoard(folder, progress) if tensorboard else progress
-            outcome = train_run(run, data_dir=data, progress=shown)
-        except KeyboardInterrupt:
-            progress.close()
-            console.error(_interrupted(run, recipe, data, tensorboard))
-            raise typer.Exit(130) from None
-    print(json_format.dumps(asdict(outcome)) if json else _describe(outcome))
+    return Run.open(folder, chosen, resume=resume or (restarts() and holds_run(folder)))
 
 
 def _gradients(grad: str | None, changes: dict[str, Any]) -> dict[str, str]:
@@ -98,10 +111,13 @@ def _gradients(grad: str | None, changes: dict[str, Any]) -> dict[str, str]:
 def _interrupted(run: Run, recipe: str, data: Path | None, tensorboard: bool) -> str:
     if not holds_run(run.folder):
         return "interrupted before training began; nothing was written"
+    saved = f"interrupted; {run.epoch}/{run.recipe.epochs} epochs are saved"
+    if run.processes > 1:
+        return f"{saved}, continue with the same command and --resume"
     command = ["torchadder", "train", recipe, "--out", str(run.folder), "--resume"]
     command += ["--data", str(data)] if data else []
     command += ["--tensorboard"] if tensorboard else []
-    return f"interrupted; {run.epoch}/{run.recipe.epochs} epochs are saved, continue with: {shlex.join(command)}"
+    return f"{saved}, continue with: {shlex.join(command)}"
 
 
 def _describe(outcome: Outcome) -> str:

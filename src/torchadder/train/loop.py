@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchadder.data import Batches, load_dataset
+from torchadder.data import Loader, load_dataset, open_batches
 from torchadder.errors import UserError
 from torchadder.models import Model, create_model
 from torchadder.train.averaging import average_of, calibrate
 from torchadder.train.determinism import deterministic_algorithms, rng_state, set_rng_state
+from torchadder.train.distillation import Distiller, distiller_of
+from torchadder.train.distributed import ALONE, Processes, no_sync
 from torchadder.train.divergence import IMAGES, first_not_finite, is_finite
 from torchadder.train.optimizer import attach_adder_lr, build_optimizer, clip_gradients
 from torchadder.train.progress import Progress
@@ -32,9 +34,13 @@ def train(
     *,
     data_dir: Path | None = None,
     progress: Progress | None = None,
-    device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
+    workers: int | None = None,
 ) -> Outcome:
     """Train ``run`` from where it stands to its recipe's last epoch; a finished run returns at once.
+
+    Each of ``processes`` calls it with its own of ``processes.open``; they share the work on their devices.
+    ``workers``: processes of each that decode images which stream (default: one a processor, 8 at most).
 
     At the end of every epoch the model is tested on the whole test split and the run is saved. On one CPU
     with the same number of threads the numbers do not depend on interruptions: --resume is exact.
@@ -45,20 +51,24 @@ def train(
     progress = progress or Progress()
     if not run.finished:
         with deterministic_algorithms(run.recipe.deterministic):
-            train_epochs(run, data_dir, progress, torch.device(device))
+            train_epochs(run, data_dir, progress, processes, workers)
     return run.outcome()
 
 
-def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: torch.device) -> None:
+def train_epochs(
+    run: Run, data_dir: Path | None, progress: Progress, processes: Processes, workers: int | None
+) -> None:
     """The epochs that ``run`` still lacks."""
-    recipe = run.recipe
+    recipe, device = run.recipe, processes.device
+    processes.check(recipe)
 
     # data and model
-    dataset = load_dataset(recipe.dataset, data_dir, partial=recipe.partial, on_error=recipe.on_error)
+    with processes.one_a_machine_ahead():
+        dataset = load_dataset(recipe.dataset, data_dir, partial=recipe.partial, on_error=recipe.on_error)
     if recipe.augment and dataset.augmentation is None:
         raise UserError(f"--augment: {recipe.dataset} has no augmentation; leave it out, or say --no-augment")
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    batches = Batches(
+    batches = open_batches(
         dataset.train,
         recipe.batch_size,
         train=True,
@@ -66,8 +76,17 @@ def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: to
         seed=recipe.seed,
         device=device,
         memory_format=layout,
+        share=processes.share,
+        workers=workers,
     )
-    test_batches = Batches(dataset.test, recipe.batch_size, device=device, memory_format=layout)
+    test_batches = open_batches(
+        dataset.test,
+        recipe.batch_size,
+        device=device,
+        memory_format=layout,
+        share=processes.share,
+        workers=workers,
+    )
     torch.manual_seed(recipe.seed)
     model = create_model(
         recipe.model,
@@ -79,14 +98,16 @@ def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: to
     )
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
-    # optimiser, rate of the adder layers, average of the weights
+    # optimiser, rate of the adder layers, teacher, average of the weights
     optimizer = build_optimizer(model, recipe)
     adder_lr = attach_adder_lr(optimizer, recipe)
+    distiller = distiller_of(model, recipe)
+    if recipe.sync_bn:
+        processes.synchronise_norms(model, distiller)
     average = average_of(model, recipe)
     tested: Model = model if average is None else average.module  # type: ignore[assignment]  # what is saved as well
 
     # continue where the last state was saved
-    run.begin()
     step = run.epoch * len(batches)
     if run.state is not None:
         tested.load_state_dict(run.state["model"])
@@ -96,8 +117,12 @@ def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: to
         optimizer.load_state_dict(run.state["optimizer"])
         if adder_lr is not None:
             adder_lr.load_state_dict(run.state["adder_lr"])
+        if distiller is not None:
+            distiller.load_training_state(run.state["distiller"])
         batches.load_state_dict(run.state["batches"])
         set_rng_state(run.state["rng"])
+    run.begin()
+    parallel = processes.parallel(model)
     progress.started(recipe, model, run.epoch, len(batches))
 
     for epoch in range(run.epoch + 1, recipe.epochs + 1):
@@ -109,13 +134,17 @@ def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: to
             rate = rate_at(recipe, step, len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, right = forward_backward(model, images, labels, recipe)
+            loss, right = processes.sum(*forward_backward(parallel, images, labels, recipe, distiller))
+            loss = loss / processes.world  # their shares are of one size
             if not is_finite(loss, model):
-                place = first_not_finite(model, lambda: forward_backward(model, images, labels, recipe))  # noqa: B023
-                raise UserError(diverged(run, epoch, place))
+                place = first_not_finite(model, lambda: forward_backward(model, images, labels, recipe, distiller))  # noqa: B023
+                raise UserError(diverged(run, epoch, processes.gather(place)))
             clip_gradients(model, recipe)
             optimizer.step()  # adder_lr rescales the gradients of the adder weights here
             optimizer.zero_grad()
+            if distiller is not None:
+                processes.average_gradients(distiller)
+                distiller.step(rate)
             if average is not None:
                 average.update_parameters(model)
             step += 1
@@ -129,7 +158,8 @@ def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: to
 
         if average is not None:
             calibrate(tested, batches)
-        scores = evaluate(tested, test_batches)
+        processes.average_buffers(model, tested, distiller)
+        scores = evaluate(tested, test_batches, processes)
         row = {
             "epoch": epoch,
             "train_loss": mean_loss,
@@ -139,12 +169,13 @@ def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: to
             "lr": rate,
             "seconds": time.perf_counter() - start,
             "images_per_second": images_seen / train_seconds,
-            "peak_rss_mib": peak_rss_mib(),
+            "peak_rss_mib": max(processes.gather(peak_rss_mib())),
         }
         state = {
             "trained": None if average is None else model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "adder_lr": None if adder_lr is None else adder_lr.state_dict(),
+            "distiller": None if distiller is None else distiller.training_state(),
             "batches": batches.state_dict(),
             "rng": rng_state(),
             "samples_seen": step * recipe.batch_size,
@@ -153,21 +184,25 @@ def train_epochs(run: Run, data_dir: Path | None, progress: Progress, device: to
         progress.epoch_done(row)
 
 
-def forward_backward(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def forward_backward(
+    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, distiller: Distiller | None = None
+) -> tuple[Tensor, Tensor]:
     """Add the gradients of a batch's mean loss to ``model``; that loss, and how many labels were guessed right.
 
     The batch goes through in the recipe's number of parts. They normalise apart, as smaller batches would, and
-    each counts by its share of the images, so that the gradient is the mean over the batch.
+    each counts by its share of the images, so that the gradient is the mean over the batch. What a distiller asks
+    of ``model`` is a part of the loss.
     """
     batch_loss = torch.zeros((), device=images.device)
     right = torch.zeros((), device=images.device, dtype=torch.int64)
     parts = zip(images.tensor_split(recipe.accumulate), labels.tensor_split(recipe.accumulate), strict=True)
-    for part, part_labels in parts:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits = model(part)
-            loss = F.cross_entropy(logits, part_labels, label_smoothing=recipe.label_smoothing)
-        loss = loss * (len(part) / len(images))
-        loss.backward()
+    for number, (part, part_labels) in enumerate(parts, start=1):
+        with no_sync(model, number < recipe.accumulate):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                logits, taught = (model(part), 0) if distiller is None else distiller(model, part, part_labels)
+                loss = F.cross_entropy(logits, part_labels, label_smoothing=recipe.label_smoothing) + taught
+            loss = loss * (len(part) / len(images))
+            loss.backward()
         batch_loss += loss.detach()
         right += (logits.detach().argmax(1) == part_labels).sum()
     return batch_loss, right
@@ -182,8 +217,8 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches) -> Scores:
-    """Scores of ``model``, set to evaluation mode, over all images of ``batches``."""
+def evaluate(model: nn.Module, batches: Loader, processes: Processes = ALONE) -> Scores:
+    """Scores of ``model``, set to evaluation mode, over all images of ``batches``, the shares of all processes."""
     model.eval()
     device = batches.device
     loss_sum = torch.zeros((), device=device, dtype=torch.float64)
@@ -192,11 +227,14 @@ def evaluate(model: nn.Module, batches: Batches) -> Scores:
         logits = model(images)
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
+    loss_sum, correct = processes.sum(loss_sum, correct)
     return Scores(loss_sum.item() / batches.count, 100 * correct.item() / batches.count)
 
 
-def diverged(run: Run, epoch: int, place: str | None) -> str:
+def diverged(run: Run, epoch: int, places: list[str | None]) -> str:
+    """What to say of numbers that are not finite; ``places``: where each process found the first of them."""
     recipe = run.recipe
+    place = min(filter(None, places), key=lambda place: place != IMAGES, default=None)
     first = f", first in {place}" if place else ""
     kept = f"; the checkpoint of epoch {run.epoch} is kept" if run.epoch else ""
     smaller = "--eta or --lr" if recipe.op == "adder" and recipe.lr_scheme == "alr" else "--lr"

@@ -36,7 +36,7 @@ def _option(
 
 # the groups of --help
 NETWORK, IMAGES, OPTIMISER = "Network", "Images", "Optimiser"
-RATE, ADDER, NUMBERS = "Learning rate", "Adder layers", "Numbers"
+RATE, ADDER, DISTILLATION, NUMBERS = "Learning rate", "Adder layers", "Distillation", "Numbers"
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,18 @@ class Recipe:
     model: str
     dataset: str
     op: str = _option("adder", "Operator of the layers.", NETWORK, choices=("adder", "conv", "binary"))
+    sync_bn: bool = _option(
+        False, "Normalise each batch over all processes of the run, not over each one's share of it.", NETWORK
+    )
     epochs: int = _option(50, "Passes over the training images.", IMAGES, low=1)
-    batch_size: int = _option(256, "Images a step; the last partial batch of an epoch is dropped.", IMAGES, low=2)
+    batch_size: int = _option(
+        256, "Images a step, of all processes together; the last partial batch of an epoch is dropped.", IMAGES, low=2
+    )
     accumulate: int = _option(
-        1, "Parts that each batch goes through the network in, to save memory: gradients add up.", IMAGES, low=1
+        1,
+        "Parts that each process's share of a batch goes through the network in, to save memory: gradients add up.",
+        IMAGES,
+        low=1,
     )
     augment: bool = _option(False, "Vary the training images at random, as the data set has it.", IMAGES)
     partial: bool = _option(False, "Accept data files that hold only a part of the published images.", IMAGES)
@@ -115,6 +123,18 @@ class Recipe:
         choices=("hardtanh", "sign", "full"),
     )
     recenter: bool = _option(False, "Let adder layers add sum |W| to their outputs: small enough for 16 bits.", ADDER)
+    teacher: str = _option(
+        "",
+        "Network to learn from as well as from the labels; with --progressive also the name of one to begin anew.",
+        DISTILLATION,
+        form=(r".*", "a run or a checkpoint"),
+    )
+    progressive: bool = _option(False, "Train the teacher along, from the labels, by this recipe.", DISTILLATION)
+    temperature: float = _option(4.0, "What logits are divided by before they are compared.", DISTILLATION, above=0)
+    logit_weight: float = _option(1.0, "Weight of the teacher's logits in the loss.", DISTILLATION, low=0)
+    feature_weight: float = _option(
+        1.0, "Weight of the teacher's features at the ends of stages in the loss.", DISTILLATION, low=0
+    )
     precision: str = _option(
         "fp32", "Numbers between layers: float32, or bfloat16 by autocast.", NUMBERS, choices=("fp32", "bf16")
     )
@@ -133,6 +153,10 @@ class Recipe:
             raise UserError("--momentum 0 has no Nesterov form: expected a momentum above 0, or --no-nesterov")
         if self.recenter and self.op != "adder":
             raise UserError(f"--recenter is for adder layers, and --op {self.op} has none: leave it out")
+        if self.progressive and not self.teacher:
+            raise UserError("--progressive needs --teacher, a run or the name of a network")
+        if self.teacher and self.logit_weight == self.feature_weight == 0:
+            raise UserError("--teacher has nothing to teach: expected --logit-weight or --feature-weight above 0")
         if 2 * self.accumulate > self.batch_size and self.accumulate > 1:
             raise UserError(
                 f"--accumulate {self.accumulate} leaves parts of one image: expected at most {self.batch_size // 2}, "

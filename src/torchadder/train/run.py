@@ -59,6 +59,7 @@ class Run:
 
     def __init__(self, folder: Path, recipe: Recipe, state: dict[str, Any] | None):
         self.folder, self.recipe, self.state = folder, recipe, state
+        self.processes, self.writes = 1, True  # of several processes one opens the run and writes, the others follow
         self.epoch: int = state["epoch"] if state else 0
         self.best: dict[str, Any] = state["best"] if state else {"epoch": 0, "accuracy": -1.0}
         self._seconds: float = state["seconds"] if state else 0.0
@@ -86,21 +87,37 @@ class Run:
         last = folder / LAST
         return cls(folder, recipe, read_last(last) if last.exists() else None)
 
+    @classmethod
+    def follow(cls, folder: Path, recipe: Recipe, epoch: int) -> Run:
+        """The run that another process opened, which stands at the end of ``epoch``; this one writes nothing.
+
+        Raises UserError where the folder does not hold that state.
+        """
+        last = folder / LAST
+        run = cls(folder, recipe, read_last(last) if epoch and last.exists() else None)
+        if run.epoch != epoch:
+            raise UserError(f"{folder} is not the same for all processes: expected a folder that all machines share")
+        run.writes = False
+        return run
+
     @property
     def finished(self) -> bool:
         return self.epoch >= self.recipe.epochs
 
     def begin(self) -> None:
         """Create the folder and its records, or bring those of a resumed run back to its last state."""
+        if not self.writes:
+            return
+        about = {**describe_environment(), "processes": self.processes}
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             if not holds_run(self.folder):
                 (self.folder / METRICS).unlink(missing_ok=True)
-                self._write_json(ENVIRONMENT, {**describe_environment(), "resumed": []})
+                self._write_json(ENVIRONMENT, {**about, "resumed": []})
                 atomic.write_bytes(self.folder / RECIPE, self.recipe.to_json().encode())  # last: now it is a run
                 return
             environment = _read_json(self.folder / ENVIRONMENT)
-            environment.setdefault("resumed", []).append({"after_epoch": self.epoch, **describe_environment()})
+            environment.setdefault("resumed", []).append({"after_epoch": self.epoch, **about})
             self._write_json(ENVIRONMENT, environment)
             kept = "".join(json.dumps(row) + "\n" for row in self.metrics())
             atomic.write_bytes(self.folder / METRICS, kept.encode())
@@ -112,28 +129,29 @@ class Run:
         last.pt is then still the previous epoch's.
         """
         epoch, accuracy = row["epoch"], row["test_accuracy"]
-        best = self.best
+        better = accuracy > self.best["accuracy"]
+        best = {"epoch": epoch, "accuracy": accuracy} if better else self.best
         about = {"dataset": self.recipe.dataset, "epoch": epoch, "accuracy": accuracy}
-        with self._writing():
-            with open(self.folder / METRICS, "a") as f:
-                f.write(json.dumps(row) + "\n")
-                f.flush()
-                os.fsync(f.fileno())
-            if accuracy > best["accuracy"]:
-                best = {"epoch": epoch, "accuracy": accuracy}
-                save_checkpoint(self.folder, model, **about)
-            seconds = self._seconds + row["seconds"]
-            state = {
-                **state,
-                "checkpoint": asdict(Checkpoint(model.config, **about)),
-                "model": model.state_dict(),
-                "epoch": epoch,
-                "best": best,
-                "seconds": seconds,
-            }
-            buffer = io.BytesIO()  # torch.save into a file turns a full disk into a RuntimeError of its own
-            torch.save(state, buffer)
-            atomic.write_bytes(self.folder / LAST, buffer.getvalue())
+        seconds = self._seconds + row["seconds"]
+        state = {
+            **state,
+            "checkpoint": asdict(Checkpoint(model.config, **about)),
+            "model": model.state_dict(),
+            "epoch": epoch,
+            "best": best,
+            "seconds": seconds,
+        }
+        if self.writes:
+            with self._writing():
+                with open(self.folder / METRICS, "a") as f:
+                    f.write(json.dumps(row) + "\n")
+                    f.flush()
+                    os.fsync(f.fileno())
+                if better:
+                    save_checkpoint(self.folder, model, **about)
+                buffer = io.BytesIO()  # torch.save into a file turns a full disk into a RuntimeError of its own
+                torch.save(state, buffer)
+                atomic.write_bytes(self.folder / LAST, buffer.getvalue())
         self.state, self.epoch, self.best, self._seconds = state, epoch, best, seconds
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -192,7 +210,7 @@ def saved_recipe(folder: Path) -> Recipe:
         raise UserError(f"{folder} holds no run to resume: leave --resume out, or name its folder with --out")
     try:
         return Recipe.from_json((folder / RECIPE).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"cannot read {folder / RECIPE}: {error}") from error
 
 

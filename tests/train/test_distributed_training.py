@@ -1,0 +1,382 @@
+"""Training in two processes: the numbers of one, one line for every error, and what a kill costs."""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from tests.conftest import tiny
+from tests.data.cifar_files import binary
+from tests.train import torchrun
+from torch.utils._pytree import tree_flatten
+
+from torchadder import atomic
+from torchadder.cli import main
+from torchadder.data import registry as datasets
+from torchadder.errors import UserError
+from torchadder.train import RECIPES, Progress, Recipe, Run, train
+from torchadder.train import loop as loop_module
+from torchadder.train.distributed import ALONE, joined
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+
+TINY = Recipe("lenet5bn-tiny", model="lenet5bn", dataset="tiny", epochs=3, batch_size=16)
+
+
+def in_this_process(load=tiny):
+    """The tiny data set and its recipe, for the rest of the process's life."""
+    datasets._DATASETS["tiny"] = load
+    RECIPES[TINY.name] = TINY
+
+
+# the numbers of one process
+
+# Normalised together: all numbers are those of one process. Not so in a binary network, whose sums of signs are whole
+# numbers: where one equals the mean of its channel, the last bit of the mean decides between +1 and -1.
+TOGETHER = {
+    "adder": {},
+    "conv": {"op": "conv"},
+    "average": {"ema": 0.8, "clip_grad": 0.1, "label_smoothing": 0.1},
+    "channels last": {"op": "conv", "channels_last": True},
+    "taught": {"teacher": "lenet5bn", "progressive": True},
+}
+APART = {  # each share by itself: the weights are those of one process that takes each batch in as many parts
+    "adder apart": {},
+    "binary apart": {"op": "binary"},
+    "two parts each": {"accumulate": 2},
+}
+
+
+def recipe_of(name):
+    changes = {**TOGETHER[name], "sync_bn": True} if name in TOGETHER else APART[name]
+    return dataclasses.replace(TINY, **changes)
+
+
+class StopInTheSecondEpoch(Progress):
+    def stepped(self, epoch, step, loss):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+def train_in_two(folder):
+    in_this_process()
+    with joined() as processes:
+        for name in [*TOGETHER, *APART]:
+            run = processes.open(lambda: Run.open(folder / name, recipe_of(name)))  # noqa: B023
+            outcome = train(run, processes=processes)
+            weights = b"".join(tensor.numpy().tobytes() for tensor in run.state["model"].values())
+            result = dataclasses.replace(outcome, seconds=0)
+            everywhere = processes.gather((hashlib.sha256(weights).hexdigest(), dataclasses.asdict(result)))
+            assert everywhere[0] == everywhere[1]
+
+
+def train_to_the_second_epoch(folder):
+    with contextlib.suppress(KeyboardInterrupt, UserError), joined() as processes:
+        run = processes.open(lambda: Run.open(folder / "interrupted", recipe_of("adder")))
+        train(run, progress=StopInTheSecondEpoch() if processes.first else None, processes=processes)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    torchrun.run_together([train_in_two, train_to_the_second_epoch], folder)
+    return folder
+
+
+def numbers(folder):
+    """The lines of metrics.jsonl without those about time and memory, and what last.pt holds of the model."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    state = torch.load(folder / "last.pt", weights_only=True)
+    return [{name: row[name] for name in kept} for row in rows], state["model"]
+
+
+def assert_close(found, expected, tolerance=1e-3):
+    """Each tensor to ``tolerance`` of its largest number: nine steps enlarge a rounding of 6e-8."""
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=tolerance * tensor.abs().max().item(), msg=name)
+
+
+@pytest.mark.usefixtures("tiny_recipe", "one_thread")
+@pytest.mark.parametrize("name", TOGETHER)
+def test_two_processes_reproduce_one(two, tmp_path, name):
+    train(Run.open(tmp_path / "one", recipe_of(name)))
+    rows, state = numbers(tmp_path / "one")
+    found_rows, found_state = numbers(two / name)
+    for row, found in zip(rows, found_rows, strict=True):
+        assert found == pytest.approx(row, rel=1e-4)
+    assert_close(found_state, state)
+    assert json.loads((two / name / "environment.json").read_text())["processes"] == 2
+
+
+@pytest.mark.usefixtures("tiny_recipe", "one_thread")
+@pytest.mark.parametrize("name", APART)
+def test_normalised_apart_they_take_the_steps_of_one_with_parts(two, tmp_path, name):
+    recipe = recipe_of(name)
+    train(Run.open(tmp_path / "one", dataclasses.replace(recipe, accumulate=2 * recipe.accumulate)))
+    rows, state = numbers(tmp_path / "one")
+    found_rows, found_state = numbers(two / name)
+    trained = ("train_loss", "train_accuracy")  # tests depend on running statistics, which are an average of both
+    for row, found in zip(rows, found_rows, strict=True):
+        assert [found[key] for key in trained] == pytest.approx([row[key] for key in trained], rel=1e-4)
+    assert_close(found_state, {key: tensor for key, tensor in state.items() if "weight" in key or "bias" in key})
+
+
+@pytest.mark.usefixtures("tiny_recipe", "one_thread")
+def test_one_process_continues_what_two_began(two):
+    train(Run.open(two / "interrupted", recipe_of("adder"), resume=True))
+    rows, state = numbers(two / "adder")
+    found_rows, found_state = numbers(two / "interrupted")
+    assert found_rows == [pytest.approx(row, rel=1e-4) for row in rows]
+    assert_close(found_state, state)
+    environment = json.loads((two / "interrupted" / "environment.json").read_text())
+    (resumed,) = environment["resumed"]
+    assert (environment["processes"], resumed["processes"], resumed["after_epoch"]) == (2, 1, 1)
+
+
+# errors
+
+
+def missing_for(rank):
+    def load(data_dir):
+        if os.environ["RANK"] == rank:
+            raise UserError("no images here")
+        return tiny()
+
+    return load
+
+
+def not_a_number(data_dir):
+    """One of the first batch's images of the second process."""
+    dataset = tiny()
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    dataset.train.pixels[order[12], 0, 3, 3] = torch.nan
+    return dataset
+
+
+def disk_full(path, data, write=atomic.write_bytes):
+    if path.name == "last.pt":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write(path, data)
+
+
+def failing(rank, error, *text):
+    def forward_backward(*arguments, compute=loop_module.forward_backward):
+        if os.environ["RANK"] == rank:
+            raise error(*text)
+        return compute(*arguments)
+
+    return {(loop_module, "forward_backward"): forward_backward}
+
+
+BUG, STOP = failing("1", ValueError, "a bug of ours"), failing("0", KeyboardInterrupt)
+
+ERRORS = {  # what is wrong -> data set, flags, what is replaced, the line, the exit code of the process that tells it
+    "unknown value": (tiny, ["--op", "none"], {}, "--op none is out of range: expected adder, conv or binary", 2),
+    "unknown flag": (tiny, ["--spam"], {}, "No such option: --spam", 2),
+    "data missing": (missing_for("0"), [], {}, "no images here", 2),
+    "data missing for the other": (missing_for("1"), [], {}, "no images here", 2),
+    "uneven shares": (tiny, ["--batch-size", "15"], {}, "cannot be shared evenly by 2 processes", 2),
+    "parts too small": (tiny, ["--batch-size", "16", "--accumulate", "8"], {}, "expected at least 32", 2),
+    "run exists": (tiny, ["--out", "."], {}, ". already holds a run: continue it with --resume", 2),
+    "nothing to resume": (tiny, ["--resume"], {}, "holds no run to resume", 2),
+    "not finite": (not_a_number, [], {}, "numbers in epoch 1, first in the images. Look at the data", 2),
+    "not finite together": (not_a_number, ["--sync-bn"], {}, "epoch 1, first in the images. Look at the data", 2),
+    "disk full": (tiny, [], {(atomic, "write_bytes"): disk_full}, "No space left on device", 2),
+    "a bug": (tiny, [], BUG, "unexpected ValueError: a bug of ours; run again with --debug", 1),
+    "interrupted": (tiny, [], STOP, "0/2 epochs are saved, continue with the same command and --resume", 130),
+}
+
+
+def fail(name, folder):
+    load, flags, replaced, _, _ = ERRORS[name]
+    in_this_process(load)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for (module, attribute), value in replaced.items():
+            patch.setattr(module, attribute, value)
+        patch.chdir(folder)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(["train", TINY.name, "--epochs", "2", "--out", name, *flags])
+    assert not dist.is_initialized()
+    told = {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+    (folder / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(told))
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("failed")
+    (folder / "recipe.json").write_text(TINY.to_json())
+    torchrun.run_together([partial(fail, name) for name in ERRORS], folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_ends_both_with_one_line(failed, name):
+    *_, line, code = ERRORS[name]
+    told = [json.loads((failed / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+    (teller,) = (each for each in told if each["err"])
+    assert teller["err"].startswith("error: ")
+    assert teller["err"].count("\n") == 1
+    assert line in teller["err"]
+    assert teller["code"] == code
+    assert all(each["code"] in (1, 2, 130) for each in told)
+    assert told[1]["out"] == ""
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    expected = r"2 GPUs for more processes: start at most 2 on this machine \(--nproc-per-node\), or set CUDA_VISIBLE"
+    with pytest.raises(UserError, match=expected), joined():
+        pass
+
+
+def test_without_torchrun_nothing_is_joined():
+    with joined() as processes:
+        assert processes is ALONE
+        assert not dist.is_initialized()
+
+
+@pytest.fixture
+def restarting(tiny_recipe, one_thread, monkeypatch):
+    """As torchrun --max-restarts 1 starts one process."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+
+
+def test_with_restarts_a_run_is_continued_whatever_there_is_of_it(restarting, tmp_path, capsys):
+    command = ["train", TINY.name, "--out", str(tmp_path / "run"), "--epochs", "2"]
+    assert main(command) == 0  # begins
+    (tmp_path / "run" / "last.pt").unlink()
+    assert main(command) == 0  # begins again: no epoch was saved
+    assert main(command) == 0
+    assert "run is finished: all 2 epochs are done" in capsys.readouterr().out
+    assert not dist.is_initialized()
+    assert main([*command[:-1], "3"]) == 2
+    assert "with another recipe: epochs (run: 2, now: 3)" in capsys.readouterr().err
+
+
+def test_the_folder_is_another_one_on_another_machine(tmp_path):
+    with pytest.raises(UserError, match="is not the same for all processes: expected a folder that all machines share"):
+        Run.follow(tmp_path, TINY, 3)
+
+
+# started by torchrun itself
+
+DYING = """
+import os, signal, sys
+from torchadder.cli import main
+from torchadder.train import loop
+compute, steps = loop.forward_backward, 0
+def forward_backward(*arguments):
+    global steps
+    steps += 1
+    if steps == 8 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compute(*arguments)
+loop.forward_backward = forward_backward
+sys.exit(main())
+"""  # an epoch has five steps
+
+
+def write_images(folder):
+    """80 training and 30 test images that can be learned, as CIFAR-10 publishes its own."""
+    rng = np.random.default_rng(0)
+    centres = rng.integers(0, 256, (10, 3072))
+    folder.mkdir()
+    for name, count in [*((f"data_batch_{i}.bin", 16) for i in range(1, 6)), ("test_batch.bin", 30)]:
+        labels = rng.integers(0, 10, count, np.uint8)
+        images = np.clip(centres[labels] + rng.normal(0, 60, (count, 3072)), 0, 255).astype(np.uint8)
+        (folder / name).write_bytes(binary(images, labels))
+
+
+def arguments(folder, out):
+    flags = ["--dataset", "cifar10", "--partial", "--augment", "--batch-size", "16", "--epochs", "3", "--sync-bn"]
+    return ["train", "lenet5bn-mnist", *flags, "--data", str(folder / "cifar-10-batches-bin"), "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """What became of three commands that torchrun started, at the same time."""
+    folder = tmp_path_factory.mktemp("started")
+    write_images(folder / "cifar-10-batches-bin")
+    (folder / "dying.py").write_text(DYING)
+    module = ["-m", "torchadder"]
+    commands = {
+        "whole": torchrun.command(*module, *arguments(folder, "whole"), "--json"),
+        "killed": torchrun.command("dying.py", *arguments(folder, "killed"), restarts=1),
+        "no data": torchrun.command(*module, *arguments(folder / "elsewhere", "no data")),
+    }
+    paths = os.pathsep.join(str(Path(root).resolve()) for root in sys.path if root)
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = {
+        name: subprocess.Popen(command, cwd=folder, env=environment, **piped) for name, command in commands.items()
+    }
+    try:
+        ended = {name: (*process.communicate(timeout=120), process.returncode) for name, process in running.items()}
+    finally:
+        for process in running.values():
+            process.kill()
+    return folder, ended
+
+
+def errors(text):
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_torchrun_reproduces_one_process(started, tmp_path, capsys):
+    folder, ended = started
+    out, err, code = ended["whole"]
+    assert (code, errors(err)) == (0, [])
+    assert json.loads(out)["epochs"] == 3  # one object: one process prints
+    assert "1 thread in each of 2 processes" in err
+    assert main(arguments(folder, tmp_path / "one")) == 0
+    rows, state = numbers(tmp_path / "one")
+    found_rows, found_state = numbers(folder / "whole")
+    assert found_rows == [pytest.approx(row, rel=1e-4) for row in rows]
+    assert_close(found_state, state)
+
+
+def test_kill_9_costs_the_epoch_at_most(started):
+    """The group is started again, by itself goes on from the last checkpoint, and ends with the same numbers."""
+    folder, ended = started
+    out, err, code = ended["killed"]
+    assert code == 0, err
+    assert "continues after epoch 1" in out
+    assert numbers(folder / "killed")[0] == numbers(folder / "whole")[0]
+    killed, whole = (torch.load(folder / name / "last.pt", weights_only=True) for name in ("killed", "whole"))
+    for part in ("model", "optimizer", "batches", "rng", "epoch", "best"):
+        (leaves, structure), (expected, same) = tree_flatten(killed[part]), tree_flatten(whole[part])
+        assert structure == same
+        assert all(
+            torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(leaves, expected, strict=True)
+        )
+    environment = json.loads((folder / "killed" / "environment.json").read_text())
+    assert [(each["after_epoch"], each["processes"]) for each in environment["resumed"]] == [(1, 2)]
+
+
+def test_torchrun_ends_with_one_line_of_ours(started):
+    folder, ended = started
+    out, err, code = ended["no data"]
+    assert code != 0
+    assert out == ""
+    (line,) = errors(err)
+    assert "elsewhere" in line
+    assert not (folder / "no data").exists()
