@@ -1,4 +1,4 @@
-"""Rebuild the tables of README.md and docs/performance.md from results/: python benchmarks/tables.py [--check]."""
+"""Rebuild the tables of README.md and of docs/ from results/: python benchmarks/tables.py [--check]."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torchadder import atomic
 from torchadder.bench import record
 from torchadder.errors import UserError
+from torchadder.reproduce import EXPERIMENTS
+from torchadder.reproduce.record import Record, read_records
+from torchadder.reproduce.table import document, machine, markdown, others
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
@@ -27,26 +29,10 @@ FILES = {
         "breakdown",
         "family",
     ),
+    "docs/results.md": (*EXPERIMENTS, "other-runs"),
 }  # and the tables that each must hold
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 MISSING = "Not measured yet."
-
-# Chen et al., AdderNet: Do We Really Need Multiplications in Deep Learning? CVPR 2020, arXiv:1912.13200: section 4.1
-# for AdderNet and CNN, the ablation study for the rest. By operator, scheme and gradient; 50 epochs.
-PAPER = {
-    ("conv", None, None): 99.40,
-    ("adder", "alr", "full"): 99.40,
-    ("adder", "ilr", "full"): 98.99,
-    ("adder", "alr", "sign"): 97.99,
-    ("adder", "ilr", "sign"): 97.72,
-}
-Record = dict[str, Any]
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table; the first `left` columns are text, the others numbers."""
-    rule = [":--" if column < left else "--:" for column in range(len(header))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
 
 
 def layers_table(record: Record) -> str:
@@ -102,33 +88,13 @@ def train_table(record: Record) -> str:
     return f"{caption}\n\n{markdown(header, rows)}"
 
 
-def mnist_table(record: Record) -> str:
-    """One row for each operator and scheme."""
-    header = ["network", "test accuracy, %", "paper, %", "epochs", "minutes a run", "threads"]
-    rows = [
-        [
-            _network(row),
-            _accuracy(row),
-            f"{paper:.2f}" if (paper := PAPER.get((row["op"], row["lr_scheme"], row["grad"]))) else "–",
-            str(row["epochs"]),
-            f"{row['minutes']:.1f}",
-            ", ".join(map(str, row["threads"])),
-        ]
-        for row in record["rows"]
-    ]
-    where = [*_where(record["environment"]), "accuracy of the final epoch, mean ± sample standard deviation"]
-    if record["differing"]:
-        where.append(f"the runs differ in {', '.join(record['differing'])}, which the file lists run by run")
-    return f"{'; '.join([*where, record['date']])}.\n\n{markdown(header, rows)}"
-
-
 def limits_table(record: Record) -> str:
     """One row for each loop, one column for each instruction set."""
     isas = list(dict.fromkeys(row["isa"] for row in record["rows"]))
     rates = {(row["loop"], row["isa"]): row["giga_ops"] for row in record["rows"]}
     loops = list(dict.fromkeys(row["loop"] for row in record["rows"]))
     lines = [[loop, *(f"{rates[loop, isa]:.1f}" if (loop, isa) in rates else "–" for isa in isas)] for loop in loops]
-    where = "; ".join(_where(record["environment"])[:1])
+    where = "; ".join(machine(record["environment"])[:1])
     caption = (
         f"G element operations a second and core; {where}; medians of {record['n']} repetitions; {record['date']}."
     )
@@ -191,8 +157,6 @@ TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  #
     "layers-avx2": (layers_table, (("bench-layers-avx2.json",),)),
     "train": (train_table, (("bench-train.json",),)),
     "train-avx2": (train_table, (("bench-train-avx2.json",),)),
-    "mnist": (mnist_table, (("mnist-lenet5bn.json",),)),
-    "mnist-bf16": (mnist_table, (("mnist-lenet5bn-bf16.json",),)),
     "limits": (limits_table, (("limits.json",),)),
     "distance": (
         distance_table,
@@ -201,10 +165,15 @@ TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  #
     "breakdown": (breakdown_table, (("bench-train.json",),)),
     "family": (family_table, (("bench-family.json",),)),
 }
+KNOWN = (*TABLES, *EXPERIMENTS, "other-runs")
 
 
 def table(name: str, results: Path) -> str:
     """The table, from each of its files that exists. Raises UserError for a file that is no such record."""
+    if name in EXPERIMENTS:
+        return document(EXPERIMENTS[name], read_records(results))
+    if name == "other-runs":
+        return others(read_records(results)) or MISSING
     build, files = TABLES[name]
     parts = []
     for paths in ([results / file for file in together] for together in files):
@@ -222,8 +191,8 @@ def rebuild(text: str, results: Path, file: str) -> str:
 
     def fill(found: re.Match[str]) -> str:
         start, name, body, end = found.groups()
-        if name not in TABLES:
-            raise UserError(f"{file}: unknown table {name!r}; known: {', '.join(TABLES)}")
+        if name not in KNOWN:
+            raise UserError(f"{file}: unknown table {name!r}; known: {', '.join(KNOWN)}")
         if "<!-- table:" in body:
             raise UserError(f"{file}: table {name!r} has no <!-- /table -->")
         return f"{start}\n{table(name, results)}\n\n{end}"
@@ -279,7 +248,7 @@ def _formula(row: Record) -> str:
 def _caption(record: Record, meaning: str) -> str:
     environment = record["environment"]
     parts = [
-        *_where(environment),
+        *machine(environment),
         f"medians of {record['n']} repetitions",
         *([_limits(environment["limits"])] if environment["limits"] else []),
         meaning,
@@ -288,38 +257,12 @@ def _caption(record: Record, meaning: str) -> str:
     return "; ".join(parts) + "."
 
 
-def _where(environment: Record) -> list[str]:
-    """Processor, cores, torch and kernels, as far as they are one for the whole record."""
-    processor = [environment["processor"]] if "processor" in environment else []
-    processor += [f"{environment['cores']} cores"] if "cores" in environment else []
-    versions = [f"torch {environment['torch']}"] if "torch" in environment else []
-    versions += [f"{environment['kernels']} kernels"] if "kernels" in environment else []
-    return [", ".join(part) for part in (processor, versions) if part]
-
-
 def _limits(limits: dict[str, str]) -> str:
     """What torch and torchadder were held to; the four variables together limit both sides alike."""
     levels = {value.lower() for value in limits.values()}
     if len(levels) == 1 and set(record.LIMITS) <= limits.keys():
         return f"**torch and torchadder both held to {levels.pop().upper()}**"
     return "with " + ", ".join(f"`{name}={value}`" for name, value in limits.items())
-
-
-def _network(row: Record) -> str:
-    if row["op"] != "adder":
-        return {"conv": "CNN", "binary": "BNN"}[row["op"]]
-    scheme = {"alr": f"ALR η={row['eta']:g}" if row["eta"] else "ALR", "ilr": "ILR", "plain": "plain rate"}
-    gradient = "" if row["grad"] == "full" else f", gradient: {row['grad']}"
-    recipe = row.get("recipe", {})
-    recentred = ", recentred" * recipe.get("recenter", False)
-    narrow = ", bfloat16 between layers" * (recipe.get("precision") == "bf16")
-    return f"AdderNet, {scheme[row['lr_scheme']]}{gradient}{recentred}{narrow}"
-
-
-def _accuracy(row: Record) -> str:
-    if row["std"] is None:
-        return f"{row['mean']:.2f} (1 seed)"
-    return f"{row['mean']:.2f} ± {row['std']:.2f} ({row['n']} seeds)"
 
 
 def _threads(count: int) -> str:

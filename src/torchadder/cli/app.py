@@ -14,6 +14,7 @@ from torchadder.cli import console
 from torchadder.cli.bench import bench
 from torchadder.cli.doctor import doctor
 from torchadder.cli.eval import evaluate
+from torchadder.cli.reproduce import reproduce
 from torchadder.cli.summary import summary
 from torchadder.cli.train import train
 from torchadder.errors import UserError
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("reproduce")(reproduce)
 app.command("summary")(summary)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")

@@ -1,0 +1,150 @@
+"""torchadder reproduce: a table of the paper, run row by row and printed beside the paper's numbers."""
+
+import json as json_format
+import shlex
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from torchadder.cli import console
+from torchadder.errors import UserError
+from torchadder.models import Model
+from torchadder.reproduce import EXPERIMENTS, Job, Queue, Report, Result, get_experiment
+from torchadder.reproduce.queue import RESULTS, RUNS
+from torchadder.reproduce.table import accuracies, costs, fill, plain
+from torchadder.train import Recipe
+from torchadder.train.distributed import several
+
+
+def reproduce(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help=f"One of: {', '.join(EXPERIMENTS)}.", show_default=False)
+    ],
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Shorten every run to as many epochs; such runs are named so, and kept apart from full ones "
+            "(default: the recipe's).",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each row (default: 3 or 1, by table).")] = None,
+    only: Annotated[str, typer.Option(metavar="WORD", help="Only rows with WORD in label or recipe.")] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the data files (default: $TORCHADDER_DATA, the cache, or fetched)."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = RUNS,
+    results: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder of the record (default: {RESULTS}; of shortened runs, their own folder)."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the table as one JSON object.")] = False,
+) -> None:
+    """Run every row of TABLE and print it beside the paper's numbers.
+
+    Give the same command again after an interruption: runs that are finished
+    are not repeated, and one that was cut short goes on from its last epoch.
+    What cannot be run is left out with a line that says why; the exit code is
+    then 2.
+    """
+    if several():
+        raise UserError("reproduce runs in one process: start it without torchrun, or train its rows one by one")
+    experiment = get_experiment(table)
+    queue = Queue(experiment, seeds=seeds, epochs=epochs, out=out, results=results, only=only)
+    with _Lines(sys.stderr if json else sys.stdout, len(queue.jobs)) as lines:
+        try:
+            ended = queue.run(data, lines)
+        except KeyboardInterrupt:
+            lines.close()
+            flags = {"--epochs": epochs, "--seeds": seeds, "--only": only, "--data": data}
+            flags |= {"--out": out if out != RUNS else None, "--results": results, "--json": json}
+            console.error(f"interrupted; what is saved is kept, continue with: {_command(table, flags)}")
+            raise typer.Exit(130) from None
+    record = queue.record()
+    filled = fill(experiment, {queue.record_path.name: record} if record else {}, queue.epochs)
+    reasons = {result.job.row.label: result.reason for result in reversed(ended) if result.reason}
+    if json:
+        rows = [{**line.to_dict(), "reason": reasons.get(line.row.label)} for line in filled]
+        about = {"table": experiment.name, "title": experiment.title, "shortened": queue.shortened, "rows": rows}
+        print(json_format.dumps({**about, "record": str(queue.record_path) if record else None}))
+    else:
+        short = f", shortened to {queue.epochs} of {experiment.epochs} epochs" if queue.shortened else ""
+        print(f"\n{experiment.title}{short}")
+        for cells in (accuracies(experiment, filled), costs(filled)):
+            if len(cells) > 1:
+                print(f"\n{plain(cells)}")
+        print(f"\nwritten to {queue.record_path}" if record else "\nno run is finished: nothing written")
+    if reasons:
+        raise typer.Exit(2)
+
+
+class _Lines(Report):
+    """One line for each run that ended and, on a terminal, a bar for the one that is going."""
+
+    def __init__(self, stream: IO[str], total: int):
+        self._terminal = Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TextColumn("{task.fields[state]}"))
+        live = self._terminal.is_terminal
+        self._bar = RichProgress(*columns, console=self._terminal, transient=True, disable=not live)
+        self._task = self._bar.add_task("", state="")
+        self._total, self._epochs, self._steps, self._tested = total, 1, 1, ""
+        self._reason: str | None = None
+
+    def __enter__(self) -> "_Lines":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was; twice does no harm."""
+        self._bar.stop()
+
+    def run_begun(self, job: Job) -> None:
+        self._tested = ""
+        self._bar.reset(self._task, description=self._name(job), state="", total=1)
+
+    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
+        self._epochs, self._steps = recipe.epochs, steps_an_epoch
+        self._show(epochs_done)
+
+    def stepped(self, epoch: int, step: int, loss: float) -> None:
+        self._show(epoch - 1 + step / self._steps, f"loss {loss:.3f}")
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        self._tested = f"  test {row['test_accuracy']:.2f}%  {row['seconds']:.1f} s"
+        self._show(row["epoch"])
+
+    def run_ended(self, result: Result) -> None:
+        outcome = _outcome(result, self._reason)
+        self._terminal.print(f"{self._name(result.job, seed=not result.no_data)}  {outcome}")
+        self._reason = result.reason
+
+    def _show(self, done: float, loss: str = "") -> None:
+        state = f"epoch {min(int(done) + 1, self._epochs)}/{self._epochs}  {loss}{self._tested}"
+        self._bar.update(self._task, total=self._epochs, completed=done, state=state)
+
+    def _name(self, job: Job, seed: bool = True) -> str:
+        return f"{job.position}/{self._total}  {job.row.label}{f', seed {job.seed}' if seed else ''}"
+
+
+def _outcome(result: Result, last_reason: str | None) -> str:
+    outcome = result.outcome
+    if outcome is None:
+        return f"not run here ({'as above' if result.reason == last_reason else result.reason})"
+    epochs = f"{outcome.epochs} epoch{'s' if outcome.epochs > 1 else ''}"
+    earlier = "  finished earlier" if result.earlier else ""
+    return f"{outcome.accuracy:.2f}% after {epochs}  {console.clock(outcome.seconds)}{earlier}"
+
+
+def _command(table: str, flags: dict[str, Any]) -> str:
+    given = [[flag] if value is True else [flag, str(value)] for flag, value in flags.items() if value]
+    return shlex.join(["torchadder", "reproduce", table, *chain(*given)])
