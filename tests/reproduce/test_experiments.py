@@ -28,6 +28,11 @@ def test_the_papers_numbers(name):
         assert [row.paper for row in EXPERIMENTS[name].rows] == PAPER[name]
 
 
+def test_the_papers_top5():
+    rows = EXPERIMENTS["imagenet"].rows
+    assert [row.paper_top5 for row in rows] == [89.1, 87.6, 73.2, 92.9, 91.7, 78.4]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_rows_of_a_table_differ_and_have_as_many_epochs(name):
     experiment = EXPERIMENTS[name]

@@ -6,14 +6,33 @@ import pytest
 
 from torchadder.reproduce import EXPERIMENTS, Experiment, Row
 from torchadder.reproduce.record import effective
-from torchadder.reproduce.table import accuracies, costs, document, fill, markdown, others, plain, shortened
+from torchadder.reproduce.table import (
+    accuracies,
+    costs,
+    document,
+    fill,
+    markdown,
+    others,
+    plain,
+    shortened,
+    tables,
+    top5s,
+)
 
 COST = {"minutes": 3.04, "seconds_per_epoch": 91.25, "images_per_second": 4532.6, "peak_rss_mib": 1684.1}
 
 
 def row(op, mean, std=None, n=1, recipe=None, **changes):
     settings = {**vars(recipe or EXPERIMENTS["tiny"].rows[0].recipe_for()), "op": op, **changes}
-    numbers = {"mean": mean, "std": std, "n": n, "seeds": list(range(n)), "epochs": settings["epochs"], "threads": [1]}
+    numbers = {
+        "mean": mean,
+        "std": std,
+        "top5": None,
+        "n": n,
+        "seeds": list(range(n)),
+        "epochs": settings["epochs"],
+        "threads": [1],
+    }
     return {**numbers, **COST, "recipe": effective(settings)}
 
 
@@ -79,7 +98,17 @@ def test_lines_as_plain_values(table):
     line = fill(table, {"a.json": record(row("conv", 90.126, 0.5, n=3))})[0]
     assert line.to_dict() == {
         **{"label": "CNN", "recipe": "lenet5bn-tiny", "changes": {"op": "conv", "epochs": 2}},
-        **{"paper": 90.0, "gap": 0.13, "mean": 90.126, "std": 0.5, "n": 3, "seeds": [0, 1, 2], "epochs": 2},
+        **{
+            "top5": None,
+            "paper": 90.0,
+            "paper_top5": None,
+            "gap": 0.13,
+            "mean": 90.126,
+            "std": 0.5,
+            "n": 3,
+            "seeds": [0, 1, 2],
+            "epochs": 2,
+        },
         **COST,
         "threads": [1],
     }
@@ -113,9 +142,18 @@ def test_every_table_fits_a_terminal_of_80_columns(name):
     for measured in rows:
         measured.update(minutes=12345.6, seconds_per_epoch=1234.5, images_per_second=12345.6, peak_rss_mib=12345.0)
     lines = fill(experiment, {"a.json": record(*rows)}, epochs=20)
-    text = "\n".join([plain(accuracies(experiment, lines)), plain(costs(lines))])
+    text = "\n".join(map(plain, tables(experiment, lines)))
     assert "not run here" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_top5_where_the_paper_has_it(table):
+    assert top5s(fill(table, {})) == [["network", "top-5, %", "paper, %"]]
+    imagenet = EXPERIMENTS["imagenet"]
+    measured = {**row("adder", 60.0, None, 1, imagenet.rows[1].recipe_for()), "top5": 81.257}
+    cells = top5s(fill(imagenet, {"a.json": record(measured)}))
+    assert cells[1:3] == [["ResNet-18 CNN", "not run here", "89.10"], ["ResNet-18 AdderNet", "81.26", "87.60"]]
+    assert cells[2] in tables(imagenet, fill(imagenet, {"a.json": record(measured)}))[1]
 
 
 def test_markdown():

@@ -16,7 +16,7 @@ from torchadder.errors import UserError
 from torchadder.models import create_model
 from torchadder.optim import AdaptiveLR
 from torchadder.train import Run, train
-from torchadder.train.loop import forward_backward
+from torchadder.train.loop import evaluate, forward_backward
 
 
 def trained(folder, recipe):
@@ -42,6 +42,16 @@ def test_the_default_is_the_papers_loop_to_the_last_bit(tiny_recipe, tmp_path):
             optimizer.zero_grad()
     expected, found = model.state_dict(), trained(tmp_path / "run", tiny_recipe)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("classes", "top5"), [(7, 100 * 4 / 7), (3, 100.0)])
+def test_top5_counts_the_five_likeliest(classes, top5):
+    """Images that are their own logits: the class of image i is the i-th likeliest of all."""
+    logits = torch.arange(classes, 0, -1.0).expand(7, classes).clone()
+    labels = torch.tensor([0, 0, 1, 2, 5, 6, 6]) if classes == 7 else torch.tensor([0, 0, 1, 2, 1, 1, 1])
+    scores = evaluate(torch.nn.Identity(), Batches(Split(logits, labels), 2))
+    assert (scores.accuracy, scores.top5) == (100 * 2 / 7, pytest.approx(top5))
+    assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item())
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 4])

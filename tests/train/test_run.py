@@ -82,6 +82,7 @@ def test_what_a_run_leaves(whole, tiny_recipe):
         "train_accuracy",
         "test_loss",
         "test_accuracy",
+        "test_top5_accuracy",
         "lr",
     }
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]

@@ -13,6 +13,8 @@ from torchadder.errors import UserError
 from torchadder.models.checkpoint import read_checkpoint
 from torchadder.train import evaluate as evaluate_model
 
+MANY_CLASSES = 100  # from here on the top-5 accuracy says something
+
 
 def evaluate(
     checkpoint: Annotated[
@@ -71,6 +73,7 @@ def evaluate(
             "images": count,
             "correct": correct,
             "accuracy": scores.accuracy,
+            "top5_accuracy": scores.top5,
             "loss": scores.loss,
             "seconds": seconds,
             "images_per_second": count / seconds,
@@ -79,5 +82,7 @@ def evaluate(
         return
     parts = [config["name"], config["op"]]
     parts += [f"epoch {about.epoch}"] if about.epoch is not None else []
-    parts += [f"{images.name} test {scores.accuracy:.2f}%", f"loss {scores.loss:.4f}"]
+    parts += [f"{images.name} test {scores.accuracy:.2f}%"]
+    parts += [f"top-5 {scores.top5:.2f}%"] if images.num_classes >= MANY_CLASSES else []
+    parts += [f"loss {scores.loss:.4f}"]
     print(" · ".join([*parts, f"{count:,} images in {seconds:.1f} s", f"{correct:,}/{count:,} correct"]))

@@ -17,7 +17,7 @@ from torchadder.errors import UserError
 from torchadder.models import Model
 from torchadder.reproduce import EXPERIMENTS, Job, Queue, Report, Result, get_experiment
 from torchadder.reproduce.queue import RESULTS, RUNS
-from torchadder.reproduce.table import accuracies, costs, fill, plain
+from torchadder.reproduce.table import fill, plain, tables
 from torchadder.train import Recipe
 from torchadder.train.distributed import several
 
@@ -77,9 +77,8 @@ def reproduce(
     else:
         short = f", shortened to {queue.epochs} of {experiment.epochs} epochs" if queue.shortened else ""
         print(f"\n{experiment.title}{short}")
-        for cells in (accuracies(experiment, filled), costs(filled)):
-            if len(cells) > 1:
-                print(f"\n{plain(cells)}")
+        for cells in tables(experiment, filled):
+            print(f"\n{plain(cells)}")
         print(f"\nwritten to {queue.record_path}" if record else "\nno run is finished: nothing written")
     if reasons:
         raise typer.Exit(2)

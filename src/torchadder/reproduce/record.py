@@ -21,7 +21,7 @@ Record = dict[str, Any]
 WHERE = ("processor", "platform", "torchadder", "torch", "numpy", "python", "threads", "processes", "kernels")
 # What a row says of its runs together.
 MEASURED = (
-    *("epochs", "n", "seeds", "mean", "std", "minutes"),
+    *("epochs", "n", "seeds", "mean", "std", "top5", "minutes"),
     *("seconds_per_epoch", "images_per_second", "peak_rss_mib", "threads"),
 )
 # The fields of a recipe without effect on an operator, on a scheme, or without a teacher.
@@ -70,6 +70,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         return {
             "seed": recipe.seed,
             "accuracy": rows[-1]["test_accuracy"],
+            "top5": rows[-1].get("test_top5_accuracy"),  # older versions did not take it
             "seconds_per_epoch": statistics.median(row["seconds"] for row in rows),
             "minutes": sum(row["seconds"] for row in rows) / 60,
             "images_per_second": statistics.median(row["images_per_second"] for row in rows),
@@ -126,13 +127,13 @@ def read_records(folder: Path) -> dict[str, Record]:
 
 
 def _measured(row: dict[str, Any]) -> dict[str, Any]:
-    return {**{name: row[name] for name in MEASURED}, "recipe": effective(row["recipe"])}
+    return {**{name: {"top5": None, **row}[name] for name in MEASURED}, "recipe": effective(row["recipe"])}
 
 
 def _row(runs: list[dict[str, Any]], differing: list[str]) -> dict[str, Any]:
     runs = sorted(runs, key=lambda run: run["seed"])
     recipe = runs[0]["recipe"]
-    accuracies = [run["accuracy"] for run in runs]
+    accuracies, top5s = ([run[name] for run in runs] for name in ("accuracy", "top5"))
     return {
         **{name: recipe[name] for name in ("op", "lr_scheme", "eta")},
         "grad": gradients(recipe),
@@ -142,6 +143,7 @@ def _row(runs: list[dict[str, Any]], differing: list[str]) -> dict[str, Any]:
         "accuracy": accuracies,
         "mean": statistics.mean(accuracies),
         "std": statistics.stdev(accuracies) if len(runs) > 1 else None,
+        "top5": None if None in top5s else statistics.mean(top5s),
         "seconds_per_epoch": statistics.median(run["seconds_per_epoch"] for run in runs),
         "minutes": statistics.median(run["minutes"] for run in runs),
         "images_per_second": statistics.median(run["images_per_second"] for run in runs),

@@ -11,8 +11,9 @@ from torchadder.reproduce.record import MEASURED, Record, effective
 from torchadder.train.recipe import RECIPES
 
 ACCURACY = ("network", "accuracy, %", "paper, %", "gap", "seeds", "epochs")
+TOP5 = ("network", "top-5, %", "paper, %")
 COST = ("network", "minutes", "s an epoch", "images/s", "peak MiB", "threads")
-NOTHING = "–"
+NOTHING, NOT_RUN = "–", "not run here"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Line:
         """Plain values for JSON."""
         about = {"label": self.row.label, "recipe": self.row.recipe, "changes": dict(self.row.changes)}
         numbers = {name: (self.measured or {}).get(name) for name in MEASURED}
-        return {**about, "paper": self.row.paper, "gap": self.gap, **numbers}
+        return {**about, "paper": self.row.paper, "paper_top5": self.row.paper_top5, "gap": self.gap, **numbers}
 
 
 def fill(experiment: Experiment, records: Mapping[str, Record], epochs: int | None = None) -> list[Line]:
@@ -79,18 +80,37 @@ def accuracies(experiment: Experiment, lines: Sequence[Line]) -> Cells:
 
 
 def _accuracies(line: Line, full: int) -> list[str]:
-    paper = NOTHING if line.row.paper is None else f"{line.row.paper:.2f}"
+    paper = _percent(line.row.paper)
     measured = line.measured
     if measured is None:
-        return [line.row.label, "not run here", paper, *[NOTHING] * 3]
+        return [line.row.label, NOT_RUN, paper, *[NOTHING] * 3]
     gap = NOTHING if line.gap is None else f"{line.gap:+.2f}"
     epochs = str(measured["epochs"]) + (f" of {full}" if full != measured["epochs"] else "")
     return [line.row.label, _accuracy(measured), paper, gap, str(measured["n"]), epochs]
 
 
+def top5s(lines: Sequence[Line]) -> Cells:
+    """The rows for which the paper has a top-5 accuracy."""
+    known = [line for line in lines if line.row.paper_top5 is not None]
+    measured = (_percent(line.measured["top5"]) if line.measured else NOT_RUN for line in known)
+    return [
+        list(TOP5),
+        *([line.row.label, ours, _percent(line.row.paper_top5)] for line, ours in zip(known, measured, strict=True)),
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
+
+
 def costs(lines: Sequence[Line]) -> Cells:
     """The rows that were measured, and what one of their runs took."""
     return [list(COST), *([line.row.label, *_cost(line.measured)] for line in lines if line.measured)]
+
+
+def tables(experiment: Experiment, lines: Sequence[Line]) -> list[Cells]:
+    """All of these that have a row."""
+    return [cells for cells in (accuracies(experiment, lines), top5s(lines), costs(lines)) if len(cells) > 1]
 
 
 def plain(cells: Cells) -> str:
@@ -118,10 +138,10 @@ def document(experiment: Experiment, records: Mapping[str, Record]) -> str:
 
 
 def _section(experiment: Experiment, records: Mapping[str, Record], epochs: int | None) -> list[str]:
-    """The two tables, the second only where something was measured, and where that was."""
+    """The tables, those that would be empty left out, and where it was measured."""
     lines = fill(experiment, records, epochs)
     files = dict.fromkeys(line.file for line in lines if line.file)
-    parts = [markdown(header, rows) for header, *rows in (accuracies(experiment, lines), costs(lines)) if rows]
+    parts = [markdown(header, rows) for header, *rows in tables(experiment, lines)]
     return [*parts, "\n".join(f"- `{file}`: {_where(records[file])}" for file in files)] if files else parts
 
 

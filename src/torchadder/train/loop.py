@@ -166,6 +166,7 @@ def train_epochs(
             "train_accuracy": 100 * correct.item() / images_seen,
             "test_loss": scores.loss,
             "test_accuracy": scores.accuracy,
+            "test_top5_accuracy": scores.top5,
             "lr": rate,
             "seconds": time.perf_counter() - start,
             "images_per_second": images_seen / train_seconds,
@@ -210,10 +211,11 @@ def forward_backward(
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean cross-entropy, and top-1 accuracy in percent."""
+    """Mean cross-entropy; top-1 accuracy, and that of the five likeliest classes (or of all, if fewer), in percent."""
 
     loss: float
     accuracy: float
+    top5: float
 
 
 @torch.no_grad()
@@ -222,13 +224,15 @@ def evaluate(model: nn.Module, batches: Loader, processes: Processes = ALONE) ->
     model.eval()
     device = batches.device
     loss_sum = torch.zeros((), device=device, dtype=torch.float64)
-    correct = torch.zeros((), device=device, dtype=torch.int64)
+    correct = torch.zeros(2, device=device, dtype=torch.int64)  # top-1, top-5
     for images, labels in batches:
         logits = model(images)
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
+        likeliest = logits.topk(min(5, logits.shape[1])).indices
+        correct += torch.stack([logits.argmax(1) == labels, (likeliest == labels[:, None]).any(1)]).sum(1)
     loss_sum, correct = processes.sum(loss_sum, correct)
-    return Scores(loss_sum.item() / batches.count, 100 * correct.item() / batches.count)
+    top1, top5 = (100 * count / batches.count for count in correct.tolist())
+    return Scores(loss_sum.item() / batches.count, top1, top5)
 
 
 def diverged(run: Run, epoch: int, places: list[str | None]) -> str:
