@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests.data.cifar_files import LAYOUT_IDS, LAYOUTS, SETS, archived, arrays, contents, name_of, tarred, unpacked
 
-from torchadder.data import Augmentation, cifar, load_dataset
+from torchadder.data import Augmentation, cifar, fetch, load_dataset
 from torchadder.errors import UserError
 
 FORMS = {
@@ -41,8 +41,10 @@ def published(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nowhere_else(tmp_path, monkeypatch):
+    """The environment points to no other files, and no mirror has any."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TORCHADDER_DATA", raising=False)
+    monkeypatch.setattr(fetch, "fetch_archive", lambda dataset, archive: None)
 
 
 def expected(name):

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their published layouts, binary and Python, unpacked or archived: found and checked."""
+"""CIFAR-10 and CIFAR-100 in their published layouts, binary and Python, unpacked or archived: found or fetched."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from torchadder.data import fetch
 from torchadder.data.augment import Augmentation
 from torchadder.data.folders import places
 from torchadder.data.registry import Dataset, Normalization, Split, register
@@ -40,13 +41,17 @@ class Layout(NamedTuple):
 
 
 class Published(NamedTuple):
-    """One of the two data sets: its name in commands and in words, its layouts, and what its archives are called."""
+    """One of the two data sets: its name in commands and in words, its layouts, and its archives.
+
+    ``archives``: what they are called; ``fetched``: the one that is fetched.
+    """
 
     name: str
     title: str
     num_classes: int
     layouts: tuple[Layout, ...]
     archives: str
+    fetched: fetch.Archive
 
 
 def read_binary(content: bytes, source: object, *, labels: int = 1) -> Records:
@@ -115,8 +120,23 @@ PYTHON_100 = Layout(
     {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
     functools.partial(read_python, key=b"fine_labels"),
 )
-CIFAR10 = Published("cifar10", "CIFAR-10", 10, (BINARY, PYTHON), "cifar*10*.tar.[gx]z")
-CIFAR100 = Published("cifar100", "CIFAR-100", 100, (BINARY_100, PYTHON_100), "cifar*100*.tar.[gx]z")
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)  # of the authors; their binary archives need no unpickling
+CIFAR10 = Published(
+    "cifar10",
+    "CIFAR-10",
+    10,
+    (BINARY, PYTHON),
+    "cifar*10*.tar.[gx]z",
+    fetch.Archive("cifar-10-binary.tar.gz", 170_052_171, "c32a1d4ab5d03f1284b67883e8d87530", MIRRORS),
+)
+CIFAR100 = Published(
+    "cifar100",
+    "CIFAR-100",
+    100,
+    (BINARY_100, PYTHON_100),
+    "cifar*100*.tar.[gx]z",
+    fetch.Archive("cifar-100-binary.tar.gz", 168_513_733, "03b5dce01913d631647c71ecec9e9cb8", MIRRORS),
+)
 
 
 @register("cifar10", options=("partial",))
@@ -132,19 +152,21 @@ def load_cifar100(data_dir: Path | None = None, partial: bool = False) -> Datase
 
 
 def load(published: Published, data_dir: Path | None, partial: bool) -> Dataset:
-    """A published data set from the first place that holds it.
+    """A published data set from the first place that holds it; fetched into the cache where none does.
 
     Places are ``data_dir``, else TORCHADDER_DATA and the cache; each is searched itself and in its subfolder
-    of the data set's name, for the unpacked folder of a layout, its files, or a .tar.gz or .tar.xz of it. Every file
-    must have its published digest; with ``partial`` it may hold other images, fewer for example.
+    of the data set's name, for the unpacked folder of a layout, its files, or a .tar.gz or .tar.xz of it. With
+    ``data_dir`` nothing is fetched. Every file must have its published digest; with ``partial`` it may hold other
+    images, fewer for example.
 
     Pixels are uint8 (N, 3, 32, 32), normalised by channel with MEAN and STD; labels int64 (N,). Raises UserError
-    where the files are missing, damaged or not the published ones.
+    where the files are damaged or not the published ones, or missing and not to be had.
     """
-    for place in places(data_dir):
-        for folder in (place, place / published.name):
-            if found := _find(published, folder):
-                return _dataset(published, *found, partial=partial)
+    found = _search(published, data_dir)
+    if found is None and data_dir is None and (path := fetch.fetch_archive(published.name, published.fetched)):
+        found = _unpack(published, path)
+    if found:
+        return _dataset(published, *found, partial=partial)
     archive = published.title.lower()
     raise UserError(
         f"no {published.title} in {' or '.join(map(str, places(data_dir)))}: put {archive}-binary.tar.gz or "
@@ -154,6 +176,11 @@ def load(published: Published, data_dir: Path | None, partial: bool) -> Dataset:
 
 
 Found = tuple[Layout, Path, dict[str, bytes]]
+
+
+def _search(published: Published, data_dir: Path | None) -> Found | None:
+    folders = (folder for place in places(data_dir) for folder in (place, place / published.name))
+    return next((found for folder in folders if (found := _find(published, folder))), None)
 
 
 def _find(published: Published, folder: Path) -> Found | None:

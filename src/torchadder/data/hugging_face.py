@@ -54,7 +54,7 @@ class Rows:
     """The rows of a table of `datasets` as a Source. Raises UserError where the labels are no whole numbers."""
 
     def __init__(self, table: Any, split: str, image: str, label: str):
-        from datasets import Image  # type: ignore[import-not-found,unused-ignore]
+        from datasets import Image  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
         labels = table.with_format("numpy", columns=[label])[:][label]
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
