@@ -1,0 +1,329 @@
+"""Lowering: from a trained network, traced by torch.fx, to the steps of an integer program.
+
+Every value of the graph is either codes, or the sums of a layer that still waits for what follows it: batch
+normalisation, bias, shortcut and ReLU become the layer's one multiplier and offset by channel.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from torchadder.errors import UserError
+from torchadder.nn import Adder, AdderConv2d, AdderLinear, Binary, BinaryConv2d, BinaryLinear
+from torchadder.quant.calibration import Method, observe
+from torchadder.quant.program import AveragePool, Kind, Layer, Logits, MaxPool, Program, Requantisation, Step
+
+LAYERS = (AdderConv2d, AdderLinear, BinaryConv2d, BinaryLinear, nn.Conv2d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+LARGEST_SHIFT = 24
+TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Value ``index`` of the program, of ``shape`` (C, H, W): real = scale * (code - zero), both (1,) or (C,)."""
+
+    index: int
+    shape: tuple[int, int, int]
+    scale: Tensor
+    zero: Tensor
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums of a layer that waits: real = gain * sum + bias (C,), plus what the codes of ``shortcut`` stand for."""
+
+    layer: Callable[[Sequence[int], Requantisation | Logits], Layer]
+    source: Codes
+    shape: tuple[int, int, int]
+    largest: int  # magnitude of a sum
+    gain: Tensor
+    bias: Tensor
+    node: fx.Node  # whose real values these are
+    shortcut: Codes | None = None
+
+
+class Lowering:
+    """Builds the program of ``model`` for images like those of ``batches``; arguments as in quantize."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor], bits: int, method: Method):
+        self.model, self.method, self.levels = model, method, 2**bits - 1
+        self.graph = _trace(model)
+        self.statistics = observe(fx.GraphModule(model, self.graph), batches)
+        self.image_shape = batches[0].shape[1], batches[0].shape[2], batches[0].shape[3]
+        self.image_levels = 255
+        self.values: dict[fx.Node, Codes | Sums] = {}
+        self.steps: list[Step] = []
+
+    def program(self) -> Program:
+        """The program. Raises UserError that names the first part of the network without an integer form."""
+        images = None
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and images is None:
+                images = self.values[node] = self._images(node)
+            elif node.op == "output" and images is not None:
+                self._output(node)
+                break
+            else:
+                self.values[node] = self._lower(node)
+        assert images is not None, "a network has an input"
+        scale, zero = (t.expand(self.image_shape[0]).float() for t in (images.scale, images.zero))
+        return Program(scale, zero, self.steps, self.image_levels)
+
+    def _lower(self, node: fx.Node) -> Codes | Sums:
+        """What a node of the graph becomes."""
+        target = self._target(node)
+        x = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if x is None:
+            raise _refused(node, target)
+        if isinstance(target, LAYERS):
+            return self._layer(node, target, self._made(node.args[0]))
+        if isinstance(target, NORMS):
+            return self._normalised(node, target, x)
+        if target in ADDITIONS:
+            return self._added(node)
+        if isinstance(target, nn.ReLU) or target in RELUS:
+            return self._rectified(node, x)
+        if isinstance(target, (nn.Identity, nn.Dropout)) or target == "contiguous" or _flattens(node, target):
+            return x
+        if isinstance(target, nn.MaxPool2d):
+            return self._max_pooled(node, target, self._made(node.args[0]))
+        if isinstance(target, nn.AdaptiveAvgPool2d) and target.output_size in (1, (1, 1)):
+            return self._average_pooled(node, self._made(node.args[0]))
+        raise _refused(node, target)
+
+    def _target(self, node: fx.Node) -> Any:
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+
+    def _images(self, node: fx.Node) -> Codes:
+        """One scale for all channels where an adder layer compares them with its filters, else one for each."""
+        known = self.statistics[node.name]
+        if any(isinstance(target, Adder) for target in self._readers(node)):
+            self.image_levels = self.levels
+            scale, zero = _grid(*known.range("max"), self.levels)
+        else:
+            low, high = known.low.double().clamp(max=0), known.high.double().clamp(min=0)
+            scale = (high - low).clamp(min=TINY) / self.image_levels
+            zero = -low / scale
+        return Codes(0, self.image_shape, scale, zero)
+
+    def _layer(self, node: fx.Node, layer: Any, x: Codes) -> Sums:
+        kind: Kind = "adder" if isinstance(layer, Adder) else "binary" if isinstance(layer, Binary) else "conv"
+        weight = layer.weight.detach().double()
+        stride, padding = (1, 1), (0, 0)
+        if isinstance(layer, nn.Conv2d):
+            if layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
+                raise _refused(node, layer, "with groups, dilation or a padding mode")
+            stride = (layer.stride[0], layer.stride[1])
+            padding = _padding(layer)
+        elif weight.shape[1] == math.prod(x.shape):
+            weight = weight.view(len(weight), *x.shape)  # a fully connected layer has the kernel of its input
+        else:
+            raise _refused(node, layer, f"on {math.prod(x.shape)} numbers that are not flattened")
+        bias = torch.zeros(len(weight), dtype=torch.double) if layer.bias is None else layer.bias.detach().double()
+        if kind == "adder":
+            codes, gain, bias = self._adder_codes(layer, weight, x, bias)
+            largest = codes[0].numel() * self.levels
+        elif kind == "binary":
+            codes, gain = torch.where(weight >= 0, 1.0, -1.0), weight.abs().mean((1, 2, 3))
+            largest = codes[0].numel()
+        else:
+            codes, gain, bias = _conv_codes(weight, x, bias)
+            largest = int(codes.abs().sum((1, 2, 3)).max()) * 255
+        height, width = (
+            (length + 2 * pad - kernel) // step + 1
+            for length, pad, kernel, step in zip(x.shape[1:], padding, weight.shape[2:], stride, strict=True)
+        )
+        codes = codes.to(torch.uint8 if kind == "adder" else torch.int8)
+        zero = (x.zero.ceil() if kind == "binary" else x.zero.round()).expand(x.shape[0]).to(torch.uint8)
+        return Sums(
+            lambda sources, epilogue: Layer(kind, sources, codes, zero, stride, padding, epilogue),
+            x,
+            (len(weight), height, width),
+            largest,
+            gain,
+            bias,
+            node,
+        )
+
+    def _adder_codes(self, layer: Any, weight: Tensor, x: Codes, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes in the scale of x, clamped to its range: |x - w| = |x - clip(w)| + |w - clip(w)|."""
+        if len(x.scale) > 1:
+            raise UserError("cannot quantise a network whose images go to an adder layer and to another one")
+        clipped = weight.clamp(float(-x.zero * x.scale), float((self.levels - x.zero) * x.scale))
+        codes = (clipped / x.scale + x.zero).round().clamp(0, self.levels)
+        bias = bias - (weight - clipped).abs().sum((1, 2, 3))
+        if layer.recenter:
+            bias = bias + weight.abs().sum((1, 2, 3))
+        return codes, -x.scale.expand(len(weight)), bias
+
+    def _normalised(self, node: fx.Node, norm: Any, x: Codes | Sums) -> Sums:
+        if not isinstance(x, Sums) or x.shortcut:
+            raise _refused(node, norm, "that does not follow a layer")
+        if norm.running_var is None:
+            raise _refused(node, norm, "without running statistics")
+        gain = (norm.running_var.double() + norm.eps).rsqrt()
+        gain = gain * norm.weight.detach().double() if norm.affine else gain
+        bias = (x.bias - norm.running_mean.double()) * gain
+        bias = bias + norm.bias.detach().double() if norm.affine else bias
+        return replace(x, gain=x.gain * gain, bias=bias, node=node)
+
+    def _added(self, node: fx.Node) -> Sums:
+        """Sums with the other side as their shortcut."""
+        if len(node.args) == 2 and not node.kwargs and all(arg in self.values for arg in node.args):
+            for one, other in (node.args, node.args[::-1]):
+                x = self.values[one]  # type: ignore[index]
+                if isinstance(x, Sums) and not x.shortcut:
+                    return replace(x, shortcut=self._made(other), node=node)
+        raise _refused(node, node.target, "without a layer on one side")
+
+    def _rectified(self, node: fx.Node, x: Codes | Sums) -> Codes:
+        if isinstance(x, Codes):
+            raise _refused(node, self._target(node), "that does not follow a layer, its normalisation or a sum")
+        return self._coded(replace(x, node=node))  # no code lies below 0, so none stands for a negative number
+
+    def _max_pooled(self, node: fx.Node, pool: nn.MaxPool2d, x: Codes) -> Codes:
+        sizes = [(v, v) if isinstance(v, int) else tuple(v) for v in (pool.kernel_size, pool.stride, pool.padding)]
+        if pool.ceil_mode or pool.dilation not in (1, (1, 1)) or any(a != b for a, b in sizes):
+            raise _refused(node, pool, "with dilation, ceil_mode or sides of two lengths")
+        (kernel, _), (stride, _), (padding, _) = sizes
+        self.steps.append(MaxPool([x.index], kernel, stride, padding))
+        height, width = ((length + 2 * padding - kernel) // stride + 1 for length in x.shape[1:])
+        return replace(x, index=len(self.steps), shape=(x.shape[0], height, width))
+
+    def _average_pooled(self, node: fx.Node, x: Codes) -> Codes:
+        channels, height, width = x.shape
+        scale, zero = self._grid_of(node)
+        gain, bias = x.scale / (height * width), -x.zero * x.scale
+        epilogue = requantisation(
+            gain.expand(channels), bias.expand(channels), 255 * height * width, scale, zero, self.levels
+        )
+        self.steps.append(AveragePool([x.index], epilogue))
+        return Codes(len(self.steps), (channels, 1, 1), scale, zero)
+
+    def _output(self, node: fx.Node) -> None:
+        x = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+        if not isinstance(x, Sums) or x.shortcut or x.shape[1:] != (1, 1):
+            raise UserError(
+                "cannot quantise a network that does not end in a layer of logits, or its normalisation: drop what "
+                "follows it"
+            )
+        self.steps.append(x.layer([x.source.index], Logits(x.gain.float(), x.bias.float())))
+
+    def _made(self, node: Any) -> Codes:
+        """The codes of a node; sums that nobody has needed as codes so far become some, once for all."""
+        x = self.values[node]
+        if isinstance(x, Sums):
+            x = self.values[node] = self._coded(x)
+        return x
+
+    def _coded(self, x: Sums) -> Codes:
+        scale, zero = self._grid_of(x.node)
+        epilogue = requantisation(x.gain, x.bias, x.largest, scale, zero, self.levels, x.shortcut)
+        sources = [x.source.index, *([x.shortcut.index] if x.shortcut else [])]
+        self.steps.append(x.layer(sources, epilogue))
+        return Codes(len(self.steps), x.shape, scale, zero)
+
+    def _grid_of(self, node: fx.Node) -> tuple[Tensor, Tensor]:
+        """Scale and zero of a node's codes. For a binary layer 0 lies between two codes, so that signs are exact."""
+        scale, zero = _grid(*self.statistics[node.name].range(self.method, self.levels), self.levels)
+        return scale, zero - 0.5 if any(isinstance(target, Binary) for target in self._readers(node)) else zero
+
+    def _readers(self, node: fx.Node) -> list[Any]:
+        """What computes with a node, behind what only hands its numbers on."""
+        found = []
+        for user in node.users:
+            target = self._target(user)
+            passes = isinstance(target, (nn.Identity, nn.Dropout, nn.MaxPool2d)) or _flattens(user, target)
+            found += self._readers(user) if passes else [target]
+        return found
+
+
+def requantisation(
+    gain: Tensor, bias: Tensor, largest: int, scale: Tensor, zero: Tensor, levels: int, shortcut: Codes | None = None
+) -> Requantisation:
+    """The whole numbers that take sums up to ``largest``, real = gain * sum + bias, to codes of ``scale`` and ``zero``.
+
+    Each channel has as many bits as 32-bit arithmetic allows. What the multiplier's rounding does is taken out of the
+    offset where codes are in the middle of their range.
+    """
+    multiplier, offset = gain / scale, bias / scale + zero
+    factor = torch.zeros_like(multiplier)
+    if shortcut is not None:
+        factor = (shortcut.scale / scale).expand_as(multiplier)
+        offset = offset - factor * shortcut.zero
+    span = multiplier.abs() * largest + offset.abs() + factor * 255 + 1
+    shift = torch.floor(31 - torch.log2(span)).sub_(1).clamp_(0, LARGEST_SHIFT)
+    one = 2.0**shift
+    whole = (multiplier * one).round()
+    middle = ((levels / 2 - offset) / multiplier).nan_to_num(0).clamp(-largest, largest)
+    corrected = (offset * one + (multiplier * one - whole) * middle + 0.5 * one).floor()
+    return Requantisation(
+        multiplier=whole.to(torch.int32),
+        offset=corrected.to(torch.int32),
+        shift=shift.to(torch.int32),
+        factor=None if shortcut is None else (factor * one).round().to(torch.int32),
+        highest=levels,
+    )
+
+
+def _conv_codes(weight: Tensor, x: Codes, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """int8 codes with a scale for each filter; what the zero of x adds to every sum goes into the bias."""
+    scale, zero = (t.expand(x.shape[0]).view(-1, 1, 1) for t in (x.scale, x.zero))
+    scaled = weight * scale
+    gain = scaled.abs().amax((1, 2, 3)).clamp(min=TINY) / 127
+    codes = (scaled / gain.view(-1, 1, 1, 1)).round()
+    return codes, gain, bias - gain * (codes * zero).sum((1, 2, 3))
+
+
+def _grid(low: float, high: float, levels: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero, each (1,), of codes 0..levels that cover low..high; the number 0 is a code."""
+    scale = max(high - low, TINY) / levels
+    return tuple(torch.tensor([v], dtype=torch.double) for v in (scale, round(-low / scale)))  # type: ignore[return-value]
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:  # whatever a model's own code raises when it meets a proxy
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot quantise {type(model).__name__}: torch.fx does not trace it ({reason})") from error
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+    """By side; "same" with an odd kernel, the only one that torch pads evenly."""
+    if layer.padding == "valid":
+        return 0, 0
+    if isinstance(layer.padding, str):
+        if any(length % 2 == 0 for length in layer.kernel_size):
+            raise UserError(f"cannot quantise padding='same' with an even kernel {layer.kernel_size}")
+        return (layer.kernel_size[0] - 1) // 2, (layer.kernel_size[1] - 1) // 2
+    return layer.padding[0], layer.padding[1]
+
+
+def _flattens(node: fx.Node, target: Any) -> bool:
+    if isinstance(target, nn.Flatten):
+        return (target.start_dim, target.end_dim) == (1, -1)
+    return target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs
+
+
+def _refused(node: fx.Node, target: Any, detail: str = "") -> UserError:
+    """Names the place in the model and what stands there."""
+    place = str(node.target) if node.op == "call_module" else node.name
+    kind = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", str(target))
+    return UserError(f"cannot quantise {place}, {kind} {detail}".rstrip() + ": it has no integer form here")

@@ -1,0 +1,249 @@
+"""Lowering: programs beside the networks that they were made of, and what has no integer form, by name."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from torchadder import quant
+from torchadder.errors import UserError
+from torchadder.models import create_model
+from torchadder.nn import AdderConv2d, AdderLinear, BinaryConv2d
+from torchadder.quant import quantize
+from torchadder.quant.lowering import Codes, requantisation
+from torchadder.quant.program import AveragePool, Layer, Logits, MaxPool
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def trained(model, images):
+    """``model`` as training leaves it: statistics of the images, and a scale and shift for every channel."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.momentum = None
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    model.train()
+    with torch.no_grad():
+        for _ in range(4):
+            model(images)
+    return model.eval()
+
+
+def correlation(a, b):
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
+
+
+@pytest.mark.parametrize("recenter", [False, True])
+def test_one_adder_layer_is_lossless(recenter):
+    """Images are codes 0..255 already; filters on the grid, or beyond it where they are clamped without loss."""
+    layer = AdderConv2d(3, 5, 4, bias=True, recenter=recenter)
+    weight = torch.randint(0, 256, layer.weight.shape, generator=seeded()).float()
+    weight[:, 1] -= 300.25  # below every code
+    weight[:, 2] += 300.125
+    layer.weight.data, layer.bias.data = weight, torch.tensor([1.0, 2.0, 3.0, 4.0, 5.5])
+    images = torch.randint(0, 256, (8, 3, 4, 4), generator=seeded(1)).float()
+    images[0, 0, 0, :2] = torch.tensor([0.0, 255.0])
+    program = quantize(nn.Sequential(layer, nn.Flatten()), [images])
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), layer(images).flatten(1), rtol=1e-6, atol=0)
+
+
+def test_padding_of_an_adder_layer_stands_for_zero():
+    layer = nn.Sequential(AdderConv2d(1, 2, 3, padding=1), nn.Flatten())
+    layer[0].weight.data = torch.randint(-100, 156, (2, 1, 3, 3), generator=seeded()).float()
+    images = torch.randint(-100, 156, (6, 1, 1, 1), generator=seeded(1)).float()
+    images[:2] = torch.tensor([-100.0, 155.0]).view(2, 1, 1, 1)
+    program = quantize(layer, [images])
+    assert program.zero.item() == 100
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), layer(images), rtol=1e-6, atol=0)
+
+
+def test_an_ordinary_first_layer_has_a_scale_for_each_channel():
+    """Images normalised by channel come back as the pixels that they were, without any loss."""
+    pixels = torch.randint(0, 256, (4, 3, 5, 5), generator=seeded())
+    pixels[0, :, 0, 0], pixels[0, :, 0, 1] = 0, 255
+    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
+    images = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    program = quantize(nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten()), [images])
+    assert torch.equal(program.codes(images), pixels.byte())
+    torch.testing.assert_close(program.zero, 255 * mean)
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "least"),
+    [
+        ("lenet5bn", "adder", 0.999),
+        ("lenet5bn", "conv", 0.99),
+        ("resnet20", "adder", 0.99),
+        ("resnet20", "conv", 0.95),
+    ],
+)
+def test_logits_stay_near_the_networks(name, op, least):
+    """Of networks that learned nothing, which forgive less than trained ones; one of signs alone forgives nothing."""
+    torch.manual_seed(0)
+    model = create_model(name, op)
+    images = torch.randn(24, model.config["in_chans"], 32, 32, generator=seeded())
+    trained(model, images)
+    before = copy.deepcopy(model.state_dict())
+    program = quantize(model, images.split(10))
+    with torch.no_grad():
+        assert correlation(program(images), model(images)) > least
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("op", ["adder", "conv", "binary"])
+@pytest.mark.parametrize("name", ["vgg_small", "resnet18", "resnet50"])
+def test_every_network_has_a_program(name, op):
+    size = 32 if name == "vgg_small" else 64
+    model = trained(create_model(name, op), torch.randn(2, 3, size, size, generator=seeded()))
+    program = quantize(model, [torch.randn(2, 3, size, size, generator=seeded())], method="max")
+    layers = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
+    assert sum(isinstance(step, Layer) for step in program.steps) == layers
+    assert isinstance(program.steps[-1].epilogue, Logits)
+
+
+def test_signs_of_a_binary_layer_are_exact():
+    """Its input has many numbers close to 0, whose sign a rounded code would turn."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), BinaryConv2d(4, 3, 8), nn.Flatten()).eval()
+    model[0].weight.data, model[0].bias.data = torch.full((4, 1, 1, 1), 1.0), torch.tensor([-0.3, -0.2, 0.01, 1.0])
+    images = torch.randint(0, 256, (50, 1, 8, 8), generator=seeded()).float() / 255
+    images[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    with torch.no_grad():
+        torch.testing.assert_close(quantize(model, [images])(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_no_code_is_above_the_levels_of_the_bits(bits):
+    torch.manual_seed(0)
+    model = create_model("lenet5bn")
+    images = torch.randn(8, 1, 32, 32, generator=seeded())
+    program = quantize(trained(model, images), [images], bits=bits, method="percentile")
+    values = [program.codes(images)]
+    for step in program.steps:
+        if isinstance(step, Layer):
+            assert int(step.weight.max()) < 2**bits
+        values.append(step(*(values[i] for i in step.sources)))
+    assert max(int(value.max()) for value in values[:-1]) == 2**bits - 1
+
+
+def test_steps_of_a_block_with_a_shortcut():
+    """Eleven modules, four steps: layer, its projection, the layer that adds it, the classifier."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.bn1 = AdderConv2d(2, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3)
+            self.two, self.bn2 = AdderConv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.short, self.bn3 = AdderConv2d(2, 3, 1, stride=2), nn.BatchNorm2d(3)
+            self.relu = nn.ReLU()
+            self.pool, self.mean = nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)
+            self.flatten, self.fc = nn.Flatten(), nn.Linear(3, 4)
+
+        def forward(self, x):
+            y = self.bn2(self.two(self.relu(self.bn1(self.one(x)))))
+            y = self.relu(self.bn3(self.short(x)) + y)
+            return self.fc(self.flatten(self.mean(self.pool(y))))
+
+    torch.manual_seed(0)
+    images = torch.randn(16, 2, 8, 8, generator=seeded())
+    model = trained(Block(), images)
+    program = quantize(model, [images])
+    steps = [(type(step).__name__, step.sources) for step in program.steps]
+    assert steps == [
+        ("Layer", (0,)),
+        ("Layer", (1,)),
+        ("Layer", (0, 2)),
+        ("MaxPool", (3,)),
+        ("AveragePool", (4,)),
+        ("Layer", (5,)),
+    ]
+    assert [type(step) for step in program.steps[3:5]] == [MaxPool, AveragePool]
+    with torch.no_grad():
+        assert correlation(program(images), model(images)) > 0.99
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_requantisation_against_float64(seed):
+    """Sums whose mean is up to 100,000 codes away from 0; no number of it needs more than 32 bits."""
+    generator = seeded(seed)
+    channels, largest = 64, [400, 36_720, 1_175_040][seed % 3]
+    exponent = 6 * torch.rand(channels, generator=generator, dtype=torch.double)
+    sign = torch.randint(0, 2, (channels,), generator=generator) * 2 - 1
+    gain = sign * (10.0**-exponent).clamp(max=1e5 / largest)  # codes a sum
+    centre = torch.randint(0, largest + 1, (channels,), generator=generator)
+    offset = 100 * torch.rand(channels, generator=generator).double() - gain * centre
+    scale, zero = torch.tensor([0.01]).double(), torch.tensor([12.0]).double()
+    shortcut = Codes(0, (channels, 1, 1), torch.tensor([0.013]).double(), torch.tensor([128.0]).double())
+    epilogue = requantisation(gain * scale, offset * scale, largest, scale, zero, 255, shortcut if seed % 2 else None)
+
+    sums = (centre + torch.randint(-300, 301, (200, channels), generator=generator)).clamp(0, largest)
+    sums[0], sums[1] = 0, largest
+    codes = torch.randint(0, 256, sums.shape, generator=generator)
+    real, total = gain * sums + offset + zero, sums * epilogue.multiplier + epilogue.offset
+    at_zero = offset + zero - (1.3 * 128 if seed % 2 else 0)
+    middle = ((127.5 - at_zero) / gain).clamp(-largest, largest)  # where the multiplier's rounding does nothing
+    rounding = 0.5 * (sums - middle).abs() + 1.5
+    if seed % 2:
+        real, total = real + 1.3 * (codes - 128), total + codes * epilogue.factor
+        rounding += 0.5 * codes
+    assert (total.abs() < 2**31).all()
+    found = epilogue(*(t.view(200, channels, 1, 1) for t in (sums.int(), codes.byte())[: 1 + seed % 2])).flatten(1)
+    assert ((found - real.clamp(0, 255)).abs() <= 0.5 + rounding / 2.0**epilogue.shift).all()
+
+
+class Untraceable(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+HEAD = [nn.Flatten(), nn.Linear(2 * 6 * 6, 3)]
+REFUSED = [  # network, words of the message
+    ([nn.Conv2d(2, 2, 3), nn.Sigmoid(), *HEAD], "cannot quantise 1, Sigmoid: it has no integer form here"),
+    ([nn.Conv2d(2, 2, 3, groups=2), *HEAD], "cannot quantise 0, Conv2d with groups, dilation or a padding mode"),
+    ([nn.Conv2d(2, 2, 3, padding=2, dilation=2), nn.Flatten()], "cannot quantise 0, Conv2d with groups, dilation"),
+    ([nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), nn.Flatten()], "padding mode"),
+    ([nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3), *HEAD], "cannot quantise 0, BatchNorm2d that does not follow a layer"),
+    ([nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), *HEAD], "without running statistics"),
+    ([nn.ReLU(), nn.Conv2d(2, 2, 3), *HEAD], "cannot quantise 0, ReLU that does not follow"),
+    ([nn.Conv2d(2, 2, 3), nn.MaxPool2d(2, ceil_mode=True), nn.Flatten()], "cannot quantise 1, MaxPool2d with"),
+    ([nn.Conv2d(2, 2, 3), nn.AvgPool2d(2), nn.Flatten()], "cannot quantise 1, AvgPool2d"),
+    ([AdderLinear(8, 3)], "cannot quantise 0, AdderLinear on 128 numbers that are not flattened"),
+    ([nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten()], "does not end in a layer of logits"),
+    ([nn.Conv2d(2, 2, 3)], "does not end in a layer of logits"),
+    ([Untraceable()], "torch.fx does not trace it"),
+    ([nn.Sequential(nn.Conv2d(2, 2, 3), nn.Tanh())], r"cannot quantise 0\.1, Tanh"),
+]
+
+
+@pytest.mark.parametrize(("modules", "words"), REFUSED)
+def test_what_has_no_integer_form_is_named(modules, words):
+    with pytest.raises(UserError, match=words) as error:
+        quantize(nn.Sequential(*modules), [torch.randn(2, 2, 8, 8)])
+    assert "\n" not in str(error.value)
+
+
+ARGUMENTS = [  # arguments, words of the message
+    ({"bits": 1}, "bits=1 is out of range: expected 2 to 8"),
+    ({"bits": 9}, "bits=9 is out of range"),
+    ({"method": "entropy"}, "method='entropy' is unknown: expected mse, max, percentile"),
+    ({"calibration": []}, "calibration holds no batches of images"),
+    ({"calibration": [torch.zeros(2, 2, 8, 8), torch.zeros(2, 2, 9, 8)]}, "of one size"),
+    ({"calibration": [torch.zeros(2, 8)]}, "calibration holds no batches of images"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), ARGUMENTS)
+def test_arguments_out_of_range_are_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        quantize(nn.Conv2d(2, 2, 8), **{"calibration": [torch.zeros(2, 2, 8, 8)], **arguments})
+
+
+def test_public_names():
+    assert quant.__all__ == ["Program", "quantize"]
