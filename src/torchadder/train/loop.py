@@ -230,9 +230,9 @@ def evaluate(model: nn.Module, batches: Loader, processes: Processes = ALONE) ->
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
         likeliest = logits.topk(min(5, logits.shape[1])).indices
         correct += torch.stack([logits.argmax(1) == labels, (likeliest == labels[:, None]).any(1)]).sum(1)
-    loss_sum, correct = processes.sum(loss_sum, correct)
-    top1, top5 = (100 * count / batches.count for count in correct.tolist())
-    return Scores(loss_sum.item() / batches.count, top1, top5)
+    loss, *right = processes.sum(loss_sum, *correct)
+    top1, top5 = (100 * count.item() / batches.count for count in right)
+    return Scores(loss.item() / batches.count, top1, top5)
 
 
 def diverged(run: Run, epoch: int, places: list[str | None]) -> str:
