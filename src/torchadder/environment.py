@@ -18,7 +18,7 @@ from torchadder.version import __version__
 def describe_environment() -> dict[str, Any]:
     """What a reader needs in order to trust or repeat the run's numbers; plain values for JSON."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "torchadder": __version__,
         "torch": torch.__version__,
         "numpy": _version("numpy"),
@@ -35,6 +35,12 @@ def _version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def _program() -> str:
+    """What was started; ``python -m torchadder`` is the command torchadder."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def _processor() -> str:
