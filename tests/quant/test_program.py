@@ -148,7 +148,7 @@ def program():
         (0, 0),
         Logits(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)),
     )
-    return Program(torch.tensor([0.5, 0.25]), torch.tensor([10.0, 20.5]), [first, second, last])
+    return Program((2, 4, 4), torch.tensor([0.5, 0.25]), torch.tensor([10.0, 20.5]), [first, second, last])
 
 
 def test_a_program_passes_values_by_number(program):

@@ -26,6 +26,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 LARGEST_SHIFT = 24
+MOST_CODES = 1 << 26  # between the least and the largest sum: leaves a bit and more of 32 for the rest
 TINY = 1e-30
 
 
@@ -78,7 +79,7 @@ class Lowering:
                 self.values[node] = self._lower(node)
         assert images is not None, "a network has an input"
         scale, zero = (t.expand(self.image_shape[0]).float() for t in (images.scale, images.zero))
-        return Program(scale, zero, self.steps, self.image_levels)
+        return Program(self.image_shape, scale, zero, self.steps, self.image_levels)
 
     def _lower(self, node: fx.Node) -> Codes | Sums:
         """What a node of the graph becomes."""
@@ -203,11 +204,10 @@ class Lowering:
 
     def _average_pooled(self, node: fx.Node, x: Codes) -> Codes:
         channels, height, width = x.shape
-        scale, zero = self._grid_of(node)
-        gain, bias = x.scale / (height * width), -x.zero * x.scale
-        epilogue = requantisation(
-            gain.expand(channels), bias.expand(channels), 255 * height * width, scale, zero, self.levels
-        )
+        largest = 255 * height * width
+        gain, bias = (x.scale / (height * width)).expand(channels), (-x.zero * x.scale).expand(channels)
+        scale, zero = self._grid_of(node, gain, bias, largest)
+        epilogue = requantisation(gain, bias, largest, scale, zero, self.levels)
         self.steps.append(AveragePool([x.index], epilogue))
         return Codes(len(self.steps), (channels, 1, 1), scale, zero)
 
@@ -228,15 +228,20 @@ class Lowering:
         return x
 
     def _coded(self, x: Sums) -> Codes:
-        scale, zero = self._grid_of(x.node)
+        scale, zero = self._grid_of(x.node, x.gain, x.bias, x.largest)
         epilogue = requantisation(x.gain, x.bias, x.largest, scale, zero, self.levels, x.shortcut)
         sources = [x.source.index, *([x.shortcut.index] if x.shortcut else [])]
         self.steps.append(x.layer(sources, epilogue))
         return Codes(len(self.steps), x.shape, scale, zero)
 
-    def _grid_of(self, node: fx.Node) -> tuple[Tensor, Tensor]:
-        """Scale and zero of a node's codes. For a binary layer 0 lies between two codes, so that signs are exact."""
-        scale, zero = _grid(*self.statistics[node.name].range(self.method, self.levels), self.levels)
+    def _grid_of(self, node: fx.Node, gain: Tensor, bias: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+        """Scale and zero of a node's codes. For a binary layer 0 lies between two codes, so that signs are exact.
+
+        What the sums could stand for must not be too many codes, however small the range of the images was.
+        """
+        low, high = self.statistics[node.name].range(self.method, self.levels)
+        least = float((gain.abs() * largest + bias.abs()).max()) / MOST_CODES * self.levels
+        scale, zero = _grid(low, max(high, low + least), self.levels)
         return scale, zero - 0.5 if any(isinstance(target, Binary) for target in self._readers(node)) else zero
 
     def _readers(self, node: fx.Node) -> list[Any]:

@@ -18,6 +18,7 @@ instead, sum * gain + bias, each operation rounded once. Every backend gives the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -139,16 +140,18 @@ class Program(nn.Module):
     """A quantised network: input codes, steps, logits.
 
     ``forward`` takes images as the network takes them, float32 (N, C, H, W), and gives logits (N, classes); uint8
-    images are codes. ``scale``, ``zero``, ``highest``: of the input, float32 (C,) the first two; a zero may lie
-    between two codes.
+    images are codes. ``shape`` (C, H, W), ``scale``, ``zero`` and ``highest``, the largest code, are the input's; scale
+    and zero are float32 (C,), and a zero may lie between two codes.
     """
 
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, scale: Tensor, zero: Tensor, steps: Sequence[Step], highest: int = 255):
+    def __init__(
+        self, shape: tuple[int, int, int], scale: Tensor, zero: Tensor, steps: Sequence[Step], highest: int = 255
+    ):
         super().__init__()
-        self.highest = highest
+        self.shape, self.highest = shape, highest
         self.register_buffer("scale", scale)
         self.register_buffer("zero", zero)
         self.steps = nn.ModuleList(steps)
@@ -158,8 +161,16 @@ class Program(nn.Module):
         codes = images / _by_channel(self.scale) + _by_channel(self.zero)
         return codes.round_().clamp_(0, self.highest).to(torch.uint8)
 
+    def save(self, path: str | Path) -> None:
+        """Write the program's file, ``.tadder``. Raises UserError where the disk refuses."""
+        from torchadder.quant.file import write  # which knows every step
+
+        write(self, Path(path))
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
+            raise ValueError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
         values = [images if images.dtype == torch.uint8 else self.codes(images)]
         for step in self.steps:
             values.append(step(*(values[i] for i in step.sources)))  # type: ignore[union-attr]  # each is a Step
