@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import warnings
 
 import pytest
@@ -121,7 +122,10 @@ def one_of_two_processes(rank, folder, net, ways):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for way in ways:  # the network arrives in memory that both processes share
         torch.save(way(copy.deepcopy(net), rank), f"{folder}/{way.__name__}-{rank}.pt")
+    dist.barrier()
+    gc.collect()  # modules and meshes in cycles hold the group, whose threads must end before the process does
     dist.destroy_process_group()
+    gc.collect()
 
 
 @pytest.mark.usefixtures("one_thread")
