@@ -237,26 +237,26 @@ CHANGES = [
 ]
 
 
+def assert_continues_exactly(recipe, folder):
+    """A run that is stopped in its second epoch and continued ends as one that is not."""
+    start(folder / "whole", recipe)
+    with pytest.raises(Stop):
+        start(folder / "run", recipe, progress=StopAt(2, 3))
+    torch.manual_seed(99)
+    start(folder / "run", recipe, resume=True)
+    assert_same(numbers(folder / "whole"), numbers(folder / "run"))
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_stopped_run_continues_exactly(tiny_recipe, teacher_run, tmp_path, change, progressive):
     recipe = dataclasses.replace(tiny_recipe, epochs=2, teacher=str(teacher_run), progressive=progressive, **change)
-    start(tmp_path / "whole", recipe)
-    with pytest.raises(Stop):
-        start(tmp_path / "run", recipe, progress=StopAt(2, 3))
-    torch.manual_seed(99)
-    start(tmp_path / "run", recipe, resume=True)
-    assert_same(numbers(tmp_path / "whole"), numbers(tmp_path / "run"))
+    assert_continues_exactly(recipe, tmp_path)
 
 
 def test_a_fresh_teacher_continues_exactly(taught, tmp_path):
     recipe = dataclasses.replace(taught, epochs=2)
-    start(tmp_path / "whole", recipe)
-    with pytest.raises(Stop):
-        start(tmp_path / "run", recipe, progress=StopAt(2, 3))
-    torch.manual_seed(99)
-    start(tmp_path / "run", recipe, resume=True)
-    assert_same(numbers(tmp_path / "whole"), numbers(tmp_path / "run"))
+    assert_continues_exactly(recipe, tmp_path)
 
 
 def test_end_to_end(tiny_recipe, teacher_run, tmp_path):

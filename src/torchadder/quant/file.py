@@ -23,6 +23,7 @@ from torch import Tensor
 
 from torchadder import atomic
 from torchadder.errors import UserError
+from torchadder.ops.geometry import Geometry
 from torchadder.quant.program import (
     AveragePool,
     Layer,
@@ -31,6 +32,7 @@ from torchadder.quant.program import (
     Program,
     Requantisation,
     Step,
+    largest_sum,
 )
 
 FORMAT, VERSION = "tadder", 1
@@ -157,7 +159,7 @@ def _layer(
     if any(pad >= kernel for pad, kernel in zip(padding, weight.shape[2:], strict=True)):
         raise ValueError(f"step {number} has a padding {padding} as wide as its kernel")
     made = (len(weight), *_sizes(size, weight.shape[2:], stride, padding, number))
-    largest = _largest(kind, weight)
+    largest = largest_sum(kind, weight)
     if largest >= LIMIT:
         raise ValueError(f"the sums of step {number} need more than 32 bits")
     zero = _tensor(tensors, f"{number}.zero", torch.uint8, (channels,))
@@ -170,13 +172,6 @@ def _layer(
         raise ValueError("its last step gives no logits")
     gain, bias = (_tensor(tensors, f"{number}.{name}", torch.float32, made[:1]) for name in ("gain", "bias"))
     return Layer(kind, sources, weight, zero, stride, padding, Logits(gain, bias)), made
-
-
-def _largest(kind: str, weight: Tensor) -> int:
-    """The largest magnitude of a sum."""
-    if kind == "conv":
-        return int(weight.int().abs().sum((1, 2, 3)).max()) * 255
-    return weight[0].numel() * (255 if kind == "adder" else 1)
 
 
 def _pair(about: dict[str, Any], name: str, low: int) -> tuple[int, int]:
@@ -201,10 +196,7 @@ def _requantisation(
 def _sizes(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], number: int
 ) -> tuple[int, int]:
-    height, width = (
-        (length + 2 * pad - side) // step + 1
-        for length, side, step, pad in zip(size, kernel, stride, padding, strict=True)
-    )
+    height, width = Geometry(tuple(stride), tuple(padding), (1, 1), 1).output_size(size, kernel)
     if height < 1 or width < 1:
         raise ValueError(f"step {number} has a kernel {tuple(kernel)} beyond its input {tuple(size)}")
     return height, width

@@ -18,8 +18,19 @@ from torch import Tensor, fx, nn
 
 from torchadder.errors import UserError
 from torchadder.nn import Adder, AdderConv2d, AdderLinear, Binary, BinaryConv2d, BinaryLinear
+from torchadder.ops.geometry import Geometry
 from torchadder.quant.calibration import Method, observe
-from torchadder.quant.program import AveragePool, Kind, Layer, Logits, MaxPool, Program, Requantisation, Step
+from torchadder.quant.program import (
+    AveragePool,
+    Kind,
+    Layer,
+    Logits,
+    MaxPool,
+    Program,
+    Requantisation,
+    Step,
+    largest_sum,
+)
 
 LAYERS = (AdderConv2d, AdderLinear, BinaryConv2d, BinaryLinear, nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -134,24 +145,18 @@ class Lowering:
         bias = torch.zeros(len(weight), dtype=torch.double) if layer.bias is None else layer.bias.detach().double()
         if kind == "adder":
             codes, gain, bias = self._adder_codes(layer, weight, x, bias)
-            largest = codes[0].numel() * self.levels
         elif kind == "binary":
             codes, gain = torch.where(weight >= 0, 1.0, -1.0), weight.abs().mean((1, 2, 3))
-            largest = codes[0].numel()
         else:
             codes, gain, bias = _conv_codes(weight, x, bias)
-            largest = int(codes.abs().sum((1, 2, 3)).max()) * 255
-        height, width = (
-            (length + 2 * pad - kernel) // step + 1
-            for length, pad, kernel, step in zip(x.shape[1:], padding, weight.shape[2:], stride, strict=True)
-        )
+        height, width = Geometry(stride, padding, (1, 1), 1).output_size(x.shape[1:], weight.shape[2:])
         codes = codes.to(torch.uint8 if kind == "adder" else torch.int8)
         zero = (x.zero.ceil() if kind == "binary" else x.zero.round()).expand(x.shape[0]).to(torch.uint8)
         return Sums(
             lambda sources, epilogue: Layer(kind, sources, codes, zero, stride, padding, epilogue),
             x,
             (len(weight), height, width),
-            largest,
+            largest_sum(kind, codes, self.levels if kind == "adder" else 255),
             gain,
             bias,
             node,
@@ -199,7 +204,8 @@ class Lowering:
             raise _refused(node, pool, "with dilation, ceil_mode or sides of two lengths")
         (kernel, _), (stride, _), (padding, _) = sizes
         self.steps.append(MaxPool([x.index], kernel, stride, padding))
-        height, width = ((length + 2 * padding - kernel) // stride + 1 for length in x.shape[1:])
+        geometry = Geometry((stride, stride), (padding, padding), (1, 1), 1)
+        height, width = geometry.output_size(x.shape[1:], (kernel, kernel))
         return replace(x, index=len(self.steps), shape=(x.shape[0], height, width))
 
     def _average_pooled(self, node: fx.Node, x: Codes) -> Codes:

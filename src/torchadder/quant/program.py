@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torchadder.functional import adder_conv2d
 
 Kind = Literal["adder", "conv", "binary"]
-EXACT = 1 << 24  # whole numbers up to here are exact in float32
+EXACT = 1 << 23  # whole numbers up to twice this are exact in float32, and an adder kernel passes twice its sums
 
 
 class Requantisation(nn.Module):
@@ -177,12 +177,18 @@ class Program(nn.Module):
         return values[-1].flatten(1)
 
 
+def largest_sum(kind: Kind, weight: Tensor, highest: int = 255) -> int:
+    """The largest magnitude of a layer's sums over codes 0..highest."""
+    if kind == "conv":
+        return int(weight.int().abs().sum((1, 2, 3)).max()) * highest
+    return weight[0].numel() * (highest if kind == "adder" else 1)
+
+
 def layer_sums(
     kind: Kind, x: Tensor, weight: Tensor, zero: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
     """What a layer adds up, int32 (N, C_out, H, W), for codes x uint8. See Layer."""
-    bound = weight[0].numel() * 255 * (1 if kind == "adder" else 127)
-    wide = torch.float32 if bound < EXACT else torch.float64
+    wide = torch.float32 if largest_sum(kind, weight) < EXACT else torch.float64
     if kind == "binary":
         signs = torch.where(x >= zero.view(-1, 1, 1), 1.0, -1.0)
         return F.conv2d(signs, weight.float(), None, stride, padding).int()
