@@ -4,6 +4,15 @@
     tensors    input.scale, input.zero float32 (C,); of step i what it has of i.weight, i.zero, i.multiplier, i.offset,
                i.shift, i.factor, i.gain, i.bias
 
+"about" is for readers, the program runs without: strings and numbers by name. torchadder quantize keeps there
+
+    torchadder, model, op, dataset            the version, and what was quantised
+    bits, method, calibration_images          how, as in torchadder.quantize
+    finetune_epochs                           of quantisation-aware training before
+    float_accuracy                            of the model on the test images, in percent, where it was tested
+    mode, mean, std, part                     what becomes of an image, as data.preprocessing.Preprocessing.to_dict has it
+    classes                                   JSON list of the names of the classes, where they have any
+
 A file may come from a stranger: every number is checked before it is used, so that no program that is read leads out
 of its tensors or out of 32 bits.
 """
@@ -35,7 +44,7 @@ from torchadder.quant.program import (
     largest_sum,
 )
 
-FORMAT, VERSION = "tadder", 1
+FORMAT, VERSION, SUFFIX = "tadder", 1, ".tadder"
 LIMIT = 1 << 31
 MAX_SIDE, MAX_CHANNELS, MAX_STEPS, MAX_CODES = 1 << 14, 1 << 16, 1 << 12, 1 << 28
 WEIGHTS = {"adder": torch.uint8, "conv": torch.int8, "binary": torch.int8}
@@ -43,6 +52,14 @@ WEIGHTS = {"adder": torch.uint8, "conv": torch.int8, "binary": torch.int8}
 
 def write(program: Program, path: Path, about: Mapping[str, str | int | float] | None = None) -> None:
     """Save ``program``, whole or not at all; ``about`` is kept beside it. Raises UserError where the disk refuses."""
+    try:
+        atomic.write_bytes(path, to_bytes(program, about))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def to_bytes(program: Program, about: Mapping[str, str | int | float] | None = None) -> bytes:
+    """The content of the file of ``program``."""
     steps, tensors = [], {"input.scale": program.scale, "input.zero": program.zero}
     for number, step in enumerate(program.steps):
         steps.append(_described(step))
@@ -53,13 +70,8 @@ def write(program: Program, path: Path, about: Mapping[str, str | int | float] |
         "steps": steps,
         "about": dict(about or {}),
     }
-    content = safetensors.torch.save(
-        {name: value.contiguous() for name, value in tensors.items()}, {FORMAT: json.dumps(head)}
-    )
-    try:
-        atomic.write_bytes(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    return safetensors.torch.save(own, {FORMAT: json.dumps(head)})  # which refuses tensors that share memory
 
 
 def read(path: Path) -> tuple[Program, dict[str, Any]]:
@@ -102,6 +114,8 @@ def _program(head: dict[str, Any], tensors: dict[str, Tensor]) -> Program:
         raise ValueError("the scale of its input is no positive number")
     if not 1 <= len(head["steps"]) <= MAX_STEPS:
         raise ValueError(f"it has {len(head['steps'])} steps, expected 1 to {MAX_STEPS}")
+    if math.prod(shape) > MAX_CODES:
+        raise ValueError(f"its images have {math.prod(shape):,} codes, expected at most {MAX_CODES:,}")
     shapes: list[tuple[int, ...]] = [shape]
     steps: list[Step] = []
     for number, about in enumerate(head["steps"]):
@@ -110,6 +124,7 @@ def _program(head: dict[str, Any], tensors: dict[str, Tensor]) -> Program:
             raise ValueError(f"step {number} makes {math.prod(made):,} codes an image, expected at most {MAX_CODES:,}")
         steps.append(step)
         shapes.append(made)
+    _check_padding(steps)
     if tensors:
         raise ValueError(f"tensor {min(tensors)} belongs to no step")
     return Program(shape, scale, zero, steps, _whole(head["input"]["highest"], "highest code", 1, 255))
@@ -172,6 +187,15 @@ def _layer(
         raise ValueError("its last step gives no logits")
     gain, bias = (_tensor(tensors, f"{number}.{name}", torch.float32, made[:1]) for name in ("gain", "bias"))
     return Layer(kind, sources, weight, zero, stride, padding, Logits(gain, bias)), made
+
+
+def _check_padding(steps: Sequence[Step]) -> None:
+    """The adder layers that pad a value agree on its zero, so that the value may hold its padding."""
+    zeros: dict[int, Tensor] = {}
+    for layer in (step for step in steps if isinstance(step, Layer)):
+        pads = layer.kind == "adder" and any(layer.padding)
+        if pads and not zeros.setdefault(layer.sources[0], layer.zero).equal(layer.zero):
+            raise ValueError(f"two layers pad value {layer.sources[0]} with two zeros")
 
 
 def _pair(about: dict[str, Any], name: str, low: int) -> tuple[int, int]:

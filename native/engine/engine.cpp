@@ -1,0 +1,147 @@
+// The engine's C interface.
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <vector>
+
+#include "error.h"
+#include "executor.h"
+#include "kernels.h"
+#include "torchadder_engine.h"
+#include "unsound.h"
+
+using namespace torchadder::engine;
+using torchadder::fail;
+
+struct torchadder_engine {
+  Executor executor;
+  int64_t file_bytes;
+  bool keeps_values;
+  torchadder_engine(Plan plan, int threads, int64_t size, bool keeps)
+      : executor(std::move(plan), threads), file_bytes(size), keeps_values(keeps) {}
+};
+
+namespace {
+
+constexpr int kMostThreads = 1024;
+
+struct Close {
+  void operator()(std::FILE *file) const { std::fclose(file); }
+};
+
+// Everything in a file. -1 where it cannot be read.
+int slurp(const char *path, std::vector<char> &bytes) {
+  const std::unique_ptr<std::FILE, Close> file(std::fopen(path, "rb"));
+  if (!file) return fail("cannot read %s: %s", path, std::strerror(errno));
+  char some[1 << 16];
+  std::size_t count;
+  while ((count = std::fread(some, 1, sizeof some, file.get())) > 0) bytes.insert(bytes.end(), some, some + count);
+  return std::ferror(file.get()) ? fail("cannot read %s: %s", path, std::strerror(errno)) : 0;
+}
+
+int run(torchadder_engine *engine, const float *images, const uint8_t *codes, int64_t count, float *logits,
+        double *seconds) {
+  if (count < 0) return fail("%lld images: expected 0 or more", static_cast<long long>(count));
+  engine->executor.run(images, codes, count, logits, seconds);
+  return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+torchadder_engine *torchadder_engine_load(const char *path, int threads) {
+  try {
+    std::vector<char> bytes;
+    if (slurp(path, bytes)) return nullptr;
+    torchadder_engine *const engine = torchadder_engine_read(bytes.data(), bytes.size(), threads, nullptr, 0);
+    if (!engine) fail("%s is no sound program: %s", path, std::string(torchadder_last_error()).c_str());
+    return engine;
+  } catch (const std::exception &error) {
+    fail("cannot load %s: %s", path, error.what());
+    return nullptr;
+  }
+}
+
+torchadder_engine *torchadder_engine_read(const void *bytes, size_t size, int threads, const char *isa,
+                                          int keep_values) {
+  if (threads < 1 || threads > kMostThreads) {
+    fail("%d threads: expected 1 to %d", threads, kMostThreads);
+    return nullptr;
+  }
+  const Kernels *const kernels = isa && *isa ? kernels_named(isa) : kernels_in_use();
+  if (!kernels) {
+    fail("the engine has no kernels for '%s' on this CPU", isa);
+    return nullptr;
+  }
+  try {
+    Program program = Program::read({static_cast<const char *>(bytes), size});
+    return new torchadder_engine(Plan(std::move(program), kernels, keep_values), threads, static_cast<int64_t>(size),
+                                 keep_values != 0);
+  } catch (const std::bad_alloc &) {
+    fail("it needs more memory than there is");
+  } catch (const std::exception &error) {
+    fail("%s", error.what());
+  }
+  return nullptr;
+}
+
+void torchadder_engine_free(torchadder_engine *engine) { delete engine; }
+
+torchadder_engine_about torchadder_engine_describe(const torchadder_engine *engine) {
+  const Plan &plan = engine->executor.plan();
+  const Shape &shape = plan.program.shape;
+  const int threads = engine->executor.threads();
+  return {shape.channels,
+          shape.height,
+          shape.width,
+          plan.program.steps.back().to.channels,
+          engine->file_bytes,
+          plan.weight_bytes,
+          plan.arena_bytes * threads,
+          threads,
+          static_cast<int>(plan.program.steps.size())};
+}
+
+const char *torchadder_engine_kernel(const torchadder_engine *engine, int step) {
+  const Plan &plan = engine->executor.plan();
+  if (step < 0 || step >= static_cast<int>(plan.program.steps.size())) return nullptr;
+  switch (plan.program.steps[static_cast<std::size_t>(step)].op) {
+    case Op::adder:
+      return plan.kernels->adder_name;
+    case Op::conv:
+      return plan.kernels->conv_name;
+    case Op::binary:
+      return plan.kernels->binary_name;
+    case Op::max_pool:
+      return "max_pool";
+    case Op::average_pool:
+      return "average_pool";
+  }
+  return nullptr;
+}
+
+int torchadder_engine_run_f32(torchadder_engine *engine, const float *images, int64_t count, float *logits,
+                              double *seconds) {
+  return run(engine, images, nullptr, count, logits, seconds);
+}
+
+int torchadder_engine_run_u8(torchadder_engine *engine, const uint8_t *images, int64_t count, float *logits,
+                             double *seconds) {
+  return run(engine, nullptr, images, count, logits, seconds);
+}
+
+int torchadder_engine_value(torchadder_engine *engine, int index, int64_t *shape, uint8_t *codes) {
+  const Plan &plan = engine->executor.plan();
+  if (!engine->keeps_values) return fail("this engine was loaded without keeping its values");
+  if (index < 0 || index >= static_cast<int>(plan.values.size()))
+    return fail("value %d: expected 0 to %zu", index, plan.values.size() - 1);
+  const Layout &layout = plan.values[static_cast<std::size_t>(index)];
+  shape[0] = layout.pixel, shape[1] = layout.height, shape[2] = layout.width;
+  if (codes) engine->executor.value(index, codes);
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,53 @@
+#include "kernels.h"
+
+#include <cstring>
+
+#include "dispatch.h"
+
+namespace torchadder::engine {
+
+extern const Kernels kernels_reference;
+#if TORCHADDER_X86
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
+#endif
+
+namespace {
+
+// From the widest on: it and the instruction set of dispatch.h that allows it.
+struct Choice {
+  const Kernels *kernels;
+  Isa allowed_by;
+  bool runs;
+};
+
+template <class Body>
+const Kernels *first_that(Body &&wanted) {
+#if TORCHADDER_X86
+  __builtin_cpu_init();
+  const bool wide = runs_here(Isa::avx512) && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  const bool dots = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vpopcntdq");
+#endif
+  const Choice choices[] = {
+#if TORCHADDER_X86
+      {&kernels_avx512vnni, Isa::avx512, wide && dots},
+      {&kernels_avx512, Isa::avx512, wide},
+      {&kernels_avx2, Isa::avx2, runs_here(Isa::avx2)},
+#endif
+      {&kernels_reference, Isa::reference, true},
+  };
+  for (const Choice &choice : choices)
+    if (choice.runs && wanted(choice)) return choice.kernels;
+  return nullptr;
+}
+
+}  // namespace
+
+const Kernels *kernels_in_use() {
+  return first_that([](const Choice &choice) { return choice.allowed_by <= selected_isa(); });
+}
+
+const Kernels *kernels_named(const char *name) {
+  return first_that([name](const Choice &choice) { return !std::strcmp(choice.kernels->name, name); });
+}
+
+}  // namespace torchadder::engine

@@ -1,0 +1,190 @@
+// The layer kernel, once for all kinds and vector widths: P pixels by W blocks of channels stay in registers over a
+// patch, and leave them as codes.
+#pragma once
+#include "job.h"
+#include "lanes_avx2.h"
+
+namespace torchadder::engine {
+namespace {
+
+template <class V>
+struct Adder {
+  static typename V::T step(typename V::T sum, typename V::T x, typename V::T w) {
+    return V::absolute_differences(sum, x, w);
+  }
+  static typename V::T finish(typename V::T sum) { return sum; }
+  static constexpr bool kTail = true;  // bytes behind a row must not count; elsewhere their weight is 0
+  static constexpr bool kBase = false;
+};
+
+template <class V>
+struct Conv {
+  static typename V::T step(typename V::T sum, typename V::T x, typename V::T w) { return V::products(sum, x, w); }
+  static typename V::T finish(typename V::T sum) { return V::fold(sum); }
+  static constexpr bool kTail = false;
+  static constexpr bool kBase = false;
+};
+
+template <class V>
+struct Binary {
+  static typename V::T step(typename V::T sum, typename V::T x, typename V::T w) {
+    return V::differing_bits(sum, x, w);
+  }
+  static typename V::T finish(typename V::T sum) { return sum; }
+  static constexpr bool kTail = true;
+  static constexpr bool kBase = true;
+};
+
+template <class V, int W>
+struct LanesOf {
+  using L = Lanes8;
+  static __m256i narrow(const typename V::T *sum) { return V::narrow(sum); }
+};
+
+// Where output pixels lie: a walk along the rows.
+struct Walk {
+  const LayerJob &job;
+  int64_t y, x;
+  Walk(const LayerJob &of, int64_t pixel) : job(of), y(pixel / of.width), x(pixel % of.width) {}
+  const uint8_t *source() const { return job.source + y * job.source_row + x * job.source_pixel; }
+  int64_t result() const { return y * job.result_row + x * job.result_pixel; }
+  int64_t shortcut() const { return y * job.shortcut_row + x * job.shortcut_pixel; }
+  int64_t base() const { return (job.row_class[y] + job.column_class[x]) * job.base_class; }
+  void next() {
+    if (++x == job.width) x = 0, ++y;
+  }
+};
+
+template <class V, class F, int P, int N, bool kMasked>
+inline __attribute__((always_inline)) void add_step(typename V::T (&sum)[P][N], const uint8_t *const (&source)[P],
+                                                    int64_t at, const uint8_t *const *weight, int64_t packed,
+                                                    typename V::T tail) {
+  typename V::T w[N];
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v)
+    w[v] = V::load(weight[v / V::vectors] + packed + v % V::vectors * static_cast<int64_t>(sizeof(typename V::T)));
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    typename V::T x = V::broadcast(source[p] + at);
+    if constexpr (kMasked) x = V::keep(x, tail);
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) sum[p][v] = F::step(sum[p][v], x, w[v]);
+  }
+}
+
+// The first n bytes of 8 or 16.
+inline void copy_few(uint8_t *to, const uint8_t *from, int n) {
+  for (int i = 0; i < n; ++i) to[i] = from[i];
+}
+
+template <class V, class F, int P, int W, bool kMasked>
+void tile(const LayerJob &job, Walk &walk, int block) {
+  using Of = LanesOf<V, W>;
+  using L = typename Of::L;
+  using T = typename V::T;
+  constexpr int N = W * V::vectors;
+  const uint8_t *source[P], *weight[W];
+  int64_t to[P], from[P], base[P];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    source[p] = walk.source();
+    to[p] = walk.result();
+    from[p] = walk.shortcut();
+    if constexpr (F::kBase) base[p] = walk.base();
+    walk.next();
+  }
+  for (int b = 0; b < W; ++b) weight[b] = job.weight + (block + b) * job.block_bytes;
+  T sum[P][N];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) sum[p][v] = V::zero();
+
+  constexpr int64_t kPacked = kBlock * kStep;
+  const int64_t whole = job.steps - kMasked;
+  const T tail = V::mask(job.tail);
+  int64_t packed = 0, row = 0;
+  for (int r = 0; r < job.rows; ++r, row += job.kernel_row) {
+    int64_t at = row;
+    for (int64_t s = 0; s < whole; ++s, at += kStep, packed += kPacked)
+      add_step<V, F, P, N, false>(sum, source, at, weight, packed, tail);
+    if constexpr (kMasked) {
+      add_step<V, F, P, N, true>(sum, source, at, weight, packed, tail);
+      packed += kPacked;
+    }
+  }
+
+  const int channel = block * kBlock, left = job.channels - channel;
+  typename L::T total[P];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) sum[p][v] = F::finish(sum[p][v]);
+    total[p] = Of::narrow(sum[p]);
+    if constexpr (F::kBase) total[p] = L::sub(L::load(job.base + base[p] + channel), L::add(total[p], total[p]));
+  }
+  if (job.logits) {
+    int32_t sums[L::width];
+    L::store(sums, total[0]);
+    for (int c = 0; c < L::width && c < left; ++c)
+      job.logits[channel + c] = static_cast<float>(sums[c]) * job.gain[channel + c] + job.bias[channel + c];
+    return;
+  }
+  const auto multiplier = L::load(job.multiplier + channel), offset = L::load(job.offset + channel),
+             shift = L::load(job.shift + channel), highest = L::set(job.highest);
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) total[p] = L::add(L::mul(total[p], multiplier), offset);
+  if (job.shortcut) {
+    const auto factor = L::load(job.factor + channel);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) total[p] = L::add(total[p], L::mul(L::codes(job.shortcut + from[p] + channel), factor));
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) total[p] = L::min(L::shift(total[p], shift), highest);
+  if (left >= L::width) {
+    uint8_t *result[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) result[p] = job.result + to[p] + channel;
+    int p = 0;
+    for (; p + 4 <= P; p += 4) L::bytes_of_four(total + p, result + p);
+    for (; p < P; ++p) L::bytes(total[p], result[p]);
+    return;
+  }
+  for (int p = 0; p < P; ++p) {
+    uint8_t codes[L::width];
+    L::bytes(total[p], codes);
+    copy_few(job.result + to[p] + channel, codes, left);
+  }
+}
+
+// A tile of `count` pixels, at most P.
+template <class V, class F, int P, int W, bool kMasked>
+void tile_of(const LayerJob &job, Walk &walk, int block, int64_t count) {
+  if (count == P) return tile<V, F, P, W, kMasked>(job, walk, block);
+  if constexpr (P > 1) return tile_of<V, F, P - 1, W, kMasked>(job, walk, block, count);
+}
+
+// All tiles of a part, of P pixels or one less where that leaves no small rest.
+template <class V, class F, int P, int W>
+void blocks(const LayerJob &job, const Part &part, int block) {
+  const int64_t pixels = part.last - part.first, tiles = (pixels + P - 1) / P;
+  const bool masked = F::kTail && job.tail != ~uint64_t{0};
+  Walk walk(job, part.first);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t count = pixels * (t + 1) / tiles - pixels * t / tiles;
+    if (masked)
+      tile_of<V, F, P, W, F::kTail>(job, walk, block, count);
+    else
+      tile_of<V, F, P, W, false>(job, walk, block, count);
+  }
+}
+
+template <class V, class F, int P, int W>
+void layer(const LayerJob &job, const Part &part) {
+  int block = part.first_block;
+  for (; block + W <= part.last_block; block += W) blocks<V, F, P, W>(job, part, block);
+  for (; block < part.last_block; ++block) blocks<V, F, P, 1>(job, part, block);
+}
+
+}  // namespace
+}  // namespace torchadder::engine

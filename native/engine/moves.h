@@ -1,0 +1,108 @@
+// Everything but layers: pooling, copies for conv and binary layers, images to codes. Plain loops over channels, which
+// the compiler makes vectors of, once for each instruction set.
+#pragma once
+#include <cmath>
+#include <cstring>
+
+#include "job.h"
+
+namespace torchadder::engine {
+namespace {
+
+inline void largest(uint8_t *to, const uint8_t *from, int64_t count) {
+  for (int64_t c = 0; c < count; ++c) to[c] = to[c] < from[c] ? from[c] : to[c];
+}
+
+void max_pool(const PoolJob &job, int64_t first, int64_t last) {
+  const auto clipped = [](int64_t at, int64_t size) { return at < 0 ? 0 : at > size ? size : at; };
+  for (int64_t y = first; y < last; ++y) {
+    const int64_t top = y * job.stride - job.padding;
+    for (int64_t x = 0; x < job.result_width; ++x) {
+      const int64_t left = x * job.stride - job.padding;
+      uint8_t *const to = job.result + y * job.result_row + x * job.channels;
+      std::memset(to, 0, static_cast<std::size_t>(job.channels));
+      for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel, job.height); ++i)
+        for (int64_t j = clipped(left, job.width); j < clipped(left + job.kernel, job.width); ++j)
+          largest(to, job.source + i * job.source_row + j * job.channels, job.channels);
+    }
+  }
+}
+
+inline void add_codes(int32_t *sums, const uint8_t *from, int64_t count) {
+  for (int64_t c = 0; c < count; ++c) sums[c] += from[c];
+}
+
+void channel_sums(const PoolJob &job, int64_t first, int64_t last, int32_t *sums) {
+  std::memset(sums, 0, static_cast<std::size_t>(last - first) * sizeof *sums);
+  for (int64_t y = 0; y < job.height; ++y)
+    for (int64_t x = 0; x < job.width; ++x)
+      add_codes(sums, job.source + y * job.source_row + x * job.channels + first, last - first);
+}
+
+// Bytes, or numbers of 16 bits.
+template <class T>
+void copy_conv(const CopyJob &job, int64_t first, int64_t last) {
+  const int64_t count = job.width * job.channels;
+  for (int64_t y = first; y < last; ++y) {
+    const uint8_t *const from = job.source + y * job.source_row;
+    T *const to = reinterpret_cast<T *>(job.result + y * job.result_row);
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+  }
+}
+
+// 8 codes against 8 zeros, to bits.
+struct Signs8 {
+  static constexpr int width = 8;
+  static void bits(const uint8_t *codes, const uint8_t *zeros, uint8_t *to) {
+    unsigned signs = 0;
+    for (int i = 0; i < 8; ++i) signs |= static_cast<unsigned>(codes[i] >= zeros[i]) << i;
+    *to = static_cast<uint8_t>(signs);
+  }
+};
+
+// Signs, a bit a channel: 1 where a code is not below its zero. A pixel begins with a new byte; where its channels are
+// whole bytes, so is a row.
+template <class S>
+void copy_binary(const CopyJob &job, int64_t first, int64_t last) {
+  const bool whole = job.channels % 8 == 0;
+  const int64_t bytes = (job.channels + 7) / 8, run = whole ? job.width * job.channels : job.channels;
+  for (int64_t y = first; y < last; ++y) {
+    const uint8_t *from = job.source + y * job.source_row;
+    uint8_t *to = job.result + y * job.result_row;
+    for (int64_t x = 0; x < job.width; x += whole ? job.width : 1, from += run, to += bytes) {
+      int64_t c = 0;
+      for (; c + S::width <= run; c += S::width) S::bits(from + c, job.zero + c, to + c / 8);
+      for (; c + 8 <= run; c += 8) Signs8::bits(from + c, job.zero + c, to + c / 8);
+      if (c == run) continue;
+      unsigned signs = 0;
+      for (int64_t i = c; i < run; ++i) signs |= static_cast<unsigned>(from[i] >= job.zero[i]) << (i - c);
+      to[c / 8] = static_cast<uint8_t>(signs);
+    }
+  }
+}
+
+// Not a number becomes 0.
+void codes(const CodeJob &job, int64_t first, int64_t last) {
+  constexpr int64_t kRun = 256;
+  const float highest = static_cast<float>(job.highest);
+  for (int64_t y = first; y < last; ++y)
+    for (int64_t c = 0; c < job.channels; ++c) {
+      const float *const from = job.images + (c * job.height + y) * job.width;
+      uint8_t *const to = job.result + y * job.result_row + c;
+      const float scale = job.scale[c], zero = job.zero[c];
+      for (int64_t begin = 0; begin < job.width; begin += kRun) {
+        const int64_t count = job.width - begin < kRun ? job.width - begin : kRun;
+        int32_t run[kRun];
+        for (int64_t i = 0; i < count; ++i) {
+          float code = from[begin + i] / scale + zero;
+          code = code > 0 ? code : 0;
+          code = code < highest ? code : highest;
+          run[i] = static_cast<int32_t>(std::nearbyint(code));
+        }
+        for (int64_t i = 0; i < count; ++i) to[(begin + i) * job.channels] = static_cast<uint8_t>(run[i]);
+      }
+    }
+}
+
+}  // namespace
+}  // namespace torchadder::engine
