@@ -1,6 +1,6 @@
 // What the inner loops could reach on this CPU if nothing but their own instructions took time: the functors of the
-// kernels, in the kernels' own tiles, on data that stays in the first-level cache. `convolution` is the same loop with a
-// multiply-add, the limit of any direct float32 convolution. Prints one JSON object; limits.py writes it to results/.
+// kernels, in the kernels' own tiles, on data that stays in the first-level cache. `convolution` is the same loop with
+// a multiply-add, the limit of any direct float32 convolution. Prints one JSON object; limits.py writes it to results/.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -70,8 +70,8 @@ void measure(const char *isa, const char *name, bool last = false) {
     rates.push_back(double(kCalls) * P * N * V::width * kDepth / seconds.count() / 1e9);
   }
   std::sort(rates.begin(), rates.end());
-  std::printf("  {\"isa\": \"%s\", \"loop\": \"%s\", \"tile\": \"%dx%d\", \"giga_ops\": %.1f, \"best\": %.1f}%s\n", isa, name, P,
-              N * V::width, rates[kRepetitions / 2], rates.back(), last ? "" : ",");
+  std::printf("  {\"isa\": \"%s\", \"loop\": \"%s\", \"tile\": \"%dx%d\", \"giga_ops\": %.1f, \"best\": %.1f}%s\n", isa,
+              name, P, N * V::width, rates[kRepetitions / 2], rates.back(), last ? "" : ",");
 }
 
 template <class V, int P, int Q>

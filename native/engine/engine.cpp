@@ -123,6 +123,12 @@ const char *torchadder_engine_kernel(const torchadder_engine *engine, int step) 
   return nullptr;
 }
 
+const char *torchadder_engine_note(const torchadder_engine *engine, const char *name) {
+  const auto &notes = engine->executor.plan().program.notes;
+  const auto found = notes.find(name);
+  return found == notes.end() ? nullptr : found->second.c_str();
+}
+
 int torchadder_engine_run_f32(torchadder_engine *engine, const float *images, int64_t count, float *logits,
                               double *seconds) {
   return run(engine, images, nullptr, count, logits, seconds);

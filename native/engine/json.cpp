@@ -131,6 +131,7 @@ class JsonParser {
     if (digits[sign] == '0' && digits.size() > sign + 1 && digits[sign + 1] >= '0' && digits[sign + 1] <= '9') broken();
     const auto [end, error] = std::from_chars(first, last, value.whole_);
     value.kind_ = error == std::errc() && end == last ? Json::Kind::whole : Json::Kind::real;
+    value.text_ = digits;
     rest_.remove_prefix(digits.size());
   }
 
@@ -214,6 +215,11 @@ int64_t Json::whole(const char *what, int64_t low, int64_t high) const {
 
 const std::string &Json::text(const char *what) const {
   if (kind_ != Kind::text) unsound("%s is no text", what);
+  return text_;
+}
+
+const std::string &Json::plain(const char *what) const {
+  if (kind_ != Kind::text && kind_ != Kind::whole && kind_ != Kind::real) unsound("%s is no text and no number", what);
   return text_;
 }
 

@@ -20,6 +20,7 @@ class Json {
   // Each throws Unsound, naming `what`, where the value is of another kind.
   int64_t whole(const char *what, int64_t low, int64_t high) const;
   const std::string &text(const char *what) const;
+  const std::string &plain(const char *what) const;  // of a text, or of a number as it is written
   const std::vector<Json> &list(const char *what) const;
   const std::vector<std::pair<std::string, Json>> &object(const char *what) const;
   const Json &at(const char *name) const;    // the member of an object; throws where there is none

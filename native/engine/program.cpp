@@ -21,7 +21,8 @@ class Reader {
   Program program() {
     const int64_t version = head_.at("version").whole("its version", INT64_MIN, INT64_MAX);
     if (version != 1) unsound("its version is %lld, this torchadder reads 1", static_cast<long long>(version));
-    head_.at("about").object("about");
+    for (const auto &[name, note] : head_.at("about").object("about"))
+      program_.notes[name] = note.plain("what is kept beside it");
     const Json &input = head_.at("input");
     const auto &shape = input.at("shape").list("input shape");
     if (shape.size() != 3) unsound("the shape of its input has %zu sizes, expected 3", shape.size());

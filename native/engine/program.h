@@ -1,6 +1,8 @@
 // An integer program as its file describes it, every number checked. What it means: torchadder/quant/program.py.
 #pragma once
 #include <cstdint>
+#include <map>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -42,6 +44,7 @@ struct Program {
   std::vector<float> scale, zero;
   int highest;
   std::vector<Step> steps;
+  std::map<std::string, std::string> notes;  // what was kept beside it
 
   // Reads a .tadder file that lies in memory; weights stay there. Throws Unsound.
   static Program read(std::string_view bytes);

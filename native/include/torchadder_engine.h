@@ -47,6 +47,11 @@ TORCHADDER_API torchadder_engine_about torchadder_engine_describe(const torchadd
 /* The kernel that step 0 .. steps - 1 runs on; NULL beyond. */
 TORCHADDER_API const char *torchadder_engine_kernel(const torchadder_engine *engine, int step);
 
+/* What was kept beside the program under `name`, numbers as text; NULL where there is nothing. torchadder quantize
+ * keeps "mean" and "std", one number a channel with spaces between: images are (pixel / 255 - mean) / std. All names:
+ * torchadder/quant/file.py. */
+TORCHADDER_API const char *torchadder_engine_note(const torchadder_engine *engine, const char *name);
+
 /* logits (count, classes) of images (count, C, H, W): float32 as the network takes them, or codes. `seconds`, if not
  * NULL, has place for 1 + steps numbers: the time in the input and in each step is added to them (of one thread). */
 TORCHADDER_API int torchadder_engine_run_f32(torchadder_engine *engine, const float *images, int64_t count,

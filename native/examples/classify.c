@@ -1,0 +1,91 @@
+/* Classifies an image with a .tadder file, without Python:
+ *
+ *     classify lenet5bn.tadder digit.pgm [threads]
+ *
+ * The image is a binary PGM (grey) or PPM (colour) of the network's own size, 8 bits; most image programs write these.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "torchadder_engine.h"
+
+static void *owned[4]; /* file, pixels, numbers, logits: freed at the end, whatever happens */
+static torchadder_engine *engine;
+
+static int finish(int status) {
+  for (int i = 0; i < 4; ++i) free(owned[i]);
+  torchadder_engine_free(engine);
+  return status;
+}
+
+static int wrong(const char *what, const char *which) {
+  fprintf(stderr, "classify: %s: %s\n", which, what);
+  return finish(2);
+}
+
+/* Pixels of a PGM or PPM of this size, or NULL. */
+static unsigned char *read_image(const char *path, long channels, long height, long width) {
+  FILE *file = fopen(path, "rb");
+  if (!file) return NULL;
+  char kind = 0;
+  long columns = 0, rows = 0, most = 0;
+  const size_t size = (size_t)(channels * height * width);
+  unsigned char *pixels = NULL;
+  if (fscanf(file, "P%c %ld %ld %ld", &kind, &columns, &rows, &most) == 4 && kind == (channels == 1 ? '5' : '6') &&
+      columns == width && rows == height && most == 255 && fgetc(file) != EOF) {
+    pixels = malloc(size);
+    if (pixels && fread(pixels, 1, size, file) != size) {
+      free(pixels);
+      pixels = NULL;
+    }
+  }
+  fclose(file);
+  return pixels;
+}
+
+int main(int count, char **words) {
+  if (count < 3) return wrong("usage: classify FILE.tadder IMAGE.pgm|ppm [threads]", words[0]);
+  engine = torchadder_engine_load(words[1], count > 3 ? atoi(words[3]) : 1);
+  if (!engine) return wrong(torchadder_last_error(), words[1]);
+  const torchadder_engine_about about = torchadder_engine_describe(engine);
+  const char *mean = torchadder_engine_note(engine, "mean"), *std = torchadder_engine_note(engine, "std");
+  if (!mean || !std)
+    return wrong("it does not say mean and std of the pixels: write it with torchadder quantize", words[1]);
+  if (about.channels != 1 && about.channels != 3) return wrong("its images are neither grey nor coloured", words[1]);
+
+  const long channels = (long)about.channels, area = (long)(about.height * about.width);
+  unsigned char *pixels = owned[0] = read_image(words[2], channels, (long)about.height, (long)about.width);
+  if (!pixels) {
+    fprintf(stderr, "classify: %s: expected a binary P%d of %ld x %ld pixels, 8 bits\n", words[2],
+            channels == 1 ? 5 : 6, (long)about.width, (long)about.height);
+    return finish(2);
+  }
+  float *images = owned[1] = malloc(sizeof(float) * (size_t)(channels * area));
+  float *logits = owned[2] = malloc(sizeof(float) * (size_t)about.classes);
+  if (!images || !logits) return wrong("out of memory", words[0]);
+  for (long c = 0; c < channels; ++c) {
+    char *mean_end, *std_end;
+    const double m = strtod(mean, &mean_end), s = strtod(std, &std_end);
+    if (mean_end == mean || std_end == std || !(s > 0)) return wrong("mean or std is no number", words[1]);
+    mean = mean_end, std = std_end;
+    for (long i = 0; i < area; ++i) images[c * area + i] = (float)((pixels[i * channels + c] / 255.0 - m) / s);
+  }
+
+  struct timespec start, end;
+  if (torchadder_engine_run_f32(engine, images, 1, logits, NULL)) return wrong(torchadder_last_error(), words[1]);
+  clock_gettime(CLOCK_MONOTONIC, &start);
+  torchadder_engine_run_f32(engine, images, 1, logits, NULL);
+  clock_gettime(CLOCK_MONOTONIC, &end);
+
+  long best = 0;
+  for (long c = 0; c < about.classes; ++c) {
+    printf("%4ld  %9.4f\n", c, logits[c]);
+    if (logits[c] > logits[best]) best = c;
+  }
+  printf("class %ld · %.1f us · %s · %lld bytes of weights, %lld of arena\n", best,
+         1e6 * (double)(end.tv_sec - start.tv_sec) + 1e-3 * (double)(end.tv_nsec - start.tv_nsec),
+         torchadder_engine_kernel(engine, 0), (long long)about.weight_bytes, (long long)about.arena_bytes);
+  return finish(0);
+}

@@ -1,0 +1,96 @@
+"""native/examples: a C program that classifies an image with a .tadder file, and no Python."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchadder import kernels
+from torchadder.engine import Engine
+from torchadder.models import create_model
+from torchadder.quant import quantize
+from torchadder.quant.file import write
+
+NATIVE = Path(__file__).parents[2] / "native"
+
+
+@pytest.fixture(scope="module")
+def classify(tmp_path_factory):
+    program, library = tmp_path_factory.mktemp("example") / "classify", kernels.library_path()
+    flags = [
+        "-std=c99",
+        "-D_POSIX_C_SOURCE=199309L",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-pedantic",
+        f"-I{NATIVE / 'include'}",
+    ]
+    link = [str(library), f"-Wl,-rpath,{library.parent}"]
+    command = [os.environ.get("CC", "cc"), *flags, str(NATIVE / "examples" / "classify.c"), "-o", str(program), *link]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return lambda *words: subprocess.run([str(program), *map(str, words)], capture_output=True, text=True)
+
+
+def network(folder, channels, **about):
+    torch.manual_seed(channels)
+    shape = (channels, 32, 32)
+    model = create_model("lenet5bn" if channels == 1 else "resnet20", in_chans=channels).eval()
+    program = quantize(model, [torch.randn(4, *shape)], method="max")
+    write(program, folder / "net.tadder", about)
+    return folder / "net.tadder"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_it_gives_the_engines_logits(classify, tmp_path, channels):
+    mean, std = [0.5, 0.25, 0.4][:channels], [0.3, 0.2, 0.5][:channels]
+    path = network(tmp_path, channels, mean=" ".join(map(str, mean)), std=" ".join(map(str, std)))
+    pixels = torch.randint(0, 256, (32, 32, channels), generator=torch.Generator().manual_seed(0)).byte()
+    header = b"P%d\n32 32\n255\n" % (5 if channels == 1 else 6)
+    (tmp_path / "image").write_bytes(header + pixels.numpy().tobytes())
+    done = classify(path, tmp_path / "image", 2)
+    assert done.returncode == 0, done.stderr
+    got = [float(row) for row in re.findall(r"^ +\d+ +(\S+)$", done.stdout, re.M)]
+    scaled = pixels.permute(2, 0, 1).double() / 255
+    images = ((scaled - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)).float()[None]
+    want = Engine(path)(images)[0]
+    assert torch.allclose(
+        torch.tensor(got), want, atol=0.05 * float(want.abs().max())
+    )  # a code may round the other way
+    assert f"class {got.index(max(got))} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (b"P5\n32 31\n255\n" + b"0" * 1024, "expected a binary P5 of 32 x 32 pixels"),
+        (b"P6\n32 32\n255\n" + b"0" * 3072, "expected a binary P5"),
+        (b"P5\n32 32\n255\n" + b"0" * 1023, "expected a binary P5"),
+        (b"", "expected a binary P5"),
+    ],
+)
+def test_wrong_images(classify, tmp_path, image, words):
+    path = network(tmp_path, 1, mean="0", std="1")
+    (tmp_path / "image").write_bytes(image)
+    done = classify(path, tmp_path / "image")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_wrong_files(classify, tmp_path):
+    (tmp_path / "short.tadder").write_bytes(b"nothing")
+    for words, path, threads in (
+        ("it is too short for a safetensors file", tmp_path / "short.tadder", 1),
+        ("No such file", tmp_path / "none.tadder", 1),
+        ("it does not say mean and std", network(tmp_path, 1), 1),
+        ("threads: expected 1 to 1024", tmp_path / "short.tadder", 0),
+    ):
+        done = classify(path, "image.pgm", threads)
+        assert done.returncode == 2
+        assert words in done.stderr
+    assert classify().returncode == 2

@@ -1,0 +1,74 @@
+"""Broken program files under the sanitizers: a few seconds on the reference kernels, which meet all the addresses.
+
+TORCHADDER_FUZZ_SECONDS=600 in the environment: so long, and on the kernels of every instruction set.
+"""
+
+import os
+import platform
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NATIVE = ROOT / "native"
+SECONDS = os.environ.get("TORCHADDER_FUZZ_SECONDS")
+X86 = SECONDS is not None and platform.machine() in ("x86_64", "AMD64")
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+FOR = {
+    "kernels_avx2": ["-mavx2"],
+    "kernels_avx512": AVX512,
+    "kernels_avx512vnni": [*AVX512, "-mavx512vnni", "-mavx512vpopcntdq"],
+}
+FLAGS = [
+    *("-std=c++17", "-g", "-O1", "-w", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    *(f"-DTORCHADDER_X86={int(X86)}", f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}", f"-I{NATIVE / 'engine'}"),
+]
+
+
+def run(*command):
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory):
+    """The fuzzer's program, sanitized."""
+    compiler, folder = os.environ.get("CXX", "c++"), tmp_path_factory.mktemp("fuzzer")
+    (folder / "empty.cpp").write_text("int main() {}\n")
+    if (
+        run(compiler, *FLAGS, folder / "empty.cpp", "-o", folder / "empty").returncode
+        or run(folder / "empty").returncode
+    ):
+        pytest.skip(f"{compiler} has no sanitizers here")
+    sources = [NATIVE / "fuzz" / "engine_fuzzer.cpp", NATIVE / "src" / "error.cpp"]
+    sources += [source for source in sorted((NATIVE / "engine").glob("*.cpp")) if X86 or source.stem not in FOR]
+
+    def compile_one(source):
+        made = folder / f"{source.stem}.o"
+        done = run(compiler, *FLAGS, *FOR.get(source.stem, []), "-c", source, "-o", made)
+        assert done.returncode == 0, done.stderr
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
+    done = run(compiler, *FLAGS, *objects, "-o", folder / "engine_fuzzer")
+    assert done.returncode == 0, done.stderr
+    return folder / "engine_fuzzer"
+
+
+def test_no_file_leads_out_of_the_buffers(fuzzer):
+    corpus = sorted((Path(__file__).parent / "corpus").glob("*.tadder"))
+    done = run(fuzzer, SECONDS or 5, 1, *corpus)
+    assert done.returncode == 0, done.stderr[-3000:]
+    files, sound = (int(word) for word in done.stdout.split() if word.isdigit())
+    assert sound > 0  # mutated files are not all refused at the door
+    assert files > 5 * len(corpus)
+
+
+def test_the_sanitizers_are_on(fuzzer):
+    """They report what the program is told to do wrong: a file of the corpus that is not there."""
+    assert run(fuzzer, 1, 1, "no such file").returncode == 2
+    symbols = subprocess.run(["nm", str(fuzzer)], capture_output=True, text=True).stdout
+    assert "__asan_init" in symbols
+    assert "__ubsan_handle" in symbols
