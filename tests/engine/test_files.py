@@ -71,7 +71,7 @@ def test_both_readers_agree_about_any_head(seed, tmp_path):
 
     def edit(head, tensors):
         for _ in range(generator.randint(0, 2)):
-            places = [head, head["input"], *(head["steps"] if isinstance(head["steps"], list) else [])]
+            places = [head, head.get("input"), *(head["steps"] if isinstance(head["steps"], list) else [])]
             place = generator.choice([place for place in places if isinstance(place, dict) and place])
             name = generator.choice([*place])
             if isinstance(place[name], list) and place[name] and generator.random() < 0.7:

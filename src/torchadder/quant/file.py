@@ -10,7 +10,7 @@
     bits, method, calibration_images          how, as in torchadder.quantize
     finetune_epochs                           of quantisation-aware training before
     float_accuracy                            of the model on the test images, in percent, where it was tested
-    mode, mean, std, part                     what becomes of an image, as data.preprocessing.Preprocessing.to_dict has it
+    mode, mean, std, part                     what becomes of an image, see data.preprocessing
     classes                                   JSON list of the names of the classes, where they have any
 
 A file may come from a stranger: every number is checked before it is used, so that no program that is read leads out
@@ -88,7 +88,10 @@ def read(path: Path) -> tuple[Program, dict[str, Any]]:
         head = json.loads(metadata[FORMAT])
         if head["version"] != VERSION:
             raise ValueError(f"its version is {head['version']!r}, this torchadder reads {VERSION}")
-        return _program(head, tensors), dict(head["about"])
+        about = head["about"]
+        if not isinstance(about, dict) or any(type(value) not in (str, int, float) for value in about.values()):
+            raise ValueError("what is kept beside it is no text and no numbers")
+        return _program(head, tensors), about
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
         text = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UserError(f"{path} is no sound program: {text}") from error
