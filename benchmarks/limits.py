@@ -1,4 +1,4 @@
-"""Compile and run limits.cpp; record what it prints, the limits of this CPU's inner loops, in results/limits.json."""
+"""Compile and run limits.cpp and limits_u8.cpp; record what they print, the limits of this CPU's inner loops."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from torchadder.bench import record
 
@@ -15,17 +16,26 @@ ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-w")
 
 
+PROGRAMS = {"limits": "native/src", "limits_u8": "native/engine"}
+
+
 def main() -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "limits"
-        source = ROOT / "benchmarks" / "limits.cpp"
-        compiler = os.environ.get("CXX", "c++")
-        subprocess.run([compiler, *FLAGS, f"-I{ROOT / 'native' / 'src'}", str(source), "-o", str(program)], check=True)
-        printed = json.loads(subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout)
-    record.write(ROOT / "results" / "limits.json", record.make("limits", printed["n"], printed["rows"]))
-    for row in printed["rows"]:
-        print(f"{row['isa']:8} {row['loop']:18} {row['tile']:6} {row['giga_ops']:6.1f} G/s")
+    for name, folder in PROGRAMS.items():
+        printed = compiled_and_run(ROOT / "benchmarks" / f"{name}.cpp", ROOT / folder)
+        kind = name.replace("_", "-")
+        record.write(ROOT / "results" / f"{kind}.json", record.make(kind, printed["n"], printed["rows"]))
+        for row in printed["rows"]:
+            print(f"{row['isa']:10} {row['loop']:18} {row['tile']:6} {row['giga_ops']:7.1f} G/s")
     return 0
+
+
+def compiled_and_run(source: Path, headers: Path) -> Any:
+    """What the program of ``source`` prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / source.stem
+        compiler = os.environ.get("CXX", "c++")
+        subprocess.run([compiler, *FLAGS, f"-I{headers}", str(source), "-o", str(program)], check=True)
+        return json.loads(subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 // What the engine's inner loops could reach on this CPU: `issue` is the instructions alone, registers only; a tile is
 // the engine's own step in the engine's own tile, on data that stays in the first-level cache. Element operations are
-// bytes for `adder`, 16-bit products for `conv`, bits for `binary`. Prints a JSON list; limits.py writes it to
+// bytes for `adder`, 16-bit products for `conv`, bits for `binary`. Prints one JSON object; limits.py writes it to
 // results/.
 #include <algorithm>
 #include <chrono>
@@ -94,7 +94,7 @@ void measure_issue(const char *isa) {
 int main() {
   for (auto &value : x) value = static_cast<uint8_t>(&value - x);
   for (auto &value : packed) value = static_cast<uint8_t>(7 * (&value - packed));
-  std::printf("[\n");
+  std::printf("{\"benchmark\": \"limits-u8\", \"n\": %d, \"rows\": [\n", kRepetitions);
   measure_issue<Avx2>("avx2");
   measure_tile<Avx2, Adder<Avx2>, 3, 1>("avx2", "u8 adder", 1);
   measure_tile<Avx2, Adder<Avx2>, 4, 1>("avx2", "u8 adder", 1);
@@ -116,5 +116,5 @@ int main() {
   measure_tile<Avx512Vnni, Conv<Avx512Vnni>, 6, 2>("avx512vnni", "u8 conv", 1);
   measure_tile<Avx512Vnni, Binary<Avx512Vnni>, 6, 2>("avx512vnni", "binary", 8);
 #endif
-  std::printf("\n]\n");
+  std::printf("\n]}\n");
 }

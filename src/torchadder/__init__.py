@@ -3,10 +3,12 @@
 from . import kernels
 from .analysis import summary
 from .convert import convert
+from .engine import Engine
 from .models import create_model, from_pretrained, list_models
 from .models.checkpoint import load_checkpoint
 from .nn import AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear, BinaryConv2d, BinaryLinear
 from .optim import AdaptiveLR
+from .quant import quantize
 from .version import __version__
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "AdderLinear",
     "BinaryConv2d",
     "BinaryLinear",
+    "Engine",
     "__version__",
     "convert",
     "create_model",
@@ -24,5 +27,6 @@ __all__ = [
     "kernels",
     "list_models",
     "load_checkpoint",
+    "quantize",
     "summary",
 ]
