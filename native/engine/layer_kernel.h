@@ -72,9 +72,22 @@ inline __attribute__((always_inline)) void add_step(typename V::T (&sum)[P][N], 
   }
 }
 
-// The first n bytes of 8 or 16.
+// The first n bytes, 1 to 15, of 16: two pieces that overlap.
 inline void copy_few(uint8_t *to, const uint8_t *from, int n) {
-  for (int i = 0; i < n; ++i) to[i] = from[i];
+  const auto pieces = [&](auto piece) {
+    std::memcpy(&piece, from, sizeof piece);
+    std::memcpy(to, &piece, sizeof piece);
+    std::memcpy(&piece, from + n - sizeof piece, sizeof piece);
+    std::memcpy(to + n - sizeof piece, &piece, sizeof piece);
+  };
+  if (n >= 8)
+    pieces(uint64_t{});
+  else if (n >= 4)
+    pieces(uint32_t{});
+  else if (n >= 2)
+    pieces(uint16_t{});
+  else
+    *to = *from;
 }
 
 template <class V, class F, int P, int W, bool kMasked>

@@ -13,13 +13,40 @@ inline void largest(uint8_t *to, const uint8_t *from, int64_t count) {
   for (int64_t c = 0; c < count; ++c) to[c] = to[c] < from[c] ? from[c] : to[c];
 }
 
+inline int64_t clipped(int64_t at, int64_t size) { return at < 0 ? 0 : at > size ? size : at; }
+
+// Few channels: the largest of the kernel's rows first, for a run of columns at once, then the largest of its columns.
+inline void max_pool_narrow(const PoolJob &job, int64_t top, int64_t x, int64_t count, uint8_t *row, uint8_t *to) {
+  const int64_t left = x * job.stride - job.padding, right = left + (count - 1) * job.stride + job.kernel;
+  const int64_t begin = clipped(left, job.width), end = clipped(right, job.width), channels = job.channels;
+  std::memset(row, 0, static_cast<std::size_t>((right - left) * channels));
+  for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel, job.height); ++i)
+    largest(row + (begin - left) * channels, job.source + i * job.source_row + begin * channels,
+            (end - begin) * channels);
+  for (int64_t p = 0; p < count; ++p, to += channels) {
+    const uint8_t *from = row + p * job.stride * channels;
+    std::memcpy(to, from, static_cast<std::size_t>(channels));
+    for (int64_t j = 1; j < job.kernel; ++j)
+      for (int64_t c = 0; c < channels; ++c) to[c] = to[c] < from[j * channels + c] ? from[j * channels + c] : to[c];
+  }
+}
+
 void max_pool(const PoolJob &job, int64_t first, int64_t last) {
-  const auto clipped = [](int64_t at, int64_t size) { return at < 0 ? 0 : at > size ? size : at; };
+  constexpr int64_t kRow = 4096;
+  const int64_t fits = (kRow / job.channels - job.kernel) / job.stride + 1;  // pixels whose windows fill such a row
   for (int64_t y = first; y < last; ++y) {
     const int64_t top = y * job.stride - job.padding;
-    for (int64_t x = 0; x < job.result_width; ++x) {
+    uint8_t *to = job.result + y * job.result_row;
+    if (job.channels < 32 && fits > 1) {
+      uint8_t row[kRow];
+      for (int64_t x = 0; x < job.result_width; x += fits) {
+        const int64_t count = job.result_width - x < fits ? job.result_width - x : fits;
+        max_pool_narrow(job, top, x, count, row, to + x * job.channels);
+      }
+      continue;
+    }
+    for (int64_t x = 0; x < job.result_width; ++x, to += job.channels) {
       const int64_t left = x * job.stride - job.padding;
-      uint8_t *const to = job.result + y * job.result_row + x * job.channels;
       std::memset(to, 0, static_cast<std::size_t>(job.channels));
       for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel, job.height); ++i)
         for (int64_t j = clipped(left, job.width); j < clipped(left + job.kernel, job.width); ++j)
