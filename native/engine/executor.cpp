@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "threads.h"
 
@@ -33,11 +34,21 @@ Executor::Executor(Plan plan, int threads) : plan_(std::move(plan)) {
   for (int t = 0; t < std::max(threads, 1); ++t) arenas_.push_back(aligned_bytes(plan_.arena_bytes));
 }
 
-void Executor::Team::wait() const {
-  if (size < 2) return;
-#if defined(_OPENMP)
-#pragma omp barrier
+void Executor::Barrier::wait(int size) {
+  constexpr int kTurns = 2000;
+  const unsigned round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int turns = 0; round_.load(std::memory_order_acquire) == round; ++turns) {
+    if (turns >= kTurns) std::this_thread::yield();
+#if defined(__x86_64__)
+    else
+      __builtin_ia32_pause();
 #endif
+  }
 }
 
 void Executor::run(const float *images, const uint8_t *codes, int64_t count, float *logits, double *seconds) {
@@ -50,9 +61,9 @@ void Executor::run(const float *images, const uint8_t *codes, int64_t count, flo
     const int64_t whole = count / team * team;
     double *const times = member ? nullptr : seconds;
     for (int64_t i = member; i < whole; i += team)
-      run_image(image(i), arenas_[static_cast<std::size_t>(member)].get(), {0, 1}, times);
+      run_image(image(i), arenas_[static_cast<std::size_t>(member)].get(), {0, 1, nullptr}, times);
     if (whole == count) return;
-    const Team all{member, team};
+    const Team all{member, team, &barrier_};
     all.wait();
     for (int64_t i = whole; i < count; ++i) run_image(image(i), arenas_[0].get(), all, times);
   };

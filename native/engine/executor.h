@@ -1,5 +1,6 @@
 // Runs a plan on images, one or many threads.
 #pragma once
+#include <atomic>
 #include <mutex>
 #include <vector>
 
@@ -26,10 +27,23 @@ class Executor {
     const uint8_t *codes;
     float *logits;
   };
+  // Where threads wait for each other: turning for some microseconds, then handing the core to whoever wants it. (That
+  // of OpenMP turns for milliseconds; where a core is busy with something else, an image took a hundred times as long.)
+  class Barrier {
+   public:
+    void wait(int size);
+
+   private:
+    std::atomic<int> arrived_{0};
+    std::atomic<unsigned> round_{0};
+  };
   // Which of the threads that work on one image this one is.
   struct Team {
     int member, size;
-    void wait() const;
+    Barrier *barrier;
+    void wait() const {
+      if (size > 1) barrier->wait(size);
+    }
   };
 
   void run_image(const Image &image, uint8_t *arena, const Team &team, double *seconds) const;
@@ -41,6 +55,7 @@ class Executor {
   Plan plan_;
   std::vector<Bytes> arenas_;
   std::mutex turn_;
+  Barrier barrier_;
 };
 
 }  // namespace torchadder::engine
