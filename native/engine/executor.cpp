@@ -146,6 +146,7 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   job.weight = layer.weight.get(), job.block_bytes = layer.block_bytes;
   job.width = step.to.width;
   job.channels = static_cast<int>(step.to.channels);
+  job.weight_sum = layer.weight_sum.data();
   job.base = layer.base.data(), job.base_class = int64_t{layer.blocks} * kBlock;
   job.row_class = layer.row_class.data(), job.column_class = layer.column_class.data();
   if (number + 1 < plan_.values.size()) {

@@ -22,7 +22,8 @@ struct LayerJob {
   int channels;                                         // of the output
   const int32_t *multiplier, *offset, *shift, *factor;  // by channel, whole blocks; factor may be null
   int highest;
-  const float *gain, *bias;  // instead: logits
+  const int32_t *weight_sum;  // adder: sum of each filter's codes
+  const float *gain, *bias;   // instead: logits
   float *logits;
   const int32_t *base;                      // binary: what 2 * popcount is taken from, [class][channel]
   const int32_t *row_class, *column_class;  // binary: class = row_class[y] + column_class[x]

@@ -1,23 +1,32 @@
+#include "adder_by_max.h"
 #include "layer_kernel.h"
 #include "moves.h"
 
 namespace torchadder::engine {
+namespace {
 
-extern const Kernels kernels_avx2 = {
-    "avx2",
-    layer<Avx2, Adder<Avx2>, 5, 1>,
-    layer<Avx2, Conv<Avx2>, 5, 1>,
-    layer<Avx2, Binary<Avx2>, 4, 1>,
-    "adder_u8_avx2_5x8",
-    "conv_u8_avx2_5x8",
-    "binary_avx2_4x8",
-    copy_binary<Signs32>,
-    copy_conv<int16_t>,
-    2,
-    max_pool,
-    channel_sums,
-    codes,
-    {0, 1, 4, 5, 2, 3, 6, 7},
-};
+constexpr Kernels with(const char *name, LayerKernel adder, const char *adder_name) {
+  return {
+      name,
+      adder,
+      layer<Avx2, Conv<Avx2>, 5, 1>,
+      layer<Avx2, Binary<Avx2>, 4, 1>,
+      adder_name,
+      "conv_u8_avx2_5x8",
+      "binary_avx2_4x8",
+      copy_binary<Signs32>,
+      copy_conv<int16_t>,
+      2,
+      max_pool,
+      channel_sums,
+      codes,
+      {0, 1, 4, 5, 2, 3, 6, 7},
+  };
+}
+
+}  // namespace
+
+extern const Kernels kernels_avx2 = with("avx2", layer<Avx2, Adder<Avx2>, 5, 1>, "adder_u8_avx2_5x8");
+extern const Kernels kernels_avx2max = with("avx2max", AdderByMax::run, "adder_u8_avx2max_5x8");
 
 }  // namespace torchadder::engine

@@ -45,13 +45,21 @@ struct LanesOf {
 struct Walk {
   const LayerJob &job;
   int64_t y, x;
-  Walk(const LayerJob &of, int64_t pixel) : job(of), y(pixel / of.width), x(pixel % of.width) {}
-  const uint8_t *source() const { return job.source + y * job.source_row + x * job.source_pixel; }
-  int64_t result() const { return y * job.result_row + x * job.result_pixel; }
-  int64_t shortcut() const { return y * job.shortcut_row + x * job.shortcut_pixel; }
+  const uint8_t *source;
+  int64_t to, from;  // of result and shortcut
+  Walk(const LayerJob &of, int64_t pixel) : job(of), y(pixel / of.width), x(pixel % of.width) {
+    source = job.source + y * job.source_row + x * job.source_pixel;
+    to = y * job.result_row + x * job.result_pixel;
+    from = y * job.shortcut_row + x * job.shortcut_pixel;
+  }
   int64_t base() const { return (job.row_class[y] + job.column_class[x]) * job.base_class; }
   void next() {
-    if (++x == job.width) x = 0, ++y;
+    source += job.source_pixel, to += job.result_pixel, from += job.shortcut_pixel;
+    if (++x < job.width) return;
+    x = 0, ++y;
+    source += job.source_row - job.width * job.source_pixel;
+    to += job.result_row - job.width * job.result_pixel;
+    from += job.shortcut_row - job.width * job.shortcut_pixel;
   }
 };
 
@@ -90,52 +98,29 @@ inline void copy_few(uint8_t *to, const uint8_t *from, int n) {
     *to = *from;
 }
 
-template <class V, class F, int P, int W, bool kMasked>
-void tile(const LayerJob &job, Walk &walk, int block) {
-  using Of = LanesOf<V, W>;
-  using L = typename Of::L;
-  using T = typename V::T;
-  constexpr int N = W * V::vectors;
-  const uint8_t *source[P], *weight[W];
+// P output pixels: where their patches, results and shortcuts lie.
+template <int P>
+struct Pixels {
+  const uint8_t *source[P];
   int64_t to[P], from[P], base[P];
+  template <bool kBase>
+  inline __attribute__((always_inline)) void take(Walk &walk) {
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    source[p] = walk.source();
-    to[p] = walk.result();
-    from[p] = walk.shortcut();
-    if constexpr (F::kBase) base[p] = walk.base();
-    walk.next();
-  }
-  for (int b = 0; b < W; ++b) weight[b] = job.weight + (block + b) * job.block_bytes;
-  T sum[P][N];
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p)
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) sum[p][v] = V::zero();
-
-  constexpr int64_t kPacked = kBlock * kStep;
-  const int64_t whole = job.steps - kMasked;
-  const T tail = V::mask(job.tail);
-  int64_t packed = 0, row = 0;
-  for (int r = 0; r < job.rows; ++r, row += job.kernel_row) {
-    int64_t at = row;
-    for (int64_t s = 0; s < whole; ++s, at += kStep, packed += kPacked)
-      add_step<V, F, P, N, false>(sum, source, at, weight, packed, tail);
-    if constexpr (kMasked) {
-      add_step<V, F, P, N, true>(sum, source, at, weight, packed, tail);
-      packed += kPacked;
+    for (int p = 0; p < P; ++p) {
+      source[p] = walk.source;
+      to[p] = walk.to;
+      from[p] = walk.from;
+      if constexpr (kBase) base[p] = walk.base();
+      walk.next();
     }
   }
+};
 
-  const int channel = block * kBlock, left = job.channels - channel;
-  typename L::T total[P];
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) sum[p][v] = F::finish(sum[p][v]);
-    total[p] = Of::narrow(sum[p]);
-    if constexpr (F::kBase) total[p] = L::sub(L::load(job.base + base[p] + channel), L::add(total[p], total[p]));
-  }
+// Sums of 8 or 16 channels from `channel` on become codes, or logits.
+template <class L, int P>
+inline __attribute__((always_inline)) void leave(const LayerJob &job, const Pixels<P> &pixels,
+                                                 typename L::T (&total)[P], int channel) {
+  const int left = job.channels - channel;
   if (job.logits) {
     int32_t sums[L::width];
     L::store(sums, total[0]);
@@ -150,14 +135,15 @@ void tile(const LayerJob &job, Walk &walk, int block) {
   if (job.shortcut) {
     const auto factor = L::load(job.factor + channel);
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) total[p] = L::add(total[p], L::mul(L::codes(job.shortcut + from[p] + channel), factor));
+    for (int p = 0; p < P; ++p)
+      total[p] = L::add(total[p], L::mul(L::codes(job.shortcut + pixels.from[p] + channel), factor));
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) total[p] = L::min(L::shift(total[p], shift), highest);
   if (left >= L::width) {
     uint8_t *result[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) result[p] = job.result + to[p] + channel;
+    for (int p = 0; p < P; ++p) result[p] = job.result + pixels.to[p] + channel;
     int p = 0;
     for (; p + 4 <= P; p += 4) L::bytes_of_four(total + p, result + p);
     for (; p < P; ++p) L::bytes(total[p], result[p]);
@@ -166,8 +152,50 @@ void tile(const LayerJob &job, Walk &walk, int block) {
   for (int p = 0; p < P; ++p) {
     uint8_t codes[L::width];
     L::bytes(total[p], codes);
-    copy_few(job.result + to[p] + channel, codes, left);
+    copy_few(job.result + pixels.to[p] + channel, codes, left);
   }
+}
+
+template <class V, class F, int P, int W, bool kMasked>
+void tile(const LayerJob &job, Walk &walk, int block) {
+  using Of = LanesOf<V, W>;
+  using L = typename Of::L;
+  using T = typename V::T;
+  constexpr int N = W * V::vectors;
+  const uint8_t *weight[W];
+  Pixels<P> pixels;
+  pixels.template take<F::kBase>(walk);
+  for (int b = 0; b < W; ++b) weight[b] = job.weight + (block + b) * job.block_bytes;
+  T sum[P][N];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) sum[p][v] = V::zero();
+
+  constexpr int64_t kPacked = kBlock * kStep;
+  const int64_t whole = job.steps - kMasked;
+  const T tail = V::mask(job.tail);
+  int64_t packed = 0, row = 0;
+  for (int r = 0; r < job.rows; ++r, row += job.kernel_row) {
+    int64_t at = row;
+    for (int64_t s = 0; s < whole; ++s, at += kStep, packed += kPacked)
+      add_step<V, F, P, N, false>(sum, pixels.source, at, weight, packed, tail);
+    if constexpr (kMasked) {
+      add_step<V, F, P, N, true>(sum, pixels.source, at, weight, packed, tail);
+      packed += kPacked;
+    }
+  }
+
+  const int channel = block * kBlock;
+  typename L::T total[P];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) sum[p][v] = F::finish(sum[p][v]);
+    total[p] = Of::narrow(sum[p]);
+    if constexpr (F::kBase) total[p] = L::sub(L::load(job.base + pixels.base[p] + channel), L::add(total[p], total[p]));
+  }
+  leave<L, P>(job, pixels, total, channel);
 }
 
 // A tile of `count` pixels, at most P.

@@ -136,6 +136,13 @@ void pack(const Step &step, const Kernels &kernels, LayerPlan &layer) {
   }
 }
 
+void sum_weights(const Step &step, LayerPlan &layer) {
+  const int64_t filter = step.from.channels * step.taps();
+  layer.weight_sum.assign(static_cast<std::size_t>(layer.blocks) * kBlock, 0);
+  for (int64_t i = 0; i < step.to.channels * filter; ++i)
+    layer.weight_sum[static_cast<std::size_t>(i / filter)] += step.weight[i];
+}
+
 // The taps of an axis that meet the image, of each output row or column; and the class of each, by distinct taps.
 struct Border {
   std::vector<int32_t> classes;
@@ -224,6 +231,7 @@ Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::m
     plan_copy(step, *kernels, layer);
     if (layer.copies) tenants.push_back({&layer.copy, i, i});
     pack(step, *kernels, layer);
+    if (step.op == Op::adder) sum_weights(step, layer);
     if (step.op == Op::binary) plan_base(step, layer);
     layer.multiplier = whole_blocks(step.requantisation.multiplier, layer.blocks);
     layer.offset = whole_blocks(step.requantisation.offset, layer.blocks);

@@ -37,7 +37,7 @@ struct LayerPlan {
   uint64_t tail = 0;
   int64_t block_bytes = 0;
   Bytes weight;
-  std::vector<int32_t> multiplier, offset, shift, factor, base, row_class, column_class;
+  std::vector<int32_t> multiplier, offset, shift, factor, weight_sum, base, row_class, column_class;
 };
 
 struct Plan {

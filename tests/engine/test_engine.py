@@ -22,7 +22,7 @@ def runs_here(isa):
     return True
 
 
-ISAS = [isa for isa in ("reference", "avx2", "avx512", "avx512vnni") if runs_here(isa)]
+ISAS = [isa for isa in ("reference", "avx2", "avx2max", "avx512", "avx512vnni") if runs_here(isa)]
 
 
 def codes(shape, count, seed=0):

@@ -1,0 +1,138 @@
+// The adder layer for CPUs that compute one psadbw a cycle, on a port of its own (Intel): the ports beside it compute
+// every fifth pixel by |x - w| = 2 max(x, w) - x - w.
+//
+// Of three vector ports psadbw takes one and its addition a part of another. Per 8 bytes of a patch and 8 channels,
+// four pixels take 8 psadbw and 8 additions, the fifth 2 of each max, maddubs and addition: 22 instructions for 3
+// ports.
+#pragma once
+#include "layer_kernel.h"
+
+namespace torchadder::engine {
+namespace {
+
+struct AdderByMax {
+  static constexpr int kPixels = 5, kDirect = kPixels - 1;
+  static constexpr int64_t kTiles = 32;  // whose patches are summed up at once
+  static constexpr int64_t kRun = 32;    // steps whose sums fit 16 bits: 32 * 8 * 255 < 2^16
+
+  using Direct = Adder<Avx2>;
+  using T = __m256i;
+
+  // Sum of the patch of one pixel, without what lies behind its rows.
+  static int32_t patch_sum(const LayerJob &job, const uint8_t *patch) {
+    const int64_t bytes = int64_t{job.steps} * kStep;
+    const T zero = Avx2::zero();
+    T sum = zero;
+    for (int r = 0; r < job.rows; ++r, patch += job.kernel_row) {
+      int64_t at = 0;
+      for (; at + 32 < bytes; at += 32) sum = _mm256_add_epi64(sum, _mm256_sad_epu8(Avx2::load(patch + at), zero));
+      for (; at < bytes; at += kStep) {
+        uint64_t some;
+        std::memcpy(&some, patch + at, sizeof some);
+        if (at + kStep == bytes) some &= job.tail;
+        const __m128i eight = _mm_sad_epu8(_mm_cvtsi64_si128(static_cast<int64_t>(some)), _mm_setzero_si128());
+        sum = _mm256_add_epi64(sum, _mm256_zextsi128_si256(eight));
+      }
+    }
+    const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    return static_cast<int32_t>(_mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1));
+  }
+
+  template <bool kMasked>
+  static inline __attribute__((always_inline)) void step(T (&sum)[kPixels][2], const uint8_t *const (&source)[kPixels],
+                                                         int64_t at, const uint8_t *weight, T tail) {
+    const T w[2] = {Avx2::load(weight), Avx2::load(weight + 32)};
+#pragma GCC unroll 8
+    for (int p = 0; p < kPixels; ++p) {
+      T x = Avx2::broadcast(source[p] + at);
+      if constexpr (kMasked) x = Avx2::keep(x, tail);
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v)
+        sum[p][v] = p < kDirect ? _mm256_adds_epu16(sum[p][v], _mm256_sad_epu8(x, w[v]))
+                                : _mm256_add_epi16(sum[p][v],
+                                                   _mm256_maddubs_epi16(_mm256_max_epu8(x, w[v]), _mm256_set1_epi8(1)));
+    }
+  }
+
+  // Sums of 16 bits into those of 32.
+  static inline __attribute__((always_inline)) void widen(T (&sum)[kPixels][2], T (&wide)[kPixels][2]) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPixels; ++p)
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        const T more = p < kDirect ? sum[p][v] : _mm256_madd_epi16(sum[p][v], _mm256_set1_epi16(1));
+        wide[p][v] = _mm256_add_epi32(wide[p][v], more);
+        sum[p][v] = Avx2::zero();
+      }
+  }
+
+  template <bool kMasked>
+  [[gnu::noinline]] static void tile(const LayerJob &job, Walk &walk, int block, int32_t patch) {
+    Pixels<kPixels> pixels;
+    pixels.take<false>(walk);
+    T sum[kPixels][2], wide[kPixels][2];
+#pragma GCC unroll 8
+    for (int p = 0; p < kPixels; ++p) sum[p][0] = sum[p][1] = wide[p][0] = wide[p][1] = Avx2::zero();
+    const uint8_t *weight = job.weight + block * job.block_bytes;
+    const T tail = Avx2::mask(job.tail);
+    int64_t row = 0, room = kRun;
+    for (int r = 0; r < job.rows; ++r, row += job.kernel_row) {
+      int64_t at = row, left = job.steps - kMasked;
+      while (left) {
+        const int64_t run = left < room ? left : room;
+        for (int64_t i = 0; i < run; ++i, at += kStep, weight += kBlock * kStep)
+          step<false>(sum, pixels.source, at, weight, tail);
+        left -= run, room -= run;
+        if (room) continue;
+        widen(sum, wide);
+        room = kRun;
+      }
+      if constexpr (kMasked) {
+        step<true>(sum, pixels.source, at, weight, tail);
+        weight += kBlock * kStep;
+        if (--room) continue;
+        widen(sum, wide);
+        room = kRun;
+      }
+    }
+    widen(sum, wide);
+    const int channel = block * kBlock;
+    T total[kPixels];
+#pragma GCC unroll 8
+    for (int p = 0; p < kDirect; ++p) total[p] = Avx2::narrow(wide[p]);
+    const T folded[2] = {Avx2::fold(wide[kDirect][0]), Avx2::fold(wide[kDirect][1])}, largest = Avx2::narrow(folded);
+    total[kDirect] = Lanes8::sub(Lanes8::add(largest, largest),
+                                 Lanes8::add(Lanes8::load(job.weight_sum + channel), Lanes8::set(patch)));
+    leave<Lanes8, kPixels>(job, pixels, total, channel);
+  }
+
+  template <bool kMasked>
+  static void layer(const LayerJob &job, const Part &part) {
+    const int64_t pixels = part.last - part.first, tiles = (pixels + kPixels - 1) / kPixels;
+    const auto start = [&](int64_t tile) { return pixels * tile / tiles; };
+    for (int64_t first = 0; first < tiles; first += kTiles) {
+      const int64_t last = first + kTiles < tiles ? first + kTiles : tiles;
+      int32_t patches[kTiles];
+      for (int64_t t = first; t < last; ++t)
+        if (start(t + 1) - start(t) == kPixels)
+          patches[t - first] = patch_sum(job, Walk(job, part.first + start(t + 1) - 1).source);
+      for (int block = part.first_block; block < part.last_block; ++block) {
+        Walk walk(job, part.first + start(first));
+        for (int64_t t = first; t < last; ++t) {
+          const int64_t count = start(t + 1) - start(t);
+          if (count == kPixels)
+            tile<kMasked>(job, walk, block, patches[t - first]);
+          else
+            tile_of<Avx2, Direct, kDirect, 1, kMasked>(job, walk, block, count);
+        }
+      }
+    }
+  }
+
+  static void run(const LayerJob &job, const Part &part) {
+    job.tail == ~uint64_t{0} ? layer<false>(job, part) : layer<true>(job, part);
+  }
+};
+
+}  // namespace
+}  // namespace torchadder::engine
