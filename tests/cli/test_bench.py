@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from torchadder.bench import family, layers, training
+from torchadder.bench import candidates, cpu_mask, family, latency, layers, steps, training
 from torchadder.cli import main
 
 LAYERS = ["bench", "layers", "--model", "lenet5bn", "--batch", "1", "--threads", "1", "--repetitions", "1"]
+LATENCY = ["bench", "latency", "lenet5bn", "--batch", "4", "--threads", "1", "--repetitions", "3"]
 TRAIN = ["bench", "train", "--model", "lenet5bn", "--batch", "2", "--threads", "1", "--repetitions", "1"]
 
 
@@ -31,6 +32,8 @@ def no_time(monkeypatch):
     monkeypatch.setattr(family, "interleaved", measured)
     monkeypatch.setattr(layers, "interleaved", measured)
     monkeypatch.setattr(training, "interleaved", measured)
+    monkeypatch.setattr(latency, "measure", measured)
+    monkeypatch.setattr(steps, "measure", measured)
 
 
 def test_layers_json_is_one_object_and_is_the_file(capsys, tmp_path):
@@ -66,6 +69,17 @@ def test_layers_prints_both_tables(capsys, tmp_path):
     assert (tmp_path / "results" / "bench-layers.json").exists()
 
 
+def test_kernels_names_each_step_and_what_it_ran_on(capsys, tmp_path):
+    assert main(["bench", "kernels", "--model", "lenet5bn", "--op", "binary", "--repetitions", "2"]) == 0
+    out = capsys.readouterr().out
+    record = json.loads((tmp_path / "results" / "bench-kernels.json").read_text())
+    assert (record["benchmark"], record["n"], len(record["rows"])) == ("kernels", 2, 8)
+    for row in record["rows"]:
+        assert row["step"] in out
+        assert row["kernel"] in out
+    assert record["rows"][3]["kernel"].startswith("binary_")
+
+
 def test_family_prints_every_layer_and_pass(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(family, "CASES", family.CASES[:2])
     assert main(["bench", "family", "--threads", "1", "--repetitions", "1"]) == 0
@@ -74,6 +88,78 @@ def test_family_prints_every_layer_and_pass(capsys, tmp_path, monkeypatch):
     assert out.count("tiny") == 4
     rows = json.loads((tmp_path / "results" / "bench-family.json").read_text())["rows"]
     assert [row["pass"] for row in rows] == ["forward", "step", "forward", "step"]
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The arguments of each call of latency.measure, which returns a row for the CNN and the AdderNet."""
+    calls = []
+
+    def measure(name, batches, counts, repetitions, chosen, progress, tell, environment):
+        calls.append((name, batches, counts, repetitions, [candidate.key for candidate in chosen], environment))
+        about = {"model": name, "batch": batches[0], "threads": 1, "kernels": ["k8", "k4"]}
+        tell(f"XNOR (engine) is left out of {name}: died")
+        return [
+            {**about, "title": "AdderNet u8 (engine)", "milliseconds": 2.0, "images_per_second": 2000.0, "ratio": 1.0},
+            {**about, "title": "CNN, torch fp32", "milliseconds": 5.0, "images_per_second": 800.0, "ratio": 2.5},
+        ]
+
+    monkeypatch.setattr(latency, "measure", measure)
+    monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: name)
+    return calls
+
+
+def test_latency_json(measured, capsys, tmp_path):
+    assert main([*LATENCY, "--json"]) == 0
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert out.count("\n") == 1
+    assert err == "XNOR (engine) is left out of lenet5bn: died\n"
+    assert json.loads((tmp_path / "results" / "bench-latency.json").read_text()) == record
+    assert (record["benchmark"], record["n"], record["left_out"]) == ("latency", 3, [err.strip()])
+    assert "cpu" not in record
+    assert [row["ratio"] for row in record["rows"]] == [1.0, 2.5]
+    assert measured == [("lenet5bn", [4], [1], 3, [candidate.key for candidate in candidates.CANDIDATES], {})]
+
+
+def test_latency_tables(measured, capsys):
+    assert main(["bench", "latency", "lenet5bn", "--model", "resnet20,lenet5bn", "--threads", "1"]) == 0
+    out, _ = capsys.readouterr()
+    words = [line.replace("│", " ").split() for line in out.splitlines()]
+    for name in ("lenet5bn", "resnet20"):
+        assert [name, "1", "1", "CNN,", "torch", "fp32", "5", "800", "2.50"] in words
+        assert [name, "CNN,", "torch", "fp32", "k8,", "k4"] in words
+    assert [(call[0], call[1]) for call in measured] == [("lenet5bn", [1, 64]), ("resnet20", [1, 64])]
+
+
+def test_latency_measures_the_four_models_by_default(measured):
+    assert main(["bench", "latency"]) == 0
+    assert tuple(call[0] for call in measured) == latency.MODELS
+
+
+def test_latency_on_another_cpu(measured, capsys, monkeypatch):
+    monkeypatch.setattr(cpu_mask, "environment", lambda cpu: {"CPU": cpu})
+    monkeypatch.setattr(cpu_mask, "description", lambda cpu: f"{cpu} (AMX hidden)")
+    assert main([*LATENCY, "--cpu", "avx2", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["cpu"], record["environment"]["kernels"]) == ("avx2 (AMX hidden)", "avx2")
+    assert measured[0][-1] == {"CPU": "avx2"}
+
+
+def test_latency_without_the_rivals(measured, capsys, monkeypatch):
+    monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: None)
+    assert main(LATENCY) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("openvino not installed: pip install 'torchadder[bench]'")
+    assert measured[0][4] == ["adder_fp32", "adder_u8", "xnor", "engine_int8", "torch_fp32"]
+
+
+def test_latency_of_nothing_is_an_error(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(latency, "measure", lambda *arguments: [])
+    assert main(LATENCY) == 2
+    assert "error: nothing could be measured" in capsys.readouterr().err
+    assert not (tmp_path / "results" / "bench-latency.json").exists()
 
 
 REFUSED = [  # arguments -> the words on stderr
@@ -97,6 +183,16 @@ REFUSED = [  # arguments -> the words on stderr
     ([*TRAIN, "--batch", "1"], "--batch"),
     ([*TRAIN, "--threads", "0"], "--threads 0: expected positive"),
     ([*TRAIN, "--out", "folder"], "cannot write folder (is a folder)"),
+    ([*LATENCY, "lenet6"], "--model lenet6: choose of lenet5bn"),
+    ([*LATENCY, "--model", ""], "--model : choose of lenet5bn"),
+    ([*LATENCY, "--batch", "0"], "--batch 0: expected positive whole numbers"),
+    ([*LATENCY, "--threads", "0"], "--threads 0: expected positive"),
+    ([*LATENCY, "--threads", "100000"], "--threads 100000: this machine has"),
+    ([*LATENCY, "--repetitions", "0"], "--repetitions"),
+    ([*LATENCY, "--cpu", "sse2"], "--cpu sse2: choose of avx2"),
+    ([*LATENCY, "--out", "folder"], "cannot write folder (is a folder)"),
+    (["bench", "kernels", "--model", "lenet6"], "--model lenet6: choose of lenet5bn"),
+    (["bench", "kernels", "--op", "xor"], "--op xor: choose of adder, conv, binary"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""torchadder bench: the adder kernels against torch's convolution, on this machine."""
+"""torchadder bench: adder kernels against torch's convolution, and whole networks against CNN runtimes, here."""
 
 import json as json_format
 import os
@@ -12,11 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from torchadder.bench import cpu_mask, record, training
 from torchadder.bench import family as family_bench
+from torchadder.bench import latency as latency_bench
 from torchadder.bench import layers as layer_bench
-from torchadder.bench import record, training
+from torchadder.bench import steps as step_bench
 from torchadder.errors import UserError
 from torchadder.models import list_models
+from torchadder.models.registry import OPS
 
 bench = typer.Typer(
     help="Measure adder against convolution: same shapes, same threads, same run.", no_args_is_help=True
@@ -24,9 +27,9 @@ bench = typer.Typer(
 
 Models = Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(list_models())}.")]
 Batches = Annotated[str, typer.Option(help="Batch sizes, comma-separated.")]
-Threads = Annotated[str | None, typer.Option(help="Numbers of threads, comma-separated [default: 1 and torch's].")]
+Threads = Annotated[str | None, typer.Option(help="Numbers of threads, comma-separated (default: 1 and torch's).")]
 Repetitions = Annotated[int, typer.Option(min=1, help="Repetitions; the median is quoted.")]
-Out = Annotated[Path | None, typer.Option(help="Where the JSON goes [default: results/bench-NAME.json].")]
+Out = Annotated[Path | None, typer.Option(help="Where the JSON goes (default: results/bench-NAME.json).")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON object.")]
 
 
@@ -84,6 +87,74 @@ def family(
     _finish(result, destination, json, [_family_table(result)])
 
 
+@bench.command()
+def latency(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help=f"(default: {', '.join(latency_bench.MODELS)})", show_default=False),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The same, comma-separated.", show_default=False)] = None,
+    batch: Batches = "1,64",
+    threads: Annotated[str | None, typer.Option(help="Numbers of threads, comma-separated (default: 1,2).")] = None,
+    repetitions: Repetitions = 11,
+    cpu: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(cpu_mask.CPUS), help="Hide from every runtime what this CPU has beyond this."),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """MODEL as AdderNet (fp32, u8), as XNOR network, and as CNN in torch, ONNX Runtime and OpenVINO (fp32, int8)."""
+    given = [*(models or []), *([] if model is None else [model])]
+    names = _names(",".join(given or latency_bench.MODELS))
+    batches, counts = _numbers(batch, "--batch"), _latency_threads(threads)
+    environment = cpu_mask.environment(cpu) if cpu else {}
+    destination, progress = _destination(out, "latency"), _progress()
+    left_out: list[str] = []
+
+    def tell(line: str) -> None:
+        left_out.append(line)
+        print(line, file=sys.stderr, flush=True)
+
+    candidates = latency_bench.present(tell)
+    rows = []
+    for name in names:
+        rows += latency_bench.measure(name, batches, counts, repetitions, candidates, progress, tell, environment)
+    if not rows:
+        raise UserError("nothing could be measured; what failed stands above")
+    result = record.make("latency", repetitions, rows, left_out=left_out)
+    if cpu:
+        result["cpu"] = cpu_mask.description(cpu)
+        result["environment"]["kernels"] = cpu
+    _finish(result, destination, json, _latency_tables(result))
+
+
+@bench.command()
+def kernels(
+    model: Models = "resnet20",
+    op: Annotated[str, typer.Option(metavar="|".join(OPS), help="What the network is made of.")] = "adder",
+    repetitions: Repetitions = 101,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """The integer engine step by step: the kernel of each layer, its time and its rate, one image on one thread."""
+    names, (chosen, *_) = _names(model), _chosen(op, OPS, "--op")
+    destination, progress = _destination(out, "kernels"), _progress()
+    rows = [row for name in names for row in step_bench.measure(name, chosen, repetitions, progress)]
+    result = record.make("kernels", repetitions, rows)
+    _finish(result, destination, json, [_step_table(result)])
+
+
+def _latency_threads(text: str | None) -> list[int]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if text is None:
+        return [count for count in (1, 2) if count <= cores]
+    counts = _numbers(text, "--threads")
+    if max(counts) > cores:
+        raise UserError(f"--threads {text}: this machine has {cores} core{'s' if cores > 1 else ''}")
+    return counts
+
+
 def _destination(out: Path | None, name: str) -> Path:
     """Where the JSON goes. Raises UserError where that cannot be, before minutes are spent on measuring."""
     path = out or Path(f"results/bench-{name}.json")
@@ -125,6 +196,41 @@ def _family_table(result: dict[str, Any]) -> Table:
     for row in result["rows"]:
         numbers = [f"{row[key]:.3f}" for key in ("adder_ms", "conv_ms")]
         table.add_row(row["layer"], str(row["threads"]), row["pass"], *numbers, f"{row['ratio']:.2f}")
+    return table
+
+
+def _latency_tables(result: dict[str, Any]) -> list[Table]:
+    where = f", {result['cpu']}" if "cpu" in result else ""
+    title = f"latency of whole networks, medians of {result['n']}{where}"
+    table = Table("model", "batch", "threads", "network", title=title, title_justify="left")
+    for name in ("ms/image", "images/s", "x slower than u8 AdderNet"):
+        table.add_column(name, justify="right")
+    kernels = Table("model", "network", "kernels", title="what ran", title_justify="left")
+    ran: dict[tuple[str, str], dict[str, None]] = {}
+    for row, following in zip(result["rows"], [*result["rows"][1:], None], strict=True):
+        setting = [str(row[key]) for key in ("model", "batch", "threads")]
+        table.add_row(
+            *setting,
+            row["title"],
+            f"{row['milliseconds'] / row['batch']:.4g}",
+            f"{row['images_per_second']:.0f}",
+            "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            end_section=following is not None
+            and setting != [str(following[key]) for key in ("model", "batch", "threads")],
+        )
+        ran.setdefault((row["model"], row["title"]), {}).update(dict.fromkeys(row["kernels"]))
+    for names, used in ran.items():
+        kernels.add_row(*names, ", ".join(used))
+    return [table, kernels]
+
+
+def _step_table(result: dict[str, Any]) -> Table:
+    table = Table("model", "step", "kernel", title="the engine, one image on one thread, medians", title_justify="left")
+    for name in ("microseconds", "G/s"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        rate = f"{row['giga_ops']:.1f}" if row["operations"] else "-"
+        table.add_row(row["model"], row["step"], row["kernel"], f"{row['microseconds']:.2f}", rate)
     return table
 
 
