@@ -1,8 +1,62 @@
-"""Every test here sees the recipe on tiny data and runs on one thread."""
+"""Every test here sees the recipe on tiny data and runs on one thread; some share a trained model and its program."""
+
+import os
 
 import pytest
+import torch
+
+from torchadder.cli import main
+from torchadder.data import Dataset, Split
+from torchadder.data import registry as datasets
+from torchadder.data.registry import Normalization
+
+CLASSES = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @pytest.fixture(autouse=True)
 def tiny_world(tiny_recipe, one_thread):
     pass
+
+
+def pixels(data_dir=None):
+    """Ten noisy patterns as uint8 pixels, with a normalisation and names, as real data sets have them."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(10, 1, 32, 32, generator=generator)
+    normalization = Normalization.of([0.5], [0.25])
+
+    def split(n):
+        labels = torch.randint(0, 10, (n,), generator=generator)
+        images = 50 * (centres[labels] + 0.5 * torch.randn(n, 1, 32, 32, generator=generator)) + 128
+        return Split(images.clamp(0, 255).byte(), labels, normalization)
+
+    return Dataset("pixels", 10, 1, split(320), split(30), classes=CLASSES)
+
+
+@pytest.fixture
+def pixels_dataset(monkeypatch):
+    monkeypatch.setitem(datasets._DATASETS, "pixels", pixels)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with ``run``, a LeNet-5-BN trained on the pixels, and ``run.tadder``, its program."""
+    folder = tmp_path_factory.mktemp("trained")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(datasets._DATASETS, "pixels", pixels)
+        run = str(folder / "run")
+        torch.set_num_threads(1)
+        train = ["train", "lenet5bn-mnist", "--dataset", "pixels", "--epochs", "6", "--batch-size", "16", "--out", run]
+        assert main(train) == 0
+        assert main(["quantize", run, "-o", f"{run}.tadder"]) == 0
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.fixture
+def folder(trained, pixels_dataset, tmp_path, monkeypatch):
+    """An empty working directory with links to run and run.tadder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "run.tadder"):
+        os.symlink(trained / name, name)
+    return tmp_path

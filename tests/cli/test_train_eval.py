@@ -193,7 +193,7 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (
         write("run.tadder", b"junk"),
         ["eval", "run.tadder"],
-        "cannot read run.tadder: expected a run directory",
+        "run.tadder is no sound program: ",
     ),
 ]
 

@@ -46,6 +46,15 @@ def test_read_back_it_is_the_same(name, op, tmp_path):
     assert (tmp_path / "a.tadder").read_bytes() == (tmp_path / "b.tadder").read_bytes()
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_fewer_bits_fit_into_32_as_well(bits, tmp_path):
+    torch.manual_seed(0)
+    model, x = create_model("lenet5bn").eval(), torch.randn(2, 1, 32, 32)
+    program = quantize(model, [x], bits, "max")
+    program.save(tmp_path / "few.tadder")
+    assert torch.equal(read(tmp_path / "few.tadder")[0](x), program(x))
+
+
 def test_what_is_kept_beside_it(path):
     assert read(path)[1] == {"model": "resnet20", "accuracy": 12.5}
 

@@ -14,6 +14,8 @@ from torchadder.cli import console
 from torchadder.cli.bench import bench
 from torchadder.cli.doctor import doctor
 from torchadder.cli.eval import evaluate
+from torchadder.cli.predict import predict
+from torchadder.cli.quantize import quantize
 from torchadder.cli.reproduce import reproduce
 from torchadder.cli.summary import summary
 from torchadder.cli.train import train
@@ -32,6 +34,8 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("quantize")(quantize)
+app.command("predict")(predict)
 app.command("reproduce")(reproduce)
 app.command("summary")(summary)
 app.command("doctor")(doctor)

@@ -129,6 +129,11 @@ def header(recipe: Recipe, model: Model) -> str:
     return " · ".join(parts)
 
 
+def printable(text: object) -> str:
+    """A text that a file brought along, on one line and without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))[:80]
+
+
 def clock(seconds: float) -> str:
     """``2:11``, ``1:02:11``."""
     minutes, rest = divmod(round(seconds), 60)

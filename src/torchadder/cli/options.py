@@ -1,16 +1,34 @@
-"""The flags of a recipe, made from the fields of its dataclass: a new field is a new flag with its help."""
+"""Flags that verbs share: those of a recipe, made from the fields of its dataclass, and those of a data set."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
+from torchadder.data import list_datasets
 from torchadder.train.recipe import allowed_values, default_value, options
 
 WORKERS = "Processes that decode images which stream; they change no number (default: one a processor, 8 at most)."
+
+DatasetName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"One of: {', '.join(list_datasets())} (default: the one it was trained on, where it says so).",
+    ),
+]
+DataFolder = Annotated[
+    Path | None, typer.Option(help="Folder with the data files (default $TORCHADDER_DATA, the cache, or fetched).")
+]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Accept data files that hold only a part of the published images.")
+]
+OnError = Annotated[str, typer.Option(help="What to do about an image that does not decode: stop or skip.")]
+Workers = Annotated[int | None, typer.Option(min=0, help=WORKERS, show_default=False)]
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:

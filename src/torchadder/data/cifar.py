@@ -26,6 +26,7 @@ from torchadder.errors import UserError
 
 PIXELS = 3 * 32 * 32
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10; the paper's recipe has them for both
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
 MAX_FILE_BYTES = 160_000_000  # a published file has at most 155,249,918
 MAX_ARCHIVE_BYTES = 1 << 28  # uncompressed; stops a small archive from filling the memory
 
@@ -43,7 +44,8 @@ class Layout(NamedTuple):
 class Published(NamedTuple):
     """One of the two data sets: its name in commands and in words, its layouts, and its archives.
 
-    ``archives``: what they are called; ``fetched``: the one that is fetched.
+    ``archives``: what they are called; ``fetched``: the one that is fetched. ``classes``: the names of the classes,
+    where they are here.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Published(NamedTuple):
     layouts: tuple[Layout, ...]
     archives: str
     fetched: fetch.Archive
+    classes: tuple[str, ...] = ()
 
 
 def read_binary(content: bytes, source: object, *, labels: int = 1) -> Records:
@@ -128,6 +131,7 @@ CIFAR10 = Published(
     (BINARY, PYTHON),
     "cifar*10*.tar.[gx]z",
     fetch.Archive("cifar-10-binary.tar.gz", 170_052_171, "c32a1d4ab5d03f1284b67883e8d87530", MIRRORS),
+    CLASSES,
 )
 CIFAR100 = Published(
     "cifar100",
@@ -294,6 +298,7 @@ def _dataset(
         train=_split(batches[:-1]),
         test=_split(batches[-1:]),
         augmentation=Augmentation(padding=4),
+        classes=published.classes,
     )
 
 

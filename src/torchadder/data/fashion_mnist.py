@@ -23,6 +23,18 @@ FASHION_MNIST = IdxDataset(
     ),
     mean=0.2860,
     std=0.3530,
+    classes=(
+        "T-shirt/top",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "ankle boot",
+    ),
 )
 
 

@@ -47,6 +47,7 @@ def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop")
         size=size_of(options),
         normalization=normalization_of(options),
         on_error=on_error,
+        classes=getattr(features[label], "names", None) or (),
     )
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from torchadder.data.folders import cache_folder, find_files
 from torchadder.data.idx import read_idx
-from torchadder.data.registry import Dataset, Split
+from torchadder.data.registry import Dataset, Normalization, Split
 from torchadder.errors import UserError
 
 SIZE = 32
@@ -23,6 +23,7 @@ class IdxDataset(NamedTuple):
 
     ``md5``: IDX name -> digest of the uncompressed bytes, in the order of training images and labels, test images
     and labels. ``mirrors`` serve NAME.gz below them. ``mean`` and ``std`` are of the training pixels, 0 to 1.
+    ``classes``: the names of the classes, where they have any.
     """
 
     name: str
@@ -31,6 +32,7 @@ class IdxDataset(NamedTuple):
     mirrors: tuple[str, ...]
     mean: float
     std: float
+    classes: tuple[str, ...] = ()
 
     def find(self, data_dir: Path | None) -> list[Path] | None:
         """The four files where folders.find_files finds them."""
@@ -49,7 +51,8 @@ class IdxDataset(NamedTuple):
         arrays = [read_idx(path, md5=md5) for path, md5 in zip(paths, self.md5.values(), strict=True)]
         train = self.split(*arrays[:2], source=paths[0])
         test = self.split(*arrays[2:], source=paths[2])
-        return Dataset(self.name, num_classes=10, in_chans=1, train=train, test=test)
+        normalization = Normalization.of([self.mean], [self.std])
+        return Dataset(self.name, 10, 1, train, test, classes=self.classes, normalization=normalization)
 
     def split(self, images: np.ndarray, labels: np.ndarray, *, source: object) -> Split:
         """Images uint8 (N, 28, 28) and labels uint8 (N,) as the network sees them; UserError on other shapes."""

@@ -47,6 +47,7 @@ def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop")
             size=size_of(options),
             normalization=normalization_of(options),
             on_error=on_error,
+            classes=classes,
         )
     files = {split: _files(folder, place, classes) for split, place in places.items()}
     images = decoded.read(folder, files)
@@ -57,7 +58,7 @@ def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop")
     train, test = (Split(*images.splits[split], normalization) for split in ("train", "test"))
     height, width = train.pixels.shape[2:]
     augmentation = Augmentation(padding=min(height, width) // 8)
-    return Dataset(f"imagefolder:{argument}", len(classes), 3, train, test, augmentation)
+    return Dataset(f"imagefolder:{argument}", len(classes), 3, train, test, augmentation, classes)
 
 
 def _find(name: str, data_dir: Path | None) -> Path:

@@ -51,6 +51,7 @@ def load(data_dir: Path | None = None, *, partial: bool = False, on_error: str =
         size=SIZE,
         normalization=NORMALIZATIONS["imagenet"],
         on_error=on_error,
+        classes=classes,
     )
 
 

@@ -97,6 +97,8 @@ class Dataset:
     """A data set: its name, what a model needs to know about it, its two splits, and how to augment the first.
 
     The splits are both in memory with an Augmentation, or both streamed with a RandomResizedCrop; or without either.
+    ``classes``: the names of the classes by label, where they have any. ``normalization``: how the pixels were
+    normalised, 0 to 1 before, where they are float32.
     """
 
     name: str
@@ -105,6 +107,8 @@ class Dataset:
     train: Split | StreamedSplit
     test: Split | StreamedSplit
     augmentation: Augmentation | RandomResizedCrop | None = None
+    classes: Sequence[str] = ()
+    normalization: Normalization | None = None
 
     @classmethod
     def streamed(
@@ -117,6 +121,7 @@ class Dataset:
         size: int,
         normalization: Normalization,
         on_error: str,
+        classes: Sequence[str] = (),
     ) -> Dataset:
         """One of colour images that stream; see StreamedSplit. Raises UserError for a label out of range."""
         title = name.partition(",")[0]
@@ -125,7 +130,7 @@ class Dataset:
                 label = f"the label of {source.name(int(wrong[0]))} is {source.labels[wrong[0]]}"
                 raise UserError(f"{title}: {label}, expected 0 to {num_classes - 1}")
         first, second = (StreamedSplit(title, source, size, normalization, on_error) for source in (train, test))
-        return cls(name, num_classes, 3, first, second, RandomResizedCrop())
+        return cls(name, num_classes, 3, first, second, RandomResizedCrop(), classes)
 
 
 LoadFunction = TypeVar("LoadFunction", bound=Callable[..., Dataset])

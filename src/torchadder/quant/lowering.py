@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torchadder.errors import UserError
 from torchadder.nn import Adder, AdderConv2d, AdderLinear, Binary, BinaryConv2d, BinaryLinear
 from torchadder.ops.geometry import Geometry
-from torchadder.quant.calibration import Method, observe
+from torchadder.quant.calibration import METHODS, Method, Statistics, observe
 from torchadder.quant.program import (
     AveragePool,
     Kind,
@@ -66,12 +66,29 @@ class Sums:
 
 
 class Lowering:
-    """Builds the program of ``model`` for images like those of ``batches``; arguments as in quantize."""
+    """Builds the program of ``model`` for images like those of ``batches``; arguments as in quantize.
 
-    def __init__(self, model: nn.Module, batches: Sequence[Tensor], bits: int, method: Method):
+    ``statistics`` are those of the values, by the name of their node, where they are known. Raises UserError for
+    arguments out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        bits: int,
+        method: Method,
+        statistics: Mapping[str, Statistics] | None = None,
+    ):
+        if not 2 <= bits <= 8:
+            raise UserError(f"bits={bits} is out of range: expected 2 to 8")
+        if method not in METHODS:
+            raise UserError(f"method={method!r} is unknown: expected {', '.join(METHODS)}")
+        if not batches or any(batch.dim() != 4 or batch.shape[1:] != batches[0].shape[1:] for batch in batches):
+            raise UserError("calibration holds no batches of images (N, C, H, W) of one size")
         self.model, self.method, self.levels = model, method, 2**bits - 1
         self.graph = _trace(model)
-        self.statistics = observe(fx.GraphModule(model, self.graph), batches)
+        self.statistics = statistics or observe(fx.GraphModule(model, self.graph), batches)
         self.image_shape = batches[0].shape[1], batches[0].shape[2], batches[0].shape[3]
         self.image_levels = 255
         self.values: dict[fx.Node, Codes | Sums] = {}
@@ -94,7 +111,7 @@ class Lowering:
 
     def _lower(self, node: fx.Node) -> Codes | Sums:
         """What a node of the graph becomes."""
-        target = self._target(node)
+        target = self.target(node)
         x = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if x is None:
             raise _refused(node, target)
@@ -114,7 +131,8 @@ class Lowering:
             return self._average_pooled(node, self._made(node.args[0]))
         raise _refused(node, target)
 
-    def _target(self, node: fx.Node) -> Any:
+    def target(self, node: fx.Node) -> Any:
+        """The module that a node calls, or what else it calls."""
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
 
     def _images(self, node: fx.Node) -> Codes:
@@ -144,11 +162,14 @@ class Lowering:
             raise _refused(node, layer, f"on {math.prod(x.shape)} numbers that are not flattened")
         bias = torch.zeros(len(weight), dtype=torch.double) if layer.bias is None else layer.bias.detach().double()
         if kind == "adder":
-            codes, gain, bias = self._adder_codes(layer, weight, x, bias)
+            codes, clipped = adder_codes(weight, x, self.levels)
+            gain, bias = -x.scale.expand(len(weight)), bias - (weight - clipped).abs().sum((1, 2, 3))
+            bias = bias + weight.abs().sum((1, 2, 3)) if layer.recenter else bias
         elif kind == "binary":
             codes, gain = torch.where(weight >= 0, 1.0, -1.0), weight.abs().mean((1, 2, 3))
         else:
-            codes, gain, bias = _conv_codes(weight, x, bias)
+            codes, gain = conv_codes(weight, x)
+            bias = bias - gain * (codes * x.zero.expand(x.shape[0]).view(-1, 1, 1)).sum((1, 2, 3))
         height, width = Geometry(stride, padding, (1, 1), 1).output_size(x.shape[1:], weight.shape[2:])
         codes = codes.to(torch.uint8 if kind == "adder" else torch.int8)
         zero = (x.zero.ceil() if kind == "binary" else x.zero.round()).expand(x.shape[0]).to(torch.uint8)
@@ -156,22 +177,11 @@ class Lowering:
             lambda sources, epilogue: Layer(kind, sources, codes, zero, stride, padding, epilogue),
             x,
             (len(weight), height, width),
-            largest_sum(kind, codes, self.levels if kind == "adder" else 255),
+            largest_sum(kind, codes),
             gain,
             bias,
             node,
         )
-
-    def _adder_codes(self, layer: Any, weight: Tensor, x: Codes, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes in the scale of x, clamped to its range: |x - w| = |x - clip(w)| + |w - clip(w)|."""
-        if len(x.scale) > 1:
-            raise UserError("cannot quantise a network whose images go to an adder layer and to another one")
-        clipped = weight.clamp(float(-x.zero * x.scale), float((self.levels - x.zero) * x.scale))
-        codes = (clipped / x.scale + x.zero).round().clamp(0, self.levels)
-        bias = bias - (weight - clipped).abs().sum((1, 2, 3))
-        if layer.recenter:
-            bias = bias + weight.abs().sum((1, 2, 3))
-        return codes, -x.scale.expand(len(weight)), bias
 
     def _normalised(self, node: fx.Node, norm: Any, x: Codes | Sums) -> Sums:
         if not isinstance(x, Sums) or x.shortcut:
@@ -195,7 +205,7 @@ class Lowering:
 
     def _rectified(self, node: fx.Node, x: Codes | Sums) -> Codes:
         if isinstance(x, Codes):
-            raise _refused(node, self._target(node), "that does not follow a layer, its normalisation or a sum")
+            raise _refused(node, self.target(node), "that does not follow a layer, its normalisation or a sum")
         return self._coded(replace(x, node=node))  # no code lies below 0, so none stands for a negative number
 
     def _max_pooled(self, node: fx.Node, pool: nn.MaxPool2d, x: Codes) -> Codes:
@@ -254,7 +264,7 @@ class Lowering:
         """What computes with a node, behind what only hands its numbers on."""
         found = []
         for user in node.users:
-            target = self._target(user)
+            target = self.target(user)
             passes = isinstance(target, (nn.Identity, nn.Dropout, nn.MaxPool2d)) or _flattens(user, target)
             found += self._readers(user) if passes else [target]
         return found
@@ -288,13 +298,24 @@ def requantisation(
     )
 
 
-def _conv_codes(weight: Tensor, x: Codes, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """int8 codes with a scale for each filter; what the zero of x adds to every sum goes into the bias."""
-    scale, zero = (t.expand(x.shape[0]).view(-1, 1, 1) for t in (x.scale, x.zero))
-    scaled = weight * scale
+def adder_codes(weight: Tensor, x: Codes, levels: int) -> tuple[Tensor, Tensor]:
+    """Codes of filters in the scale of x, and the filters clamped to its range.
+
+    |x - w| = |x - clip(w)| + |w - clip(w)|, since no x lies beyond the range.
+
+    Shapes: weight (C_out, C_in, kh, kw), as both results, in its dtype.
+    """
+    if len(x.scale) > 1:
+        raise UserError("cannot quantise a network whose images go to an adder layer and to another one")
+    clipped = weight.clamp(float(-x.zero * x.scale), float((levels - x.zero) * x.scale))
+    return (clipped / x.scale + x.zero).round().clamp(0, levels), clipped
+
+
+def conv_codes(weight: Tensor, x: Codes) -> tuple[Tensor, Tensor]:
+    """Codes -127..127 of filters for codes of x, and the scale of each filter's products, (C_out,)."""
+    scaled = weight * x.scale.expand(x.shape[0]).view(-1, 1, 1)
     gain = scaled.abs().amax((1, 2, 3)).clamp(min=TINY) / 127
-    codes = (scaled / gain.view(-1, 1, 1, 1)).round()
-    return codes, gain, bias - gain * (codes * zero).sum((1, 2, 3))
+    return (scaled / gain.view(-1, 1, 1, 1)).round(), gain
 
 
 def _grid(low: float, high: float, levels: int) -> tuple[Tensor, Tensor]:

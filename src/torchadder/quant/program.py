@@ -177,11 +177,11 @@ class Program(nn.Module):
         return values[-1].flatten(1)
 
 
-def largest_sum(kind: Kind, weight: Tensor, highest: int = 255) -> int:
-    """The largest magnitude of a layer's sums over codes 0..highest."""
+def largest_sum(kind: Kind, weight: Tensor) -> int:
+    """The largest magnitude of a layer's sums over uint8 codes; of fewer bits too, since images may be any codes."""
     if kind == "conv":
-        return int(weight.int().abs().sum((1, 2, 3)).max()) * highest
-    return weight[0].numel() * (highest if kind == "adder" else 1)
+        return int(weight.int().abs().sum((1, 2, 3)).max()) * 255
+    return weight[0].numel() * (255 if kind == "adder" else 1)
 
 
 def layer_sums(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,9 +220,13 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Loader, processes: Processes = ALONE) -> Scores:
-    """Scores of ``model``, set to evaluation mode, over all images of ``batches``, the shares of all processes."""
-    model.eval()
+def evaluate(model: Callable[[Tensor], Tensor], batches: Loader, processes: Processes = ALONE) -> Scores:
+    """Scores over all images of ``batches``, the shares of all processes.
+
+    ``model`` gives the logits of images; a module is set to evaluation mode.
+    """
+    if isinstance(model, nn.Module):
+        model.eval()
     device = batches.device
     loss_sum = torch.zeros((), device=device, dtype=torch.float64)
     correct = torch.zeros(2, device=device, dtype=torch.int64)  # top-1, top-5

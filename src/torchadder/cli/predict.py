@@ -1,0 +1,80 @@
+"""torchadder predict: the likeliest classes of images by an integer program."""
+
+import json as json_format
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from torchadder.cli import console
+from torchadder.data.pixels import load_pillow, reason_of
+from torchadder.data.preprocessing import Preprocessing
+from torchadder.engine import Engine
+from torchadder.errors import UserError
+from torchadder.quant.file import SUFFIX
+
+
+def predict(
+    file: Annotated[Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="What quantize wrote.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, JPEG or PNG.", show_default=False)
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's).")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Say what is on images: the likeliest classes, their scores (softmax), and the time of the inference.
+
+    Images are brought to the colours, the size and the range that the network was trained on. Those that cannot be
+    read are named, the others still predicted; the exit code is then 2.
+    """
+    engine = Engine(file, threads)
+    channels, height, width = engine.shape
+    try:
+        preprocessing = Preprocessing.from_dict(engine.about, channels)
+    except ValueError as error:
+        raise UserError(f"cannot tell from {file} what to do with an image: {error}; quantize it again") from error
+    names = _names(engine)
+    pillow = load_pillow()
+    results: list[dict[str, Any]] = []
+    failed, resized = [], False
+    for path in images:
+        try:
+            x, size = preprocessing.read(pillow, path.read_bytes(), (height, width))
+        except Exception as error:  # a damaged image fails in every way there is
+            failed.append({"image": str(path), "reason": reason_of(error)})
+            console.error(f"{path} cannot be used ({reason_of(error)}): expected an image, JPEG or PNG")
+            continue
+        if size != (height, width) and not resized:
+            resized = True
+            had = f"{path} has {size[0]} x {size[1]} pixels"
+            print(f"{had}: such images are resized to {height} x {width}", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        logits = engine(x)
+        seconds = time.perf_counter() - start
+        scores, classes = logits.softmax(1)[0].topk(min(top, engine.classes))
+        likeliest = [
+            {"class": label, "name": names[label], "score": score}
+            for label, score in zip(classes.tolist(), scores.tolist(), strict=True)
+        ]
+        results.append({"image": str(path), "classes": likeliest, "seconds": seconds})
+        if not json:
+            found = "  ".join(f"{console.printable(c['name'])} {100 * c['score']:.1f}%" for c in likeliest)
+            print(f"{path}  {found}  {1000 * seconds:.2f} ms")
+    if json:
+        print(json_format.dumps({"file": str(file), "images": results, "failed": failed}))
+    if failed:
+        raise typer.Exit(2)
+
+
+def _names(engine: Engine) -> list[str]:
+    """The name of each class, or its number where the file has none."""
+    numbers = [str(label) for label in range(engine.classes)]
+    try:
+        names = json_format.loads(engine.about.get("classes", "[]"))
+    except (TypeError, ValueError, RecursionError):
+        return numbers
+    good = isinstance(names, list) and len(names) == len(numbers) and all(isinstance(name, str) for name in names)
+    return names if good else numbers

@@ -1,0 +1,84 @@
+"""Preprocessing: an image file as a network takes it, the way of its data set; kept with a program that is deployed."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchadder.data.augment import centre_crop
+from torchadder.data.pixels import cropped, open_image
+from torchadder.data.registry import Dataset, Normalization, StreamedSplit
+
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
+WHOLE, CENTRE = "whole", "centre"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What becomes of an image: its pixels normalised, and brought to size first.
+
+    ``part``: of an image of another size the "whole" is resized, bilinear, as MNIST's images are; or of every image
+    the "centre" is used, as of images that stream (StreamedSplit).
+    """
+
+    normalization: Normalization
+    part: str = WHOLE
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Preprocessing | None:
+        """That of the test images; None where the data set does not say how they were normalised."""
+        normalization = dataset.test.normalization or dataset.normalization
+        part = CENTRE if isinstance(dataset.test, StreamedSplit) else WHOLE
+        return normalization and cls(normalization, part)
+
+    @classmethod
+    def from_dict(cls, about: Mapping[str, Any], channels: int) -> Preprocessing:
+        """What to_dict gave. Raises ValueError that says what is wrong, for whatever ``about`` holds."""
+        numbers = []
+        for name in ("mean", "std"):
+            if not isinstance(text := about.get(name), str):
+                raise ValueError(f"it does not say the {name} of the pixels")
+            numbers.append([float(number) for number in text.split()])
+            if len(numbers[-1]) != channels or not all(math.isfinite(number) for number in numbers[-1]):
+                raise ValueError(f"{name} is {text[:100]!r}, expected {channels} numbers")
+        if min(numbers[1]) <= 0:
+            raise ValueError(f"std is {about['std'][:100]!r}, expected numbers above 0")
+        if channels not in MODES or about.get("mode") != MODES[channels]:
+            raise ValueError(f"its images are {about.get('mode')!r} with {channels} channels")
+        if about.get("part") not in (WHOLE, CENTRE):
+            raise ValueError(f"part is {about.get('part')!r}, expected {WHOLE} or {CENTRE}")
+        return cls(Normalization.of(*numbers), about["part"])
+
+    def to_dict(self) -> dict[str, str]:
+        """Mean and standard deviation of the channels as numbers with spaces between; Pillow's mode; the part."""
+        mean, std = (" ".join(str(number) for number in values.flatten().numpy()) for values in self.normalization)
+        return {"mode": MODES[len(self.normalization.mean)], "mean": mean, "std": std, "part": self.part}
+
+    def read(self, pillow: ModuleType, content: bytes, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """An image file as float32 (1, C, *size), and the height and width that it had.
+
+        Raises whatever Pillow does, and ValueError for an image of more than 8 bits a channel.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about metadata that nobody asked for
+            with open_image(pillow, io.BytesIO(content)) as image:
+                had = image.size[::-1]
+                if self.part == CENTRE:
+                    pixels = cropped(pillow, content, centre_crop, size[0])
+                else:
+                    mode = MODES[len(self.normalization.mean)]
+                    pixels = np.atleast_3d(np.asarray(image.convert(mode))).transpose(2, 0, 1)
+        x = torch.from_numpy(pixels.astype(np.float32))[None]
+        if x.shape[2:] != size:
+            x = F.interpolate(x, size, mode="bilinear", antialias=True)
+        return self.normalization.in_place(x), had

@@ -1,0 +1,138 @@
+"""torchadder predict: that it agrees with eval, what it prints, and the line of every image that cannot be used."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.cli.conftest import CLASSES, pixels
+
+from torchadder.cli import main
+from torchadder.quant import file
+
+
+@pytest.fixture
+def images(folder):
+    """The test images as files, in order."""
+    paths = [f"{number:02}.png" for number in range(30)]
+    for path, image in zip(paths, pixels().test.pixels, strict=True):
+        Image.fromarray(image[0].numpy()).save(path)
+    return paths
+
+
+def predicted(capsys, *arguments, code=0):
+    assert main(["predict", *arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_predictions_are_those_of_eval(images, capsys):
+    found = predicted(capsys, "run.tadder", *images, "--top", "10", "--threads", "1")
+    program, _ = file.read(Path("run.tadder"))
+    test = pixels().test
+    scores = program(test.images).softmax(1)
+    for number, image in enumerate(found["images"]):
+        assert image["image"] == images[number]
+        labels = [c["class"] for c in image["classes"]]
+        assert sorted(labels) == [*range(10)]
+        assert [c["name"] for c in image["classes"]] == [CLASSES[label] for label in labels]
+        assert torch.equal(torch.tensor([c["score"] for c in image["classes"]]), scores[number, labels])
+    right = [image["classes"][0]["class"] for image in found["images"]] == test.labels.numpy()
+    assert main(["eval", "run.tadder", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["correct"] == right.sum()
+    assert (found["file"], found["failed"]) == ("run.tadder", [])
+
+
+def test_a_line_an_image(images, capsys):
+    assert main(["predict", "run.tadder", *images[:2], "--top", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert len(out.splitlines()) == 2
+    for path, line in zip(images, out.splitlines(), strict=False):
+        assert re.fullmatch(rf"{path}  ({'|'.join(CLASSES)}) [\d.]+%  \w+ [\d.]+%  [\d.]+ ms", line)
+
+
+def test_other_sizes_and_colours_are_brought_to_those_of_the_program(images, capsys):
+    with Image.open(images[0]) as image:
+        image.resize((96, 64), Image.Resampling.NEAREST).convert("RGB").save("large.png")
+        image.convert("RGBA").save("colour.png")
+    found = predicted(capsys, "run.tadder", images[0], "colour.png")["images"]
+    assert found[0]["classes"] == found[1]["classes"]
+    assert main(["predict", "run.tadder", "large.png", "large.png", images[0]]) == 0
+    assert capsys.readouterr().err == "large.png has 64 x 96 pixels: such images are resized to 32 x 32\n"
+
+
+def test_an_image_that_cannot_be_used_leaves_the_others(images, capsys):
+    Path("text.png").write_text("no image")
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save("deep.png")
+    bad = ["text.png", "nowhere.png", "deep.png", "run"]
+    assert main(["predict", "run.tadder", bad[0], images[0], *bad[1:], images[1]]) == 2
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == images[:2]
+    reasons = ["cannot identify image file", "No such file or directory", "mode I;16", "Is a directory"]
+    for path, reason, line in zip(bad, reasons, err.splitlines(), strict=True):
+        assert line.startswith(f"error: {path} cannot be used ({reason}")
+    found = predicted(capsys, "run.tadder", *bad, images[0], code=2)
+    assert [image["image"] for image in found["images"]] == images[:1]
+    assert [failed["image"] for failed in found["failed"]] == bad
+
+
+def rewritten(about):
+    program, known = file.read(Path("run.tadder"))
+    file.write(program, Path("new.tadder"), {k: v for k, v in {**known, **about}.items() if v is not None})
+
+
+BAD_ABOUT = [  # what the file says of itself, words of the line
+    ({"mean": None}, "it does not say the mean of the pixels"),
+    ({"std": 0.25}, "it does not say the std of the pixels"),
+    ({"mean": "0.5 0.5 0.5"}, "mean is '0.5 0.5 0.5', expected 1 numbers"),
+    ({"std": "-1"}, "std is '-1', expected numbers above 0"),
+    ({"std": "nan"}, "std is 'nan', expected 1 numbers"),
+    ({"mode": "RGB"}, "its images are 'RGB' with 1 channels"),
+    ({"part": "left"}, "part is 'left', expected whole or centre"),
+]
+
+
+@pytest.mark.parametrize(("about", "words"), BAD_ABOUT)
+def test_a_file_that_does_not_say_what_to_do_with_an_image(images, capsys, about, words):
+    rewritten(about)
+    assert main(["predict", "new.tadder", images[0]]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: cannot tell from new.tadder what to do with an image: {words}")
+
+
+@pytest.mark.parametrize("classes", [None, "no JSON", "{}", '["one"]', "[[[[" * 1000, json.dumps([*range(10)]), 3])
+def test_without_names_classes_have_numbers(images, capsys, classes):
+    rewritten({"classes": classes})
+    [image] = predicted(capsys, "new.tadder", images[0])["images"]
+    assert [c["name"] for c in image["classes"]] == [str(c["class"]) for c in image["classes"]]
+
+
+def test_names_from_a_stranger_do_not_command_the_terminal(images, capsys):
+    rewritten({"classes": json.dumps([f"\x1b[2J{label}\n" for label in range(10)])})
+    assert main(["predict", "new.tadder", images[0]]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count("\n") == 1
+
+
+BAD_FILES = [("nowhere.tadder", "cannot read nowhere.tadder"), ("00.png", "00.png is no sound program")]
+
+
+@pytest.mark.parametrize(("path", "words"), BAD_FILES)
+def test_a_file_that_is_no_program(images, capsys, path, words):
+    assert main(["predict", path, images[0]]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {words}")
+    assert err.count("\n") == 1
+
+
+def test_pillow_that_is_not_installed(images, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert main(["predict", "run.tadder", images[0]]) == 2
+    assert capsys.readouterr().err.endswith("not installed: pip install 'torchadder[images]'\n")

@@ -1,0 +1,161 @@
+"""torchadder quantize: what it prints and keeps in the file, that eval agrees, and the line of every mistake."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tests.cli.conftest import CLASSES, pixels
+
+from torchadder.cli import main
+from torchadder.data import registry as datasets
+from torchadder.models.checkpoint import load_checkpoint
+from torchadder.quant import file
+from torchadder.version import __version__
+
+
+def result(capsys, *arguments):
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_quantize_prints_sizes_and_both_accuracies(folder, capsys):
+    assert main(["quantize", "run", "-o", "new.tadder"]) == 0
+    (first, second), err = (text.splitlines() for text in capsys.readouterr())
+    size = Path("new.tadder").stat().st_size
+    about = (
+        f"new.tadder · lenet5bn · adder · 8 bits · 61,470 weights · {size:,} bytes · calibrated with 320 images (mse)"
+    )
+    assert first == about
+    found = re.fullmatch(
+        r"pixels test float ([\d.]+)%, 8 bits ([\d.]+)%: ([+-][\d.]+) points, ([+-]\d+) of 30 images", second
+    )
+    before, after, points, images = map(float, found.groups())
+    assert points == pytest.approx(after - before, abs=0.011)
+    assert images == round(0.3 * (after - before))
+    assert err == []
+    assert Path("new.tadder").read_bytes() == Path("run.tadder").read_bytes()
+
+
+def test_accuracies_are_those_of_the_model_and_of_its_program(folder, capsys):
+    found = result(capsys, "quantize", "run", "-o", "4.tadder", "--bits", "4", "--method", "max")
+    test = pixels().test
+    program, _ = file.read(Path("4.tadder"))
+    with torch.no_grad():
+        correct = [int((f(test.images).argmax(1) == test.labels).sum()) for f in (load_checkpoint("run"), program)]
+    assert [found["float_correct"], found["correct"]] == correct
+    assert found["accuracy"] == pytest.approx(100 * correct[1] / 30)
+    tested = result(capsys, "eval", "4.tadder")
+    assert (tested["correct"], tested["dataset"], tested["bits"]) == (correct[1], "pixels", 4)
+    assert correct[0] > 20
+
+
+def test_what_the_file_says_of_itself(folder):
+    _, about = file.read(Path("run.tadder"))
+    test = pixels().test
+    with torch.no_grad():
+        accuracy = (load_checkpoint("run")(test.images).argmax(1) == test.labels).double().mean().item()
+    assert about.pop("float_accuracy") == pytest.approx(100 * accuracy)
+    assert about == {
+        **{"torchadder": __version__, "model": "lenet5bn", "op": "adder", "dataset": "pixels"},
+        **{"bits": 8, "method": "mse", "calibration_images": 320, "finetune_epochs": 0},
+        **{"mode": "L", "mean": "0.5", "std": "0.25", "part": "whole", "classes": json.dumps(CLASSES)},
+    }
+
+
+def test_no_eval_tests_nothing(folder, capsys):
+    found = result(capsys, "quantize", "run", "-o", "new.tadder", "--no-eval", "--images", "7")
+    assert found["calibration_images"] == 7
+    assert not found.keys() & {"accuracy", "float_accuracy", "images"}
+    assert main(["quantize", "run", "-o", "new.tadder", "--no-eval"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_the_seed_decides(folder, capsys):
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        arguments = ["--no-eval", "--images", "16", "--seed", seed, "--finetune", "1", "--bits", "4"]
+        assert main(["quantize", "run", "-o", f"{name}.tadder", *arguments]) == 0
+    a, b, c = (Path(f"{name}.tadder").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_finetune_shows_its_epochs(folder, capsys):
+    arguments = ["quantize", "run", "-o", "new.tadder", "--finetune", "2", "--bits", "3", "--no-eval"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"[\d.]+$", "", line) for line in lines[:2]] == ["epoch 1/2  loss ", "epoch 2/2  loss "]
+    assert main([*arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["finetune_epochs"] == 2
+    assert err.splitlines() == lines[:2]
+
+
+def test_a_data_set_that_does_not_say_its_normalisation(folder, capsys):
+    assert main(["train", "lenet5bn-tiny", "--epochs", "1", "--out", "other"]) == 0
+    assert main(["quantize", "other", "-o", "other.tadder"]) == 0
+    assert not file.read(Path("other.tadder"))[1].keys() & {"mean", "classes"}
+
+
+BAD = [  # arguments after quantize, words of the line
+    (["run", "-o", "new.bin"], "--out new.bin: expected a name that ends in .tadder"),
+    (["run", "-o", "nowhere/new.tadder"], "cannot write nowhere/new.tadder: nowhere is no folder"),
+    (["run", "-o", "folder.tadder"], "cannot write folder.tadder: it is a folder"),
+    (["run"], "Missing option '--out' / '-o'"),
+    (["run", "-o", "new.tadder", "--method", "kl"], "--method kl is unknown: expected mse, max, percentile"),
+    (["run", "-o", "new.tadder", "--bits", "9"], "'--bits'"),
+    (["run", "-o", "new.tadder", "--images", "0"], "'--images'"),
+    (["nowhere", "-o", "new.tadder"], "no checkpoint at nowhere"),
+    (["run.tadder", "-o", "new.tadder"], "cannot read run.tadder: expected a run directory"),
+    (["run", "-o", "new.tadder", "--dataset", "mnits"], "unknown data set 'mnits'"),
+    (["run", "-o", "new.tadder", "--dataset", "other"], "run takes 1 channels and knows 10 classes; other has 1 and 5"),
+    (["model.pth", "-o", "new.tadder"], "model.pth does not say what it was trained on: add --dataset"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD)
+def test_mistakes_are_one_line(folder, capsys, monkeypatch, arguments, words):
+    import dataclasses
+
+    other = dataclasses.replace(pixels(), name="other", num_classes=5)
+    monkeypatch.setitem(datasets._DATASETS, "other", lambda data_dir: other)
+    Path("folder.tadder").mkdir()
+    torch.save(load_checkpoint("run").state_dict(), "model.pth")
+    assert main(["quantize", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert not Path("new.tadder").exists()
+
+
+def test_eval_of_a_program(folder, capsys):
+    assert main(["eval", "run.tadder"]) == 0
+    line = r"lenet5bn · adder · 8 bits · pixels test ([\d.]+)% · loss [\d.]+ · 30 images in [\d.]+ s · (\d+)/30 correct"
+    sizes = r" · [\d,]+ images/s · memory [\d,]+ \+ [\d,]+ KiB \(file \+ arena\)\n"
+    found = re.fullmatch(line + sizes, capsys.readouterr().out)
+    tested = result(capsys, "eval", "run.tadder", "--threads", "1")
+    assert (tested["correct"], tested["threads"]) == (int(found[2]), 1)
+    assert tested["file_bytes"] == Path("run.tadder").stat().st_size
+    assert tested["arena_bytes"] > 0
+
+
+def test_eval_of_a_program_of_other_images(folder, capsys, monkeypatch):
+    import dataclasses
+
+    larger = pixels()
+    test = dataclasses.replace(larger.test, pixels=larger.test.pixels.repeat(1, 1, 2, 1))
+    monkeypatch.setitem(
+        datasets._DATASETS, "larger", lambda data_dir: dataclasses.replace(larger, name="larger", test=test)
+    )
+    assert main(["eval", "run.tadder", "--dataset", "larger"]) == 2
+    assert "run.tadder takes images of 32 x 32; those of larger have 64 x 32" in capsys.readouterr().err
+    assert main(["eval", "run", "--threads", "1"]) == 2
+    assert "--threads is for a .tadder file" in capsys.readouterr().err
+    program, _ = file.read(Path("run.tadder"))
+    program.save("bare.tadder")
+    assert main(["eval", "bare.tadder"]) == 2
+    assert "bare.tadder does not say what it was trained on: add --dataset" in capsys.readouterr().err
+    assert main(["eval", "bare.tadder", "--dataset", "pixels"]) == 0
+    assert capsys.readouterr().out.startswith("bare.tadder · pixels test ")

@@ -1,0 +1,162 @@
+"""Fine-tuning: the rounded network computes as its program does, gradients go straight through, accuracy comes back."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.quant.test_lowering import correlation, seeded, trained
+from torch import nn
+
+from torchadder.data import Batches, Split
+from torchadder.errors import UserError
+from torchadder.models import create_model
+from torchadder.nn import AdderConv2d
+from torchadder.optim import AdaptiveLR
+from torchadder.quant import quantize
+from torchadder.quant.finetune import _Codes, _Layer, finetune, round_values
+from torchadder.quant.lowering import Codes, Lowering
+from torchadder.quant.program import Layer
+
+
+def patterns(count, generator):
+    """Ten patterns in noise, and which it is."""
+    centres = torch.randn(10, 1, 32, 32, generator=seeded(7))
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    return Split(centres[labels] + 0.5 * torch.randn(count, 1, 32, 32, generator=generator), labels)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return patterns(320, seeded(8)), patterns(200, seeded(9))
+
+
+@pytest.fixture(scope="module")
+def model(splits):
+    """An AdderNet that knows nearly all of them."""
+    torch.manual_seed(0)
+    model = create_model("lenet5bn")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    AdaptiveLR(optimizer, 0.1)
+    batches = Batches(splits[0], 16, train=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6 * len(batches))
+    for _ in range(6):
+        for images, labels in batches:
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    return model.eval()
+
+
+def tuned(model, splits, **options):
+    train, _ = splits
+    return finetune(model, Batches(train, 16, train=True), [train.images[:64]], **{"bits": 2, **options})
+
+
+@torch.no_grad()
+def accuracy(network, split):
+    return (network(split.images).argmax(1) == split.labels).double().mean().item()
+
+
+def test_accuracy_comes_back(model, splits):
+    losses = []
+    program = tuned(model, splits, epochs=3, epoch_done=lambda epoch, loss: losses.append((epoch, loss)))
+    calibrated = quantize(model, [splits[0].images[:64]], 2)
+    before, without, after = (accuracy(network, splits[1]) for network in (model, calibrated, program))
+    assert before > 0.9
+    assert without < before - 0.2
+    assert after > (before + without) / 2
+    assert [epoch for epoch, _ in losses] == [1, 2, 3]
+    assert losses[0][1] > losses[2][1]
+
+
+def test_the_same_numbers_each_time_and_the_model_stays(model, splits):
+    before = copy.deepcopy(model.state_dict())
+    one, other = (tuned(model, splits).state_dict() for _ in range(2))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "recenter"),
+    [
+        ("lenet5bn", "adder", False),
+        ("lenet5bn", "adder", True),
+        ("lenet5bn", "conv", False),
+        ("lenet5bn", "binary", False),
+        ("resnet20", "adder", False),
+    ],
+)
+def test_the_rounded_network_is_the_program(name, op, recenter):
+    """Up to a code here and there, whose sum lay in the middle between two; they matter more the deeper a network."""
+    torch.manual_seed(0)
+    network = create_model(name, op, recenter=recenter)
+    images = torch.randn(10, network.config["in_chans"], 32, 32, generator=seeded())
+    trained(network, images)
+    program = quantize(network, [images], 4)
+    rounded = round_values(network, Lowering(network, [images], 4, "mse")).eval()
+    with torch.no_grad():
+        logits, expected, unrounded = rounded(images), program(images), network(images)
+    assert correlation(logits, expected) > (0.8 if name == "resnet20" else 0.98)
+    assert (logits - expected).abs().median() < 0.5 * (unrounded - expected).abs().median()
+
+
+@pytest.mark.parametrize("op", ["conv", "binary"])
+def test_other_operators_are_fine_tuned_as_well(op, splits):
+    torch.manual_seed(0)
+    program = tuned(trained(create_model("lenet5bn", op), splits[0].images[:64]), splits, bits=4)
+    assert {step.kind for step in program.steps if isinstance(step, Layer)} == {"conv", op}
+
+
+CODES = Codes(0, (2, 4, 4), torch.tensor([0.5]).double(), torch.tensor([4.0]).double())  # -2 to 5.5 in 4 bits
+
+
+def test_gradients_go_straight_through_within_the_range():
+    x = torch.tensor([-2.3, -1.8, 0.2, 5.4, 5.8], requires_grad=True)
+    y = _Codes(CODES, 15)(x)
+    assert y.tolist() == [-2.0, -2.0, 0.0, 5.5, 5.5]
+    y.sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("recenter", [False, True])
+def test_filters_keep_the_rule_of_their_layer(recenter):
+    """Those beyond the range as well, which are not rounded."""
+    torch.manual_seed(0)
+    layer, plain = (AdderConv2d(2, 3, 3, recenter=recenter) for _ in range(2))
+    layer.weight.data.mul_(4)
+    x = _Codes(CODES, 15)(2 * torch.randn(5, 2, 4, 4))
+    with torch.no_grad():
+        within = (layer.weight > -2) & (layer.weight < 5.5)
+        plain.weight.copy_(torch.where(within, (2 * layer.weight).round() / 2, layer.weight))
+    y, expected = _Layer(layer, CODES, 15)(x), plain(x)
+    (y * torch.arange(3).view(3, 1, 1)).sum().backward()
+    (expected * torch.arange(3).view(3, 1, 1)).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+    if recenter:  # the program adds the sum of the filter as it was
+        lost = (layer.weight.abs() - plain.weight.abs()).sum((1, 2, 3)).view(3, 1, 1)
+        expected = expected + lost
+    torch.testing.assert_close(y, expected)
+
+
+BAD = [  # options, error, words of the message
+    ({"bits": 1}, UserError, "bits=1 is out of range: expected 2 to 8"),
+    ({"method": "entropy"}, UserError, "method='entropy' is unknown"),
+    ({"epochs": 0}, ValueError, "epochs=0 is out of range: expected at least 1"),
+    ({"eta": 0.0}, ValueError, "eta must be a finite number above 0"),
+    ({"lr": float("nan")}, UserError, "NaN or infinite numbers in epoch 1 of fine-tuning"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "words"), BAD)
+def test_bad_arguments(model, splits, options, error, words):
+    with pytest.raises(error, match=words):
+        tuned(model, splits, **options)
+
+
+def test_what_has_no_integer_form_is_named(splits):
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(1800, 10))
+    with pytest.raises(UserError, match="cannot quantise 1, Sigmoid"):
+        tuned(network, splits)
