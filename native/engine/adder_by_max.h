@@ -19,23 +19,30 @@ struct AdderByMax {
   using T = __m256i;
 
   // Sum of the patch of one pixel, without what lies behind its rows.
+  template <bool kMasked>
   static int32_t patch_sum(const LayerJob &job, const uint8_t *patch) {
-    const int64_t bytes = int64_t{job.steps} * kStep;
-    const T zero = Avx2::zero();
-    T sum = zero;
+    const int64_t bytes = int64_t{job.steps} * kStep, whole = bytes - (kMasked ? kStep : 0);
+    const __m128i zero = _mm_setzero_si128();
+    T wide = Avx2::zero();
+    __m128i sum = zero;
     for (int r = 0; r < job.rows; ++r, patch += job.kernel_row) {
       int64_t at = 0;
-      for (; at + 32 < bytes; at += 32) sum = _mm256_add_epi64(sum, _mm256_sad_epu8(Avx2::load(patch + at), zero));
+      for (; at + 32 <= whole; at += 32)
+        wide = _mm256_add_epi64(wide, _mm256_sad_epu8(Avx2::load(patch + at), Avx2::zero()));
+      if (at + 16 <= whole) {
+        const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i *>(patch + at));
+        sum = _mm_add_epi64(sum, _mm_sad_epu8(some, zero));
+        at += 16;
+      }
       for (; at < bytes; at += kStep) {
         uint64_t some;
         std::memcpy(&some, patch + at, sizeof some);
-        if (at + kStep == bytes) some &= job.tail;
-        const __m128i eight = _mm_sad_epu8(_mm_cvtsi64_si128(static_cast<int64_t>(some)), _mm_setzero_si128());
-        sum = _mm256_add_epi64(sum, _mm256_zextsi128_si256(eight));
+        if (kMasked && at == whole) some &= job.tail;
+        sum = _mm_add_epi64(sum, _mm_sad_epu8(_mm_cvtsi64_si128(static_cast<int64_t>(some)), zero));
       }
     }
-    const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    return static_cast<int32_t>(_mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1));
+    sum = _mm_add_epi64(sum, _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+    return static_cast<int32_t>(_mm_cvtsi128_si64(sum) + _mm_extract_epi64(sum, 1));
   }
 
   template <bool kMasked>
@@ -54,48 +61,62 @@ struct AdderByMax {
     }
   }
 
+  static T pairs_added(T sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+
   // Sums of 16 bits into those of 32.
   static inline __attribute__((always_inline)) void widen(T (&sum)[kPixels][2], T (&wide)[kPixels][2]) {
 #pragma GCC unroll 8
     for (int p = 0; p < kPixels; ++p)
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
-        const T more = p < kDirect ? sum[p][v] : _mm256_madd_epi16(sum[p][v], _mm256_set1_epi16(1));
+        const T more = p < kDirect ? sum[p][v] : pairs_added(sum[p][v]);
         wide[p][v] = _mm256_add_epi32(wide[p][v], more);
         sum[p][v] = Avx2::zero();
       }
   }
 
-  template <bool kMasked>
+  // kShort: a patch is a run at most, so that its sums fit 16 bits to the end.
+  template <bool kMasked, bool kShort>
   [[gnu::noinline]] static void tile(const LayerJob &job, Walk &walk, int block, int32_t patch) {
     Pixels<kPixels> pixels;
     pixels.take<false>(walk);
     T sum[kPixels][2], wide[kPixels][2];
 #pragma GCC unroll 8
-    for (int p = 0; p < kPixels; ++p) sum[p][0] = sum[p][1] = wide[p][0] = wide[p][1] = Avx2::zero();
+    for (int p = 0; p < kPixels; ++p) {
+      sum[p][0] = sum[p][1] = Avx2::zero();
+      if constexpr (!kShort) wide[p][0] = wide[p][1] = Avx2::zero();
+    }
     const uint8_t *weight = job.weight + block * job.block_bytes;
     const T tail = Avx2::mask(job.tail);
+    const int64_t whole = job.steps - kMasked;
     int64_t row = 0, room = kRun;
     for (int r = 0; r < job.rows; ++r, row += job.kernel_row) {
-      int64_t at = row, left = job.steps - kMasked;
+      int64_t at = row, left = whole;
       while (left) {
-        const int64_t run = left < room ? left : room;
+        const int64_t run = kShort || left < room ? left : room;
         for (int64_t i = 0; i < run; ++i, at += kStep, weight += kBlock * kStep)
           step<false>(sum, pixels.source, at, weight, tail);
-        left -= run, room -= run;
-        if (room) continue;
+        left -= run;
+        if (kShort || (room -= run)) continue;
         widen(sum, wide);
         room = kRun;
       }
       if constexpr (kMasked) {
         step<true>(sum, pixels.source, at, weight, tail);
         weight += kBlock * kStep;
-        if (--room) continue;
+        if (kShort || --room) continue;
         widen(sum, wide);
         room = kRun;
       }
     }
-    widen(sum, wide);
+    if constexpr (kShort) {
+#pragma GCC unroll 8
+      for (int p = 0; p < kPixels; ++p)
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) wide[p][v] = p < kDirect ? sum[p][v] : pairs_added(sum[p][v]);
+    } else {
+      widen(sum, wide);
+    }
     const int channel = block * kBlock;
     T total[kPixels];
 #pragma GCC unroll 8
@@ -106,7 +127,7 @@ struct AdderByMax {
     leave<Lanes8, kPixels>(job, pixels, total, channel);
   }
 
-  template <bool kMasked>
+  template <bool kMasked, bool kShort>
   static void layer(const LayerJob &job, const Part &part) {
     const int64_t pixels = part.last - part.first, tiles = (pixels + kPixels - 1) / kPixels;
     const auto start = [&](int64_t tile) { return pixels * tile / tiles; };
@@ -115,13 +136,13 @@ struct AdderByMax {
       int32_t patches[kTiles];
       for (int64_t t = first; t < last; ++t)
         if (start(t + 1) - start(t) == kPixels)
-          patches[t - first] = patch_sum(job, Walk(job, part.first + start(t + 1) - 1).source);
+          patches[t - first] = patch_sum<kMasked>(job, Walk(job, part.first + start(t + 1) - 1).source);
       for (int block = part.first_block; block < part.last_block; ++block) {
         Walk walk(job, part.first + start(first));
         for (int64_t t = first; t < last; ++t) {
           const int64_t count = start(t + 1) - start(t);
           if (count == kPixels)
-            tile<kMasked>(job, walk, block, patches[t - first]);
+            tile<kMasked, kShort>(job, walk, block, patches[t - first]);
           else
             tile_of<Avx2, Direct, kDirect, 1, kMasked>(job, walk, block, count);
         }
@@ -130,7 +151,11 @@ struct AdderByMax {
   }
 
   static void run(const LayerJob &job, const Part &part) {
-    job.tail == ~uint64_t{0} ? layer<false>(job, part) : layer<true>(job, part);
+    const bool masked = job.tail != ~uint64_t{0};
+    if (int64_t{job.rows} * job.steps <= kRun)
+      masked ? layer<true, true>(job, part) : layer<false, true>(job, part);
+    else
+      masked ? layer<true, false>(job, part) : layer<false, false>(job, part);
   }
 };
 

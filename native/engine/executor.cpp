@@ -152,7 +152,7 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   if (number + 1 < plan_.values.size()) {
     const Layout &to = plan_.values[number + 1];
     job.multiplier = layer.multiplier.data(), job.offset = layer.offset.data(), job.shift = layer.shift.data();
-    job.highest = step.requantisation.highest;
+    job.highest = step.requantisation.highest, job.pre = step.requantisation.pre;
     job.result = arena + to.origin(), job.result_row = to.row(), job.result_pixel = to.pixel;
     if (step.shortcut >= 0) {
       const Layout &shortcut = plan_.values[static_cast<std::size_t>(step.shortcut)];
@@ -202,7 +202,7 @@ void Executor::average_pool(std::size_t number, uint8_t *arena, const Team &team
     plan_.kernels->channel_sums(job, first, last, sums);
     for (int64_t c = first; c < last; ++c) {
       const auto at = static_cast<std::size_t>(c);
-      const int32_t code = (sums[c - first] * by.multiplier[at] + by.offset[at]) >> by.shift[at];
+      const int32_t code = ((sums[c - first] >> by.pre) * by.multiplier[at] + by.offset[at]) >> by.shift[at];
       arena[to.origin() + c] = static_cast<uint8_t>(std::clamp(code, 0, by.highest));
     }
   }

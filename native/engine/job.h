@@ -21,7 +21,7 @@ struct LayerJob {
   int64_t width;                                        // output pixels of a row
   int channels;                                         // of the output
   const int32_t *multiplier, *offset, *shift, *factor;  // by channel, whole blocks; factor may be null
-  int highest;
+  int highest, pre;
   const int32_t *weight_sum;  // adder: sum of each filter's codes
   const float *gain, *bias;   // instead: logits
   float *logits;

@@ -5,7 +5,7 @@ namespace torchadder::engine {
 namespace {
 
 uint8_t requantised(const LayerJob &job, int32_t sum, int channel, const uint8_t *shortcut) {
-  int32_t total = sum * job.multiplier[channel] + job.offset[channel];
+  int32_t total = (sum >> job.pre) * job.multiplier[channel] + job.offset[channel];
   if (shortcut) total += shortcut[channel] * job.factor[channel];
   total >>= job.shift[channel];
   return static_cast<uint8_t>(total < 0 ? 0 : total > job.highest ? job.highest : total);

@@ -52,10 +52,13 @@ struct Walk {
     to = y * job.result_row + x * job.result_pixel;
     from = y * job.shortcut_row + x * job.shortcut_pixel;
   }
-  int64_t base() const { return (job.row_class[y] + job.column_class[x]) * job.base_class; }
-  void next() {
-    source += job.source_pixel, to += job.result_pixel, from += job.shortcut_pixel;
-    if (++x < job.width) return;
+  // Of the pixel so many further in the row.
+  int64_t base(int further) const { return (job.row_class[y] + job.column_class[x + further]) * job.base_class; }
+  // Goes on by as many pixels as the row has left, at most.
+  void skip(int pixels) {
+    source += pixels * job.source_pixel, to += pixels * job.result_pixel, from += pixels * job.shortcut_pixel;
+    x += pixels;
+    if (x < job.width) return;
     x = 0, ++y;
     source += job.source_row - job.width * job.source_pixel;
     to += job.result_row - job.width * job.result_pixel;
@@ -105,13 +108,28 @@ struct Pixels {
   int64_t to[P], from[P], base[P];
   template <bool kBase>
   inline __attribute__((always_inline)) void take(Walk &walk) {
+    if (walk.x + P <= walk.job.width) {
+      const int64_t step = walk.job.source_pixel, next = walk.job.result_pixel, other = walk.job.shortcut_pixel;
 #pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        source[p] = walk.source + p * step;
+        to[p] = walk.to + p * next;
+        from[p] = walk.from + p * other;
+        if constexpr (kBase) base[p] = walk.base(p);
+      }
+      walk.skip(P);
+    } else {
+      take_one_by_one<kBase>(walk);
+    }
+  }
+  template <bool kBase>
+  [[gnu::noinline]] void take_one_by_one(Walk &walk) {  // over the end of a row
     for (int p = 0; p < P; ++p) {
       source[p] = walk.source;
       to[p] = walk.to;
       from[p] = walk.from;
-      if constexpr (kBase) base[p] = walk.base();
-      walk.next();
+      if constexpr (kBase) base[p] = walk.base(0);
+      walk.skip(1);
     }
   }
 };
@@ -128,6 +146,9 @@ inline __attribute__((always_inline)) void leave(const LayerJob &job, const Pixe
       job.logits[channel + c] = static_cast<float>(sums[c]) * job.gain[channel + c] + job.bias[channel + c];
     return;
   }
+  if (job.pre)
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) total[p] = L::shift(total[p], L::set(job.pre));
   const auto multiplier = L::load(job.multiplier + channel), offset = L::load(job.offset + channel),
              shift = L::load(job.shift + channel), highest = L::set(job.highest);
 #pragma GCC unroll 16

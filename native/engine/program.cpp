@@ -154,10 +154,11 @@ class Reader {
     found.shift = tensor<int32_t>(name("shift"), "I32", channels);
     if (made.shortcut >= 0) found.factor = tensor<int32_t>(name("factor"), "I32", channels);
     found.highest = static_cast<int>(about.at("highest").whole("highest code", 1, 255));
+    found.pre = static_cast<int>(about.at("pre").whole("pre", 0, 31));
     if (largest >= kLimit) unsound("step %d needs more than 32 bits", number_);
     for (std::size_t c = 0; c < found.shift.size(); ++c) {
       if (found.shift[c] < 0 || found.shift[c] > 31) unsound("a shift of step %d is not within 0 to 31", number_);
-      int64_t total = magnitude(found.multiplier[c]) * largest;  // below 2^62
+      int64_t total = magnitude(found.multiplier[c]) * ((largest >> found.pre) + 1);  // below 2^62
       total += magnitude(found.offset[c]);
       if (made.shortcut >= 0) total += magnitude(found.factor[c]) * 255;
       if (total >= kLimit) unsound("step %d needs more than 32 bits", number_);

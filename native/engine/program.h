@@ -18,7 +18,7 @@ struct Shape {
 // By channel; factor only beside a shortcut. A layer has either this or Logits.
 struct Requantisation {
   std::vector<int32_t> multiplier, offset, shift, factor;
-  int highest = 255;
+  int highest = 255, pre = 0;
 };
 
 struct Logits {

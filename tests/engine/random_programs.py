@@ -100,6 +100,8 @@ class Maker:
 
     def requantisation(self, channels, largest, shortcut):
         """Codes all over the range, some clamped."""
+        pre = self.random.choice([0, 0, 3, 9])
+        largest = (largest >> pre) + 1
         shift = self.numbers(0, 12, channels)
         room = min(2**29 // largest, 2**16)
         multiplier = self.numbers(-room, room, channels)
@@ -108,4 +110,4 @@ class Maker:
         factor = None if shortcut is None else self.numbers(-(2**20), 2**20, channels).int()
         offset = self.numbers(-(2**28), 2**28, channels) >> self.numbers(0, 24, channels)
         highest = self.random.choice([255, 255, 15])
-        return Requantisation(multiplier.int(), offset.int(), shift.int(), factor, highest)
+        return Requantisation(multiplier.int(), offset.int(), shift.int(), factor, highest, pre)

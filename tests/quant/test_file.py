@@ -106,6 +106,8 @@ UNSOUND = [  # edit, words of the message
     (step(1, padding=[3, 1]), r"step 1 has a padding \(3, 1\) as wide as its kernel"),
     (step(1, padding=[1, -1]), "padding -1 is out of range"),
     (step(1, highest=0), "highest code 0 is out of range"),
+    (step(1, pre=32), "pre 32 is out of range: expected 0 to 31"),
+    (lambda h, t: h["steps"][1].pop("pre"), "it lacks 'pre'"),
     (step(1, op="conv"), r"1.weight is torch.uint8 \(16, 16, 3, 3\), expected torch.int8"),
     (step(1, op="max_pool", kernel=2, stride=2, padding=2), "padding 2 is out of range: expected 0 to 1"),
     (tensor("1.weight", lambda t: t[:, :8].contiguous()), r"step 1 has a weight \(16, 8, 3, 3\) for 16 channels"),

@@ -79,17 +79,18 @@ def test_the_largest_sums_are_exact(kind):
 
 @pytest.mark.parametrize("highest", [255, 15])
 @pytest.mark.parametrize("shortcut", [False, True])
-def test_requantisation_is_what_the_formula_says(highest, shortcut):
+@pytest.mark.parametrize("pre", [0, 5])
+def test_requantisation_is_what_the_formula_says(highest, shortcut, pre):
     channels = 6
     sums = numbers(-(2**20), 2**20, 3, channels, 4, 5).int()
     codes = numbers(0, 255, 3, channels, 4, 5, seed=1).byte()
     multiplier, offset = numbers(-500, 500, channels, seed=2).int(), numbers(-(2**29), 2**29, channels, seed=3).int()
     shift, factor = numbers(0, 24, channels, seed=4).int(), numbers(0, 2**20, channels, seed=5).int()
-    step = Requantisation(multiplier, offset, shift, factor if shortcut else None, highest)
+    step = Requantisation(multiplier, offset, shift, factor if shortcut else None, highest, pre)
     found = step(sums, codes) if shortcut else step(sums)
     assert found.dtype == torch.uint8
     for i, c, row, column in np.ndindex(*sums.shape):
-        total = int(sums[i, c, row, column]) * int(multiplier[c]) + int(offset[c])
+        total = (int(sums[i, c, row, column]) >> pre) * int(multiplier[c]) + int(offset[c])
         total += int(codes[i, c, row, column]) * int(factor[c]) if shortcut else 0
         assert found[i, c, row, column] == min(max(total >> int(shift[c]), 0), highest)
 

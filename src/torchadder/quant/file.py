@@ -106,7 +106,9 @@ def _described(step: Any) -> dict[str, Any]:
     else:
         about |= {"op": "average_pool"}
     epilogue = getattr(step, "epilogue", None)
-    return {**about, "highest": epilogue.highest} if isinstance(epilogue, Requantisation) else about
+    return (
+        {**about, "highest": epilogue.highest, "pre": epilogue.pre} if isinstance(epilogue, Requantisation) else about
+    )
 
 
 def _program(head: dict[str, Any], tensors: dict[str, Tensor]) -> Program:
@@ -214,10 +216,11 @@ def _requantisation(
     if not ((found["shift"] >= 0) & (found["shift"] < 32)).all():
         raise ValueError(f"a shift of step {number} is not within 0 to 31")
     wide = {name: value.long().abs() for name, value in found.items()}
-    total = wide["multiplier"] * largest + wide["offset"] + (wide["factor"] * 255 if shortcut else 0)
+    pre = _whole(about["pre"], "pre", 0, 31)
+    total = wide["multiplier"] * ((largest >> pre) + 1) + wide["offset"] + (wide["factor"] * 255 if shortcut else 0)
     if largest >= LIMIT or (total >= LIMIT).any():
         raise ValueError(f"step {number} needs more than 32 bits")
-    return Requantisation(**found, highest=_whole(about["highest"], "highest code", 1, 255))
+    return Requantisation(**found, highest=_whole(about["highest"], "highest code", 1, 255), pre=pre)
 
 
 def _sizes(

@@ -37,6 +37,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 LARGEST_SHIFT = 24
+SUM_BITS = 21  # leave a multiplier 9 bits
 MOST_CODES = 1 << 26  # between the least and the largest sum: leaves a bit and more of 32 for the rest
 TINY = 1e-30
 
@@ -275,9 +276,13 @@ def requantisation(
 ) -> Requantisation:
     """The whole numbers that take sums up to ``largest``, real = gain * sum + bias, to codes of ``scale`` and ``zero``.
 
-    Each channel has as many bits as 32-bit arithmetic allows. What the multiplier's rounding does is taken out of the
-    offset where codes are in the middle of their range.
+    Each channel has as many bits as 32-bit arithmetic allows; of sums beyond SUM_BITS the lowest bits are dropped, half
+    of what that takes away given back. What the multiplier's rounding does is taken out of the offset where codes are
+    in the middle of their range.
     """
+    pre = max(0, largest.bit_length() - SUM_BITS)
+    bias, gain = bias + gain * (2**pre - 1) / 2, gain * 2**pre
+    largest = (largest >> pre) + 1
     multiplier, offset = gain / scale, bias / scale + zero
     factor = torch.zeros_like(multiplier)
     if shortcut is not None:
@@ -295,6 +300,7 @@ def requantisation(
         shift=shift.to(torch.int32),
         factor=None if shortcut is None else (factor * one).round().to(torch.int32),
         highest=levels,
+        pre=pre,
     )
 
 

@@ -9,9 +9,10 @@ A layer adds up whole numbers, 32 bits wide:
 
 and requantises them channel by channel, beside the codes r of a shortcut where there is one:
 
-    code = clamp((sum * multiplier + r * factor + offset) >> shift, 0, highest)
+    code = clamp(((sum >> pre) * multiplier + r * factor + offset) >> shift, 0, highest)
 
-Nothing of it overflows 32 bits; highest is 255, or less for fewer than 8 bits. The last layer gives float32 logits
+Nothing of it overflows 32 bits: pre, one number a layer, is 0 but for sums so large that a multiplier would have few
+bits left beside them. highest is 255, or less for fewer than 8 bits. The last layer gives float32 logits
 instead, sum * gain + bias, each operation rounded once. Every backend gives these very numbers.
 """
 
@@ -32,7 +33,10 @@ EXACT = 1 << 23  # whole numbers up to twice this are exact in float32, and an a
 
 
 class Requantisation(nn.Module):
-    """Sums int32 (N, C, H, W) to codes uint8, 0..highest: by channel multiplier, offset, shift, factor, int32 (C,)."""
+    """Sums int32 (N, C, H, W) to codes uint8, 0..highest: by channel multiplier, offset, shift, factor, int32 (C,).
+
+    ``pre``: see the head of this file.
+    """
 
     multiplier: Tensor
     offset: Tensor
@@ -40,15 +44,21 @@ class Requantisation(nn.Module):
     factor: Tensor | None
 
     def __init__(
-        self, multiplier: Tensor, offset: Tensor, shift: Tensor, factor: Tensor | None = None, highest: int = 255
+        self,
+        multiplier: Tensor,
+        offset: Tensor,
+        shift: Tensor,
+        factor: Tensor | None = None,
+        highest: int = 255,
+        pre: int = 0,
     ):
         super().__init__()
-        self.highest = highest
+        self.highest, self.pre = highest, pre
         for name, value in (("multiplier", multiplier), ("offset", offset), ("shift", shift), ("factor", factor)):
             self.register_buffer(name, value)
 
     def forward(self, sums: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        total = sums * _by_channel(self.multiplier) + _by_channel(self.offset)
+        total = (sums >> self.pre) * _by_channel(self.multiplier) + _by_channel(self.offset)
         if shortcut is not None and self.factor is not None:
             total += shortcut.int() * _by_channel(self.factor)
         return (total >> _by_channel(self.shift)).clamp_(0, self.highest).to(torch.uint8)
