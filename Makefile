@@ -22,16 +22,20 @@ VENV_MADE := $(VENV)/pyvenv.cfg
 TORCH_INSTALLED := $(VENV)/.installed-torch
 PACKAGE_INSTALLED := $(VENV)/.installed-torchadder
 DEV_INSTALLED := $(VENV)/.installed-dev
+BENCH_INSTALLED := $(VENV)/.installed-bench
 
 .DELETE_ON_ERROR:
 .PHONY: quickstart test lint bench bench-avx2 format clean
 
-quickstart: $(PACKAGE_INSTALLED)  ## train LeNet-5-BN on MNIST as AdderNet and as CNN, print both accuracies
+quickstart: $(PACKAGE_INSTALLED)  ## LeNet-5-BN on MNIST as AdderNet and as CNN: accuracies, in 8 bits too, and latencies
 	$(BIN)/torchadder train lenet5bn-mnist --op adder --epochs $(EPOCHS) $(call run,adder)
 	$(BIN)/torchadder train lenet5bn-mnist --op conv --epochs $(EPOCHS) $(call run,conv)
 	@echo
-	@$(BIN)/torchadder eval $(RUNS)/adder-$(EPOCHS)/last.pt
 	@$(BIN)/torchadder eval $(RUNS)/conv-$(EPOCHS)/last.pt
+	@$(BIN)/torchadder eval $(RUNS)/adder-$(EPOCHS)/last.pt
+	@$(BIN)/torchadder quantize $(RUNS)/adder-$(EPOCHS)/last.pt -o $(RUNS)/adder-$(EPOCHS).tadder
+	@echo
+	@$(BIN)/torchadder bench latency lenet5bn --batch 1,64 --threads 1 --repetitions 5 --out $(RUNS)/latency.json
 
 test: $(DEV_INSTALLED)  ## the test suite, against the installed package
 	$(BIN)/python -m pytest
@@ -47,16 +51,20 @@ format: $(DEV_INSTALLED)  ## what lint would complain about, repaired where that
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(PACKAGE_INSTALLED)  ## measure this machine, write results/, rebuild the tables of README and docs
+bench: $(BENCH_INSTALLED)  ## measure this machine, write results/, rebuild the tables of README and docs
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/torchadder bench layers
 	$(BIN)/torchadder bench family
 	$(BIN)/torchadder bench train
+	$(BIN)/torchadder bench kernels --model resnet20,resnet18
+	$(BIN)/torchadder bench latency
 	$(BIN)/python benchmarks/tables.py
 
-bench-avx2: $(PACKAGE_INSTALLED)  ## the same with torchadder and torch held to AVX2
+bench-avx2: $(BENCH_INSTALLED)  ## the same with torchadder and its rivals held to AVX2
 	$(AVX2) $(BIN)/torchadder bench layers --out results/bench-layers-avx2.json
 	$(AVX2) $(BIN)/torchadder bench train --out results/bench-train-avx2.json
+	$(AVX2) $(BIN)/torchadder bench kernels --model resnet20,resnet18 --out results/bench-kernels-avx2.json
+	$(BIN)/torchadder bench latency --cpu avx2 --out results/bench-latency-avx2.json
 	$(BIN)/python benchmarks/tables.py
 
 clean:  ## remove what the build made; runs/ and results/ stay
@@ -79,6 +87,10 @@ $(PACKAGE_INSTALLED): $(TORCH_INSTALLED) $(SOURCES)
 	@{ test -n "$$CXX" || command -v c++ || command -v g++ || command -v clang++; } >/dev/null || \
 		{ echo "error: no C++ compiler found; install one (Debian, Ubuntu: g++) or name it with CXX="; exit 2; }
 	$(PIP) install '.[cli]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(PACKAGE_INSTALLED) pyproject.toml
+	$(PIP) install 'torchadder[bench]'
 	@touch $@
 
 $(DEV_INSTALLED): $(PACKAGE_INSTALLED) pyproject.toml

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from engine_tables import latency_table, limits_u8_table, steps_table, summary_table
 from torchadder import atomic
 from torchadder.bench import record
 from torchadder.errors import UserError
@@ -18,7 +19,7 @@ from torchadder.reproduce.table import document, machine, markdown, others
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
-    "README.md": ("layers", "train", "mnist"),
+    "README.md": ("latency-summary", "layers", "train", "mnist"),
     "docs/performance.md": (
         "limits",
         "distance",
@@ -28,6 +29,10 @@ FILES = {
         "train-avx2",
         "breakdown",
         "family",
+        "limits-u8",
+        "steps",
+        "latency",
+        "latency-avx2",
     ),
     "docs/results.md": (*EXPERIMENTS, "other-runs"),
 }  # and the tables that each must hold
@@ -164,6 +169,14 @@ TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  #
     ),
     "breakdown": (breakdown_table, (("bench-train.json",),)),
     "family": (family_table, (("bench-family.json",),)),
+    "limits-u8": (limits_u8_table, (("limits-u8.json",),)),
+    "steps": (
+        steps_table,
+        (("bench-kernels-avx2.json", "limits-u8.json"), ("bench-kernels.json", "limits-u8.json")),
+    ),
+    "latency": (latency_table, (("bench-latency.json",),)),
+    "latency-avx2": (latency_table, (("bench-latency-avx2.json",),)),
+    "latency-summary": (summary_table, (("bench-latency.json", "bench-latency-avx2.json"),)),
 }
 KNOWN = (*TABLES, *EXPERIMENTS, "other-runs")
 

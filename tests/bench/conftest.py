@@ -1,6 +1,7 @@
 """The scripts of benchmarks/, which are no package, as modules; small layers on one thread."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ def script(name):
         pytest.skip("benchmarks/ is not beside the tests")
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
     module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # as for a script that is run
     spec.loader.exec_module(module)
     return module
 
@@ -26,6 +29,11 @@ def collect():
 @pytest.fixture(scope="session")
 def tables():
     return script("tables")
+
+
+@pytest.fixture(scope="session")
+def engine_tables():
+    return script("engine_tables")
 
 
 @pytest.fixture(autouse=True)

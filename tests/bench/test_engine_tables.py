@@ -1,0 +1,100 @@
+"""benchmarks/engine_tables.py: from the engine's records to tables."""
+
+import pytest
+
+ENVIRONMENT = {"processor": "Abacus 3000", "cores": 2, "torch": "2.13.0", "kernels": "avx2", "limits": {}}
+HEAD = {"date": "2020-06-14", "environment": ENVIRONMENT, "n": 9}
+
+
+def candidate(key, title, precision, milliseconds, batch=1, threads=1):
+    own = 2.0 * batch
+    about = {"model": "resnet20", "batch": batch, "threads": threads, "candidate": key, "title": title}
+    versions = {"torch": "2.13.0", "onnx": "1.0"}
+    return {
+        **about,
+        "precision": precision,
+        "milliseconds": milliseconds,
+        "ratio": milliseconds / own,
+        "versions": versions,
+    }
+
+
+ROWS = [
+    candidate("adder_fp32", "AdderNet fp32", "fp32", 1.0),
+    candidate("adder_u8", "AdderNet u8 (engine)", "u8", 2.0),
+    candidate("xnor", "XNOR (engine)", "u8", 1.5),
+    candidate("torch_fp32", "CNN, torch fp32", "fp32", 9.0),
+    candidate("openvino_fp32", "CNN, OpenVINO fp32", "fp32", 5.0),
+    candidate("openvino_int8", "CNN, OpenVINO int8", "int8", 1.0),
+    candidate("openvino_bf16", "CNN, OpenVINO bf16", "bf16", 0.5),
+    candidate("adder_u8", "AdderNet u8 (engine)", "u8", 128.0, batch=64),
+    candidate("torch_fp32", "CNN, torch fp32", "fp32", 64.0, batch=64),
+    candidate("torch_fp32", "CNN, torch fp32", "fp32", 0.001, threads=2),
+]
+
+
+def test_summary_names_the_best_rivals_of_one_thread(engine_tables):
+    table = engine_tables.summary_table({**HEAD, "rows": ROWS}, {**HEAD, "rows": ROWS[:4], "cpu": "avx2 (rest hidden)"})
+    assert "**above 1 the AdderNet is faster**; torch 2.13.0; 2020-06-14." in table
+    assert table.splitlines()[4:] == [
+        "| as it is | resnet20 | 1 | 2 | 2.50 (OpenVINO) | 0.25 (OpenVINO, bf16) | 0.75 |",
+        "| as it is | resnet20 | 64 | 2 | 0.50 (torch) | – | – |",
+        "| avx2 (rest hidden) | resnet20 | 1 | 2 | 4.50 (torch) | – | 0.75 |",
+    ]
+
+
+def test_latency_by_batch_and_threads(engine_tables):
+    lines = engine_tables.latency_table({**HEAD, "rows": ROWS, "cpu": "avx2"}).splitlines()
+    assert "**every runtime sees avx2**" in lines[0]
+    assert lines[2].startswith("| resnet20 | batch 1, 1 thread: ms/image | × | batch 64, 1 thread: ms/image | × |")
+    assert "| CNN, torch fp32 | 9 | 4.50 | 1 | 0.50 | 0.001 | 0.00 |" in lines
+    assert "| XNOR (engine) | 1.5 | 0.75 | – | – | – | – |" in lines
+
+
+LIMITS = {
+    **HEAD,
+    "rows": [
+        {"isa": "avx2", "loop": "u8 adder", "tile": "issue", "giga_ops": 100.0},
+        {"isa": "avx2", "loop": "u8 adder", "tile": "5x8", "giga_ops": 120.0},
+        {"isa": "avx2", "loop": "u8 conv", "tile": "5x8", "giga_ops": 50.0},
+        {"isa": "avx512", "loop": "u8 adder", "tile": "issue", "giga_ops": 200.0},
+        {"isa": "avx512vnni", "loop": "u8 conv", "tile": "8x16", "giga_ops": 400.0},
+    ],
+}
+
+
+def test_steps_that_are_alike_share_a_row(engine_tables):
+    def step(title, kernel, microseconds, operations):
+        return {"model": "m", "step": title, "kernel": kernel, "microseconds": microseconds, "operations": operations}
+
+    rows = [
+        step("input", "codes", 1.0, 0),
+        step("conv 3->8", "conv_u8_avx2_5x8", 2.0, 20_000),
+        *(step("adder 8->8", "adder_u8_avx2_5x8", t, 80_000) for t in (0.5, 1.5)),
+    ]
+    table = engine_tables.steps_table({**HEAD, "rows": rows}, LIMITS)
+    assert table.splitlines()[2].startswith("| m, 5 µs |")
+    assert table.splitlines()[4:] == [
+        "| input | 1× | `codes` | 1.00 | – | – | 20.0% |",
+        "| conv 3->8 | 1× | `conv_u8_avx2_5x8` | 2.00 | 10 | 20% | 40.0% |",
+        "| adder 8->8 | 2× | `adder_u8_avx2_5x8` | 1.00 | 80 | 80% | 40.0% |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("step", "kernel", "limit"),
+    [
+        ("adder 8->8", "adder_u8_avx2max_5x8", 100.0),
+        ("adder 8->8", "adder_u8_avx512vnni_8x16", 200.0),
+        ("conv 8->8", "conv_u8_avx512vnni_8x16", 400.0),
+        ("binary 8->8", "binary_avx2_4x8", None),
+        ("input", "codes", None),
+        ("adder 8->8", "adder_u8_reference", None),
+    ],
+)
+def test_the_limit_of_a_kernel(engine_tables, step, kernel, limit):
+    assert engine_tables._limit(step, kernel, LIMITS) == limit
+
+
+def test_limits(engine_tables):
+    assert "| avx512vnni | u8 conv | 8x16 | 400 |" in engine_tables.limits_u8_table(LIMITS)
