@@ -31,7 +31,23 @@ def summary_table(*records: Record) -> str:
         f"{where}; one thread; medians of {records[0]['n']} turns; times are multiples of the AdderNet's, **above 1 "
         f"the AdderNet is faster**; {versions}; {records[0]['date']}."
     )
-    return f"{caption}\n\n{markdown(header, lines, left=3)}"
+    ranges = "\n".join(_ranges(record) for record in records)
+    return f"{ranges}\n\n{markdown(header, lines, left=3)}\n\n{caption}"
+
+
+def _ranges(record: Record) -> str:
+    """The least and the largest ratio to the best CNN of each precision, over networks and batches, on one thread."""
+    settings = dict.fromkeys((row["model"], row["batch"]) for row in record["rows"])
+    found = []
+    for name, precisions in (("float32", ("fp32",)), ("8 bits", ("int8", "bf16"))):
+        best = []
+        for model, batch in settings:
+            rows = [row for row in record["rows"] if (row["model"], row["batch"], row["threads"]) == (model, batch, 1)]
+            ratios = [row["ratio"] for row in rows if row["precision"] in precisions and "CNN" in row["title"]]
+            best += [min(ratios)] if ratios else []
+        if best:
+            found.append(f"{min(best):.2f} to {max(best):.2f} times as fast as the best CNN in {name}")
+    return f"- this CPU, {record.get('cpu', 'as it is')}: the 8-bit AdderNet is {', '.join(found)};"
 
 
 def latency_table(record: Record) -> str:
@@ -139,3 +155,23 @@ def _versions(records: tuple[Record, ...]) -> dict[str, str]:
 
 def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def quantisation_table(*records: Record) -> str:
+    """One row for each model: its accuracy in float32 and in so many bits."""
+    rows = [row for record in records for row in record["rows"]]
+    bits = sorted({row["bits"] for row in rows}, reverse=True)
+    header = ["model", "test images", "float32, %", *(f"{number} bits" for number in bits)]
+    lines = []
+    for model in dict.fromkeys(row["checkpoint"] for row in rows):
+        some = {row["bits"]: row for row in rows if row["checkpoint"] == model}
+        first = next(iter(some.values()))
+        place = f"`{model}` ({first['model']}, {first['dataset']})"
+        cells = [
+            f"{some[number]['accuracy']:.2f} ({some[number]['accuracy'] - some[number]['float_accuracy']:+.2f})"
+            for number in bits
+        ]
+        lines.append([place, f"{first['images']:,}", f"{first['float_accuracy']:.2f}", *cells])
+    how = f"calibrated with {rows[0]['calibration_images']} training images, method {rows[0]['method']}"
+    caption = f"AdderNets, {how}, no fine-tuning; in brackets points against float32; {records[-1]['date']}."
+    return f"{caption}\n\n{markdown(header, lines)}"

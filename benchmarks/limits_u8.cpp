@@ -120,7 +120,7 @@ int main() {
   measure_tile<Avx2, Adder<Avx2>, 4, 1>("avx2", "u8 adder", 1);
   measure_tile<Avx2, Adder<Avx2>, 5, 1>("avx2", "u8 adder", 1);
   measure("avx2", "u8 adder, by max too", "5x8", 5.0 * kBlock * kStep, tile_by_max);
-  measure_tile<Avx2, Conv<Avx2>, 5, 1>("avx2", "u8 conv", 0.5);
+  measure_tile<Avx2, Conv<Avx2>, 4, 1>("avx2", "u8 conv", 0.5);
   measure_tile<Avx2, Binary<Avx2>, 4, 1>("avx2", "binary", 8);
 #if defined(__AVX512BW__)
   measure_issue<Avx512>("avx512");

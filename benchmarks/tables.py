@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine_tables import latency_table, limits_u8_table, steps_table, summary_table
+from engine_tables import latency_table, limits_u8_table, quantisation_table, steps_table, summary_table
 from torchadder import atomic
 from torchadder.bench import record
 from torchadder.errors import UserError
@@ -34,7 +34,7 @@ FILES = {
         "latency",
         "latency-avx2",
     ),
-    "docs/results.md": (*EXPERIMENTS, "other-runs"),
+    "docs/results.md": (*EXPERIMENTS, "other-runs", "quantisation"),
 }  # and the tables that each must hold
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 MISSING = "Not measured yet."
@@ -176,6 +176,7 @@ TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  #
     ),
     "latency": (latency_table, (("bench-latency.json",),)),
     "latency-avx2": (latency_table, (("bench-latency-avx2.json",),)),
+    "quantisation": (quantisation_table, (("quantisation-cifar10.json", "quantisation-mnist.json"),)),
     "latency-summary": (summary_table, (("bench-latency.json", "bench-latency-avx2.json"),)),
 }
 KNOWN = (*TABLES, *EXPERIMENTS, "other-runs")

@@ -9,10 +9,10 @@ constexpr Kernels with(const char *name, LayerKernel adder, const char *adder_na
   return {
       name,
       adder,
-      layer<Avx2, Conv<Avx2>, 5, 1>,
+      layer<Avx2, Conv<Avx2>, 4, 1>,
       layer<Avx2, Binary<Avx2>, 4, 1>,
       adder_name,
-      "conv_u8_avx2_5x8",
+      "conv_u8_avx2_4x8",
       "binary_avx2_4x8",
       copy_binary<Signs32>,
       copy_conv<int16_t>,

@@ -36,7 +36,12 @@ ROWS = [
 def test_summary_names_the_best_rivals_of_one_thread(engine_tables):
     table = engine_tables.summary_table({**HEAD, "rows": ROWS}, {**HEAD, "rows": ROWS[:4], "cpu": "avx2 (rest hidden)"})
     assert "**above 1 the AdderNet is faster**; torch 2.13.0; 2020-06-14." in table
-    assert table.splitlines()[4:] == [
+    assert table.splitlines()[:2] == [
+        "- this CPU, as it is: the 8-bit AdderNet is 0.50 to 2.50 times as fast as the best CNN in float32, "
+        "0.25 to 0.25 times as fast as the best CNN in 8 bits;",
+        "- this CPU, avx2 (rest hidden): the 8-bit AdderNet is 4.50 to 4.50 times as fast as the best CNN in float32;",
+    ]
+    assert table.splitlines()[5:8] == [
         "| as it is | resnet20 | 1 | 2 | 2.50 (OpenVINO) | 0.25 (OpenVINO, bf16) | 0.75 |",
         "| as it is | resnet20 | 64 | 2 | 0.50 (torch) | – | – |",
         "| avx2 (rest hidden) | resnet20 | 1 | 2 | 4.50 (torch) | – | 0.75 |",
@@ -98,3 +103,19 @@ def test_the_limit_of_a_kernel(engine_tables, step, kernel, limit):
 
 def test_limits(engine_tables):
     assert "| avx512vnni | u8 conv | 8x16 | 400 |" in engine_tables.limits_u8_table(LIMITS)
+
+
+def test_quantisation_by_model(engine_tables):
+    def row(checkpoint, bits, accuracy):
+        about = {"checkpoint": checkpoint, "model": "resnet20", "dataset": "cifar10", "method": "mse"}
+        about |= {"calibration_images": 512, "images": 500, "float_accuracy": 92.2}
+        return {**about, "bits": bits, "accuracy": accuracy}
+
+    first = {**HEAD, "rows": [row("a.pth", 4, 91.0), row("a.pth", 8, 92.4)]}
+    second = {**HEAD, "rows": [row("b", 8, 92.2), row("b", 4, 90.0)]}
+    assert engine_tables.quantisation_table(first, second).splitlines()[2:] == [
+        "| model | test images | float32, % | 8 bits | 4 bits |",
+        "| :-- | --: | --: | --: | --: |",
+        "| `a.pth` (resnet20, cifar10) | 500 | 92.20 | 92.40 (+0.20) | 91.00 (-1.20) |",
+        "| `b` (resnet20, cifar10) | 500 | 92.20 | 92.20 (+0.00) | 90.00 (-2.20) |",
+    ]

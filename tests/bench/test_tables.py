@@ -12,7 +12,7 @@ PERFORMANCE = (
 )
 RESULTS = (
     *("mnist", "fashion_mnist", "ablation", "eta", "eta_sign"),
-    *("cifar10_jpeg", "cifar10", "cifar100", "imagenet", "other-runs"),
+    *("cifar10_jpeg", "cifar10", "cifar100", "imagenet", "other-runs", "quantisation"),
 )
 MARKERS = "".join(f"Before {name}.\n\n<!-- table: {name} -->\n<!-- /table -->\n\n" for name in NAMES)
 ENVIRONMENT = {
