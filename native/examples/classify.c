@@ -2,7 +2,8 @@
  *
  *     classify lenet5bn.tadder digit.pgm [threads]
  *
- * The image is a binary PGM (grey) or PPM (colour) of the network's own size, 8 bits; most image programs write these.
+ * How to compile it: docs/engine.md. The image is a binary PGM (grey) or PPM (colour) of the network's own size, 8
+ * bits; most image programs write these.
  */
 #include <stdio.h>
 #include <stdlib.h>
