@@ -192,20 +192,25 @@ void Executor::average_pool(std::size_t number, uint8_t *arena, const Team &team
   const Layout &from = plan_.values[static_cast<std::size_t>(step.source)], &to = plan_.values[number + 1];
   const Requantisation &by = step.requantisation;
   PoolJob job{};
-  job.source = arena + from.origin(), job.source_row = from.row();
-  job.height = from.height, job.width = from.width, job.channels = from.pixel;
+  job.source_row = from.row(), job.channels = from.pixel;
+  job.height = step.kernel[0], job.width = step.kernel[1];
   const Share channels = share(step.to.channels, team.member, team.size);
   constexpr int64_t kRun = 256;
   int32_t sums[kRun];
-  for (int64_t first = channels.begin; first < channels.end; first += kRun) {
-    const int64_t last = std::min(first + kRun, channels.end);
-    plan_.kernels->channel_sums(job, first, last, sums);
-    for (int64_t c = first; c < last; ++c) {
-      const auto at = static_cast<std::size_t>(c);
-      const int32_t code = ((sums[c - first] >> by.pre) * by.multiplier[at] + by.offset[at]) >> by.shift[at];
-      arena[to.origin() + c] = static_cast<uint8_t>(std::clamp(code, 0, by.highest));
+  for (int64_t y = 0; y < step.to.height; ++y)
+    for (int64_t x = 0; x < step.to.width; ++x) {
+      job.source = arena + from.origin() + y * step.stride[0] * from.row() + x * step.stride[1] * from.pixel;
+      uint8_t *const result = arena + to.origin() + y * to.row() + x * to.pixel;
+      for (int64_t first = channels.begin; first < channels.end; first += kRun) {
+        const int64_t last = std::min(first + kRun, channels.end);
+        plan_.kernels->channel_sums(job, first, last, sums);
+        for (int64_t c = first; c < last; ++c) {
+          const auto at = static_cast<std::size_t>(c);
+          const int32_t code = ((sums[c - first] >> by.pre) * by.multiplier[at] + by.offset[at]) >> by.shift[at];
+          result[c] = static_cast<uint8_t>(std::clamp(code, 0, by.highest));
+        }
+      }
     }
-  }
 }
 
 void Executor::value(int index, uint8_t *codes) {

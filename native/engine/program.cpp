@@ -82,8 +82,12 @@ class Reader {
 
   void pool(const Json &about, Step &made) {
     if (made.op == Op::average_pool) {
-      made.to = {made.from.channels, 1, 1};
-      requantisation(about, made, 255 * made.from.height * made.from.width);
+      for (int i = 0; i < 2; ++i) {
+        made.kernel[i] = side(about, "kernel", i, 1);
+        made.stride[i] = side(about, "stride", i, 1);
+      }
+      made.to = output(made, made.from.channels);
+      requantisation(about, made, 255 * made.taps());
       return;
     }
     for (int i = 0; i < 2; ++i) {

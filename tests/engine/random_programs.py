@@ -37,7 +37,7 @@ class Maker:
         pick = self.random.random()
         if pick < 0.15:
             return self.max_pool()
-        if pick < 0.2:
+        if pick < 0.25:
             return self.average_pool()
         return self.layer(self.random.choice(self.kinds))
 
@@ -57,8 +57,12 @@ class Maker:
     def average_pool(self):
         source = self.source()
         channels, height, width = self.shapes[source]
-        self.shapes.append((channels, 1, 1))
-        return AveragePool([source], self.requantisation(channels, 255 * height * width, None))
+        kernel = [self.random.randint(1, side) for side in (height, width)]
+        stride = [self.random.randint(1, 3) for _ in range(2)]
+        sizes = ((side - k) // step + 1 for side, k, step in zip((height, width), kernel, stride, strict=True))
+        self.shapes.append((channels, *sizes))
+        epilogue = self.requantisation(channels, 255 * kernel[0] * kernel[1], None)
+        return AveragePool([source], tuple(kernel), tuple(stride), epilogue)
 
     def layer(self, kind, last=False):
         source = self.source()

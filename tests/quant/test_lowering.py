@@ -215,7 +215,7 @@ REFUSED = [  # network, words of the message
     ([nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), *HEAD], "without running statistics"),
     ([nn.ReLU(), nn.Conv2d(2, 2, 3), *HEAD], "cannot quantise 0, ReLU that does not follow"),
     ([nn.Conv2d(2, 2, 3), nn.MaxPool2d(2, ceil_mode=True), nn.Flatten()], "cannot quantise 1, MaxPool2d with"),
-    ([nn.Conv2d(2, 2, 3), nn.AvgPool2d(2), nn.Flatten()], "cannot quantise 1, AvgPool2d"),
+    ([nn.Conv2d(2, 2, 3), nn.AvgPool2d(2, padding=1), nn.Flatten()], "cannot quantise 1, AvgPool2d with padding"),
     ([AdderLinear(8, 3)], "cannot quantise 0, AdderLinear on 128 numbers that are not flattened"),
     ([nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten()], "does not end in a layer of logits"),
     ([nn.Conv2d(2, 2, 3)], "does not end in a layer of logits"),

@@ -114,9 +114,13 @@ def test_max_pool_keeps_codes_and_pads_with_the_lowest():
 def test_average_pool_requantises_the_sum():
     x = numbers(0, 255, 2, 2, 3, 5).byte()
     one = torch.ones(2, dtype=torch.int32)
-    found = AveragePool([0], Requantisation(3 * one, 8 * one, 4 * one))(x)
+    epilogue = Requantisation(3 * one, 8 * one, 4 * one)
+    found = AveragePool([0], (3, 5), (1, 1), epilogue)(x)
     expected = ((x.long().sum((2, 3)) * 3 + 8) >> 4).clamp(0, 255)
     assert torch.equal(found.flatten(1).long(), expected)
+    found = AveragePool([0], (2, 1), (1, 3), epilogue)(x)
+    expected = (((x[:, :, :2, ::3].long() + x[:, :, 1:, ::3]) * 3 + 8) >> 4).clamp(0, 255)
+    assert torch.equal(found.long(), expected)
 
 
 @pytest.fixture

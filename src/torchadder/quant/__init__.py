@@ -19,7 +19,7 @@ def quantize(model: nn.Module, calibration: Iterable[Tensor], bits: int = 8, met
 
     Args:
         model: layers of torchadder.nn, nn.Conv2d and nn.Linear, with batch normalisation, ReLU, sums of a layer and
-            a shortcut, max pooling and global average pooling; torch.fx must trace it. It ends in the logits.
+            a shortcut, max and average pooling; torch.fx must trace it. It ends in the logits.
         calibration: batches of images as the model takes them, float32 (N, C, H, W), all of one size: what ranges of
             activations are taken from. Training images; some hundreds will do.
         bits: of activations and of adder filters, 2 to 8. Ordinary and binary layers keep 8-bit codes and signs.

@@ -104,7 +104,7 @@ def _described(step: Any) -> dict[str, Any]:
     elif isinstance(step, MaxPool):
         about |= {"op": "max_pool", "kernel": step.kernel, "stride": step.stride, "padding": step.padding}
     else:
-        about |= {"op": "average_pool"}
+        about |= {"op": "average_pool", "kernel": [*step.kernel], "stride": [*step.stride]}
     epilogue = getattr(step, "epilogue", None)
     return (
         {**about, "highest": epilogue.highest, "pre": epilogue.pre} if isinstance(epilogue, Requantisation) else about
@@ -151,8 +151,10 @@ def _step(
         raise ValueError("its last step gives no logits")
     channels, *size = shapes[sources[0]]
     if op == "average_pool":
-        epilogue = _requantisation(number, about, tensors, channels, 255 * size[0] * size[1], shortcut=False)
-        return AveragePool(sources, epilogue), (channels, 1, 1)
+        window, steps = _pair(about, "kernel", 1), _pair(about, "stride", 1)
+        made = _sizes(size, window, steps, (0, 0), number)
+        epilogue = _requantisation(number, about, tensors, channels, 255 * window[0] * window[1], shortcut=False)
+        return AveragePool(sources, window, steps, epilogue), (channels, *made)
     kernel = _whole(about["kernel"], "kernel", 1, MAX_SIDE)
     stride = _whole(about["stride"], "stride", 1, MAX_SIDE)
     padding = _whole(about["padding"], "padding", 0, kernel // 2)

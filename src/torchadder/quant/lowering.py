@@ -20,6 +20,7 @@ from torchadder.errors import UserError
 from torchadder.nn import Adder, AdderConv2d, AdderLinear, Binary, BinaryConv2d, BinaryLinear
 from torchadder.ops.geometry import Geometry
 from torchadder.quant.calibration import METHODS, Method, Statistics, observe
+from torchadder.quant.pooling import Pooling, is_max, pooling_of
 from torchadder.quant.program import (
     AveragePool,
     Kind,
@@ -99,6 +100,8 @@ class Lowering:
         """The program. Raises UserError that names the first part of the network without an integer form."""
         images = None
         for node in self.graph.nodes:
+            if _asks_size(node):
+                continue  # of images that are flattened; whatever else uses it is refused
             if node.op == "placeholder" and images is None:
                 images = self.values[node] = self._images(node)
             elif node.op == "output" and images is not None:
@@ -124,13 +127,15 @@ class Lowering:
             return self._added(node)
         if isinstance(target, nn.ReLU) or target in RELUS:
             return self._rectified(node, x)
-        if isinstance(target, (nn.Identity, nn.Dropout)) or target == "contiguous" or _flattens(node, target):
+        if _hands_on(node, target):
             return x
-        if isinstance(target, nn.MaxPool2d):
-            return self._max_pooled(node, target, self._made(node.args[0]))
-        if isinstance(target, nn.AdaptiveAvgPool2d) and target.output_size in (1, (1, 1)):
-            return self._average_pooled(node, self._made(node.args[0]))
-        raise _refused(node, target)
+        try:
+            pooling = pooling_of(node, target, x.shape[1:])
+        except ValueError as error:
+            raise _refused(node, target, str(error)) from error
+        if pooling is None:
+            raise _refused(node, target)
+        return self._pooled(node, pooling, self._made(node.args[0]))
 
     def target(self, node: fx.Node) -> Any:
         """The module that a node calls, or what else it calls."""
@@ -209,24 +214,19 @@ class Lowering:
             raise _refused(node, self.target(node), "that does not follow a layer, its normalisation or a sum")
         return self._coded(replace(x, node=node))  # no code lies below 0, so none stands for a negative number
 
-    def _max_pooled(self, node: fx.Node, pool: nn.MaxPool2d, x: Codes) -> Codes:
-        sizes = [(v, v) if isinstance(v, int) else tuple(v) for v in (pool.kernel_size, pool.stride, pool.padding)]
-        if pool.ceil_mode or pool.dilation not in (1, (1, 1)) or any(a != b for a, b in sizes):
-            raise _refused(node, pool, "with dilation, ceil_mode or sides of two lengths")
-        (kernel, _), (stride, _), (padding, _) = sizes
-        self.steps.append(MaxPool([x.index], kernel, stride, padding))
-        geometry = Geometry((stride, stride), (padding, padding), (1, 1), 1)
-        height, width = geometry.output_size(x.shape[1:], (kernel, kernel))
-        return replace(x, index=len(self.steps), shape=(x.shape[0], height, width))
-
-    def _average_pooled(self, node: fx.Node, x: Codes) -> Codes:
-        channels, height, width = x.shape
-        largest = 255 * height * width
-        gain, bias = (x.scale / (height * width)).expand(channels), (-x.zero * x.scale).expand(channels)
-        scale, zero = self._grid_of(node, gain, bias, largest)
-        epilogue = requantisation(gain, bias, largest, scale, zero, self.levels)
-        self.steps.append(AveragePool([x.index], epilogue))
-        return Codes(len(self.steps), (channels, 1, 1), scale, zero)
+    def _pooled(self, node: fx.Node, pooling: Pooling, x: Codes) -> Codes:
+        geometry = Geometry(pooling.stride, pooling.padding, (1, 1), 1)
+        height, width = geometry.output_size(x.shape[1:], pooling.kernel)
+        shape = (x.shape[0], height, width)
+        if pooling.largest:
+            self.steps.append(MaxPool([x.index], pooling.kernel[0], pooling.stride[0], pooling.padding[0]))
+            return replace(x, index=len(self.steps), shape=shape)
+        count = math.prod(pooling.kernel)
+        gain, bias = (x.scale / count).expand(x.shape[0]), (-x.zero * x.scale).expand(x.shape[0])
+        scale, zero = self._grid_of(node, gain, bias, 255 * count)
+        epilogue = requantisation(gain, bias, 255 * count, scale, zero, self.levels)
+        self.steps.append(AveragePool([x.index], pooling.kernel, pooling.stride, epilogue))
+        return Codes(len(self.steps), shape, scale, zero)
 
     def _output(self, node: fx.Node) -> None:
         x = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
@@ -266,7 +266,7 @@ class Lowering:
         found = []
         for user in node.users:
             target = self.target(user)
-            passes = isinstance(target, (nn.Identity, nn.Dropout, nn.MaxPool2d)) or _flattens(user, target)
+            passes = _hands_on(user, target) or is_max(target)
             found += self._readers(user) if passes else [target]
         return found
 
@@ -337,10 +337,29 @@ class _Tracer(fx.Tracer):
 
 def _trace(model: nn.Module) -> fx.Graph:
     try:
-        return _Tracer().trace(model)
+        graph = _Tracer().trace(model)
     except Exception as error:  # whatever a model's own code raises when it meets a proxy
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot quantise {type(model).__name__}: torch.fx does not trace it ({reason})") from error
+    _relu_first(model, graph)
+    return graph
+
+
+def _relu_first(model: nn.Module, graph: fx.Graph) -> None:
+    """Max pooling, then ReLU, becomes ReLU, then max pooling: the same numbers, and ReLU follows a layer."""
+
+    def target(node: fx.Node) -> Any:
+        return model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+
+    for node in list(graph.nodes):
+        before = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        rectifies = isinstance(target(node), nn.ReLU) or target(node) in RELUS
+        if before is not None and rectifies and is_max(target(before)) and len(before.users) == 1:
+            source = before.args[0]
+            node.replace_all_uses_with(before, lambda user, node=node: user is not node)
+            before.args = (node, *before.args[1:])
+            node.args = (source, *node.args[1:])
+            before.prepend(node)
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:
@@ -354,10 +373,28 @@ def _padding(layer: nn.Conv2d) -> tuple[int, int]:
     return layer.padding[0], layer.padding[1]
 
 
-def _flattens(node: fx.Node, target: Any) -> bool:
+def _hands_on(node: fx.Node, target: Any) -> bool:
+    """Whether a node only hands its numbers on: it computes nothing, or flattens all but the first axis."""
     if isinstance(target, nn.Flatten):
         return (target.start_dim, target.end_dim) == (1, -1)
-    return target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs
+    if target in (torch.flatten, "flatten"):
+        axes = {**dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)), **node.kwargs}
+        return axes in ({"start_dim": 1}, {"start_dim": 1, "end_dim": -1})
+    if target in ("view", "reshape", torch.reshape):
+        shape = node.args[1:] if len(node.args) != 2 else node.args[1]
+        return isinstance(shape, (list, tuple)) and len(shape) == 2 and bool(shape[1] == -1) and _is_count(shape[0])
+    return isinstance(target, (nn.Identity, nn.Dropout)) or target in ("contiguous", F.dropout)
+
+
+def _is_count(value: Any) -> bool:
+    """Whether this is the number of images, of whichever value: x.size(0), x.size()[0] or x.shape[0]."""
+    return isinstance(value, fx.Node) and _asks_size(value) and value.args[1:] == (0,)
+
+
+def _asks_size(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and _asks_size(node.args[0])
+    return node.target == "size" or (node.target is getattr and node.args[1:] == ("shape",))
 
 
 def _refused(node: fx.Node, target: Any, detail: str = "") -> UserError:

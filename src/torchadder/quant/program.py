@@ -136,14 +136,16 @@ class MaxPool(Step):
 
 
 class AveragePool(Step):
-    """Each channel's sum over all positions, requantised: (N, C, H, W) -> (N, C, 1, 1)."""
+    """Each channel's sum over windows of ``kernel``, without padding, requantised."""
 
-    def __init__(self, sources: Sequence[int], epilogue: Requantisation):
+    def __init__(
+        self, sources: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int], epilogue: Requantisation
+    ):
         super().__init__(sources)
-        self.epilogue = epilogue
+        self.kernel, self.stride, self.epilogue = kernel, stride, epilogue
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.epilogue(x.int().sum((2, 3), keepdim=True, dtype=torch.int32))
+        return self.epilogue(F.avg_pool2d(x.double(), self.kernel, self.stride, divisor_override=1).int())
 
 
 class Program(nn.Module):
