@@ -129,24 +129,29 @@ struct AdderByMax {
 
   template <bool kMasked, bool kShort>
   static void layer(const LayerJob &job, const Part &part) {
-    const int64_t pixels = part.last - part.first, tiles = (pixels + kPixels - 1) / kPixels;
-    const auto start = [&](int64_t tile) { return pixels * tile / tiles; };
-    for (int64_t first = 0; first < tiles; first += kTiles) {
-      const int64_t last = first + kTiles < tiles ? first + kTiles : tiles;
+    Tiles tiles(part.last - part.first, kPixels);
+    Walk begin(job, part.first);
+    for (int64_t first = 0; first < tiles.count; first += kTiles) {
+      const int64_t count = tiles.count - first < kTiles ? tiles.count - first : kTiles;
       int32_t patches[kTiles];
-      for (int64_t t = first; t < last; ++t)
-        if (start(t + 1) - start(t) == kPixels)
-          patches[t - first] = patch_sum<kMasked>(job, Walk(job, part.first + start(t + 1) - 1).source);
-      for (int block = part.first_block; block < part.last_block; ++block) {
-        Walk walk(job, part.first + start(first));
-        for (int64_t t = first; t < last; ++t) {
-          const int64_t count = start(t + 1) - start(t);
-          if (count == kPixels)
-            tile<kMasked, kShort>(job, walk, block, patches[t - first]);
-          else
-            tile_of<Avx2, Direct, kDirect, 1, kMasked>(job, walk, block, count);
-        }
+      int sizes[kTiles];
+      Walk ahead(begin);
+      for (int64_t t = 0; t < count; ++t) {
+        sizes[t] = static_cast<int>(tiles.next());
+        ahead.skip(sizes[t] - 1);
+        if (sizes[t] == kPixels) patches[t] = patch_sum<kMasked>(job, ahead.source);
+        ahead.skip(1);
       }
+      for (int block = part.first_block; block < part.last_block; ++block) {
+        Walk walk(begin);
+        for (int64_t t = 0; t < count; ++t)
+          if (sizes[t] == kPixels)
+            tile<kMasked, kShort>(job, walk, block, patches[t]);
+          else
+            tile_of<Avx2, Direct, kDirect, 1, kMasked>(job, walk, block, sizes[t]);
+      }
+      begin.source = ahead.source, begin.to = ahead.to, begin.from = ahead.from;
+      begin.x = ahead.x, begin.y = ahead.y;
     }
   }
 

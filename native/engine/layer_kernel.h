@@ -54,15 +54,27 @@ struct Walk {
   }
   // Of the pixel so many further in the row.
   int64_t base(int further) const { return (job.row_class[y] + job.column_class[x + further]) * job.base_class; }
-  // Goes on by as many pixels as the row has left, at most.
-  void skip(int pixels) {
+  void skip(int64_t pixels) {
     source += pixels * job.source_pixel, to += pixels * job.result_pixel, from += pixels * job.shortcut_pixel;
-    x += pixels;
-    if (x < job.width) return;
-    x = 0, ++y;
-    source += job.source_row - job.width * job.source_pixel;
-    to += job.result_row - job.width * job.result_pixel;
-    from += job.shortcut_row - job.width * job.shortcut_pixel;
+    for (x += pixels; x >= job.width; x -= job.width, ++y) {
+      source += job.source_row - job.width * job.source_pixel;
+      to += job.result_row - job.width * job.result_pixel;
+      from += job.shortcut_row - job.width * job.shortcut_pixel;
+    }
+  }
+};
+
+// Pixels in tiles of `most` or one less, as evenly as that goes, so that no small rest is left.
+struct Tiles {
+  int64_t count, size, more, left = 0;
+  Tiles(int64_t pixels, int most) : count((pixels + most - 1) / most), size(0), more(0) {
+    if (count) size = pixels / count, more = pixels % count;
+  }
+  int64_t next() {  // pixels of the next tile
+    left += more;
+    if (left < count) return size;
+    left -= count;
+    return size + 1;
   }
 };
 
@@ -226,14 +238,14 @@ void tile_of(const LayerJob &job, Walk &walk, int block, int64_t count) {
   if constexpr (P > 1) return tile_of<V, F, P - 1, W, kMasked>(job, walk, block, count);
 }
 
-// All tiles of a part, of P pixels or one less where that leaves no small rest.
+// All tiles of a part.
 template <class V, class F, int P, int W>
 void blocks(const LayerJob &job, const Part &part, int block) {
-  const int64_t pixels = part.last - part.first, tiles = (pixels + P - 1) / P;
+  Tiles tiles(part.last - part.first, P);
   const bool masked = F::kTail && job.tail != ~uint64_t{0};
   Walk walk(job, part.first);
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t count = pixels * (t + 1) / tiles - pixels * t / tiles;
+  for (int64_t t = 0; t < tiles.count; ++t) {
+    const int64_t count = tiles.next();
     if (masked)
       tile_of<V, F, P, W, F::kTail>(job, walk, block, count);
     else
