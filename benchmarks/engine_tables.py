@@ -27,8 +27,9 @@ def summary_table(*records: Record) -> str:
             lines.append([seen, model, str(batch), _per_image(own), *cells])
     where = "; ".join(machine(records[0]["environment"])[:1])
     versions = ", ".join(f"{name} {number}" for name, number in sorted(_versions(records).items()))
+    turns = " and ".join(dict.fromkeys(str(record["n"]) for record in records))
     caption = (
-        f"{where}; one thread; medians of {records[0]['n']} turns; times are multiples of the AdderNet's, **above 1 "
+        f"{where}; one thread; medians of {turns} turns; times are multiples of the AdderNet's, **above 1 "
         f"the AdderNet is faster**; {versions}; {records[0]['date']}."
     )
     ranges = "\n".join(_ranges(record) for record in records)
