@@ -61,7 +61,10 @@ struct AdderByMax {
     }
   }
 
-  static T pairs_added(T sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+  // A sum of 16 bits, of pixel p, as one of 32.
+  static inline __attribute__((always_inline)) T wider(T sum, int p) {
+    return p < kDirect ? sum : _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+  }
 
   // Sums of 16 bits into those of 32.
   static inline __attribute__((always_inline)) void widen(T (&sum)[kPixels][2], T (&wide)[kPixels][2]) {
@@ -69,8 +72,7 @@ struct AdderByMax {
     for (int p = 0; p < kPixels; ++p)
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
-        const T more = p < kDirect ? sum[p][v] : pairs_added(sum[p][v]);
-        wide[p][v] = _mm256_add_epi32(wide[p][v], more);
+        wide[p][v] = _mm256_add_epi32(wide[p][v], wider(sum[p][v], p));
         sum[p][v] = Avx2::zero();
       }
   }
@@ -113,7 +115,7 @@ struct AdderByMax {
 #pragma GCC unroll 8
       for (int p = 0; p < kPixels; ++p)
 #pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) wide[p][v] = p < kDirect ? sum[p][v] : pairs_added(sum[p][v]);
+        for (int v = 0; v < 2; ++v) wide[p][v] = wider(sum[p][v], p);
     } else {
       widen(sum, wide);
     }
@@ -150,8 +152,7 @@ struct AdderByMax {
           else
             tile_of<Avx2, Direct, kDirect, 1, kMasked>(job, walk, block, sizes[t]);
       }
-      begin.source = ahead.source, begin.to = ahead.to, begin.from = ahead.from;
-      begin.x = ahead.x, begin.y = ahead.y;
+      begin = ahead;
     }
   }
 

@@ -109,9 +109,9 @@ void Executor::input(const Image &image, uint8_t *arena, const Team &team) const
   fill_border(to, arena, team.member, team.size);
   uint8_t *const origin = arena + to.origin();
   if (image.numbers) {
-    plan_.kernels->codes({image.numbers, shape.height, shape.width, shape.channels, program.scale.data(),
-                          program.zero.data(), program.highest, origin, to.row()},
-                         rows.begin, rows.end);
+    plan_.kernels->moves.codes({image.numbers, shape.height, shape.width, shape.channels, program.scale.data(),
+                                program.zero.data(), program.highest, origin, to.row()},
+                               rows.begin, rows.end);
     return;
   }
   for (int64_t y = rows.begin; y < rows.end; ++y)
@@ -132,7 +132,7 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
                        step.from.channels,     layer.zero_row.data(), arena + layer.copy.origin(),
                        layer.copy.row()};
     const Share rows = share(from->height, team.member, team.size);
-    (step.op == Op::binary ? kernels.copy_binary : kernels.copy_conv)(copy, rows.begin, rows.end);
+    (step.op == Op::binary ? kernels.moves.copy_binary : kernels.moves.copy_conv)(copy, rows.begin, rows.end);
     fill_border(layer.copy, arena, team.member, team.size);
     from = &layer.copy;
     team.wait();
@@ -182,9 +182,9 @@ void Executor::max_pool(std::size_t number, uint8_t *arena, const Team &team) co
   const Step &step = plan_.program.steps[number];
   const Layout &from = plan_.values[static_cast<std::size_t>(step.source)], &to = plan_.values[number + 1];
   const Share rows = share(step.to.height, team.member, team.size);
-  plan_.kernels->max_pool({arena + from.origin(), from.row(), from.height, from.width, from.pixel, step.kernel[0],
-                           step.stride[0], step.padding[0], arena + to.origin(), to.row(), to.width},
-                          rows.begin, rows.end);
+  plan_.kernels->moves.max_pool({arena + from.origin(), from.row(), from.height, from.width, from.pixel, step.kernel[0],
+                                 step.stride[0], step.padding[0], arena + to.origin(), to.row(), to.width},
+                                rows.begin, rows.end);
 }
 
 void Executor::average_pool(std::size_t number, uint8_t *arena, const Team &team) const {
@@ -203,11 +203,10 @@ void Executor::average_pool(std::size_t number, uint8_t *arena, const Team &team
       uint8_t *const result = arena + to.origin() + y * to.row() + x * to.pixel;
       for (int64_t first = channels.begin; first < channels.end; first += kRun) {
         const int64_t last = std::min(first + kRun, channels.end);
-        plan_.kernels->channel_sums(job, first, last, sums);
+        plan_.kernels->moves.channel_sums(job, first, last, sums);
         for (int64_t c = first; c < last; ++c) {
           const auto at = static_cast<std::size_t>(c);
-          const int32_t code = ((sums[c - first] >> by.pre) * by.multiplier[at] + by.offset[at]) >> by.shift[at];
-          result[c] = static_cast<uint8_t>(std::clamp(code, 0, by.highest));
+          result[c] = requantised(sums[c - first], by.pre, by.multiplier[at], by.offset[at], by.shift[at], by.highest);
         }
       }
     }

@@ -76,17 +76,30 @@ struct CodeJob {
 };
 using CodeKernel = void (*)(const CodeJob &, int64_t first, int64_t last);
 
-// The kernels of one instruction set.
-struct Kernels {
-  const char *name;
-  LayerKernel adder, conv, binary;
-  const char *adder_name, *conv_name, *binary_name;
+// Everything but layers, of one instruction set.
+struct Moves {
   CopyKernel copy_binary, copy_conv;  // the latter into bytes, or into 16-bit numbers where conv_bytes is 2
   int conv_bytes;
   PoolKernel max_pool;
   ChannelSums channel_sums;
   CodeKernel codes;
-  int lane_order[kBlock];  // the channel of a block whose bytes lie at each place of packed weight
 };
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char *name;
+  LayerKernel adder, conv, binary;
+  const char *adder_name, *conv_name, *binary_name;
+  Moves moves;
+  const int *lane_order;  // [kBlock]: the channel of a block whose bytes lie at each place of packed weight
+};
+
+constexpr int kInOrder[kBlock] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+// The requantisation of one number: torchadder/quant/program.py.
+inline uint8_t requantised(int32_t sum, int pre, int32_t multiplier, int32_t addend, int32_t shift, int highest) {
+  const int32_t code = ((sum >> pre) * multiplier + addend) >> shift;
+  return static_cast<uint8_t>(code < 0 ? 0 : code > highest ? highest : code);
+}
 
 }  // namespace torchadder::engine

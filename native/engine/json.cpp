@@ -2,21 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstdarg>
-#include <cstdio>
 
 #include "unsound.h"
 
 namespace torchadder::engine {
-
-void unsound(const char *format, ...) {
-  char line[256];
-  va_list values;
-  va_start(values, format);
-  std::vsnprintf(line, sizeof line, format, values);
-  va_end(values);
-  throw Unsound(line);
-}
 
 class JsonParser {
  public:

@@ -14,13 +14,8 @@ constexpr Kernels with(const char *name, LayerKernel adder, const char *adder_na
       adder_name,
       "conv_u8_avx2_4x8",
       "binary_avx2_4x8",
-      copy_binary<Signs32>,
-      copy_conv<int16_t>,
-      2,
-      max_pool,
-      channel_sums,
-      codes,
-      {0, 1, 4, 5, 2, 3, 6, 7},
+      moves<Signs32, int16_t>(),
+      Avx2::order,
   };
 }
 

@@ -4,11 +4,10 @@
 namespace torchadder::engine {
 namespace {
 
-uint8_t requantised(const LayerJob &job, int32_t sum, int channel, const uint8_t *shortcut) {
-  int32_t total = (sum >> job.pre) * job.multiplier[channel] + job.offset[channel];
-  if (shortcut) total += shortcut[channel] * job.factor[channel];
-  total >>= job.shift[channel];
-  return static_cast<uint8_t>(total < 0 ? 0 : total > job.highest ? job.highest : total);
+// What the code of a shortcut adds.
+int32_t shortcut(const LayerJob &job, int64_t y, int64_t x, int channel) {
+  if (!job.shortcut) return 0;
+  return job.shortcut[y * job.shortcut_row + x * job.shortcut_pixel + channel] * job.factor[channel];
 }
 
 int32_t adder_sum(const uint8_t *x, const uint8_t *w) {
@@ -51,7 +50,7 @@ void layer(const LayerJob &job, const Part &part) {
         job.logits[c] = static_cast<float>(sum) * job.gain[c] + job.bias[c];
       else
         job.result[y * job.result_row + x * job.result_pixel + c] = requantised(
-            job, sum, c, job.shortcut ? job.shortcut + y * job.shortcut_row + x * job.shortcut_pixel : nullptr);
+            sum, job.pre, job.multiplier[c], job.offset[c] + shortcut(job, y, x, c), job.shift[c], job.highest);
     }
   }
 }
@@ -66,13 +65,8 @@ extern const Kernels kernels_reference = {
     "adder_u8_reference",
     "conv_u8_reference",
     "binary_reference",
-    copy_binary<Signs8>,
-    copy_conv<uint8_t>,
-    1,
-    max_pool,
-    channel_sums,
-    codes,
-    {0, 1, 2, 3, 4, 5, 6, 7},
+    moves<Signs8, uint8_t>(),
+    kInOrder,
 };
 
 }  // namespace torchadder::engine

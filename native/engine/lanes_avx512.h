@@ -31,7 +31,6 @@ struct Lanes16 {
 struct Avx512 {
   using T = __m512i;
   static constexpr int vectors = 1;
-  static constexpr int order[8] = {0, 1, 2, 3, 4, 5, 6, 7};
   static T zero() { return _mm512_setzero_si512(); }
   static T load(const uint8_t *p) { return _mm512_loadu_si512(p); }
   static T broadcast(const uint8_t *p) {

@@ -43,23 +43,23 @@ struct LanesOf {
 
 // Where output pixels lie: a walk along the rows.
 struct Walk {
-  const LayerJob &job;
+  const LayerJob *job;
   int64_t y, x;
   const uint8_t *source;
   int64_t to, from;  // of result and shortcut
-  Walk(const LayerJob &of, int64_t pixel) : job(of), y(pixel / of.width), x(pixel % of.width) {
-    source = job.source + y * job.source_row + x * job.source_pixel;
-    to = y * job.result_row + x * job.result_pixel;
-    from = y * job.shortcut_row + x * job.shortcut_pixel;
+  Walk(const LayerJob &of, int64_t pixel) : job(&of), y(pixel / of.width), x(pixel % of.width) {
+    source = job->source + y * job->source_row + x * job->source_pixel;
+    to = y * job->result_row + x * job->result_pixel;
+    from = y * job->shortcut_row + x * job->shortcut_pixel;
   }
   // Of the pixel so many further in the row.
-  int64_t base(int further) const { return (job.row_class[y] + job.column_class[x + further]) * job.base_class; }
+  int64_t base(int further) const { return (job->row_class[y] + job->column_class[x + further]) * job->base_class; }
   void skip(int64_t pixels) {
-    source += pixels * job.source_pixel, to += pixels * job.result_pixel, from += pixels * job.shortcut_pixel;
-    for (x += pixels; x >= job.width; x -= job.width, ++y) {
-      source += job.source_row - job.width * job.source_pixel;
-      to += job.result_row - job.width * job.result_pixel;
-      from += job.shortcut_row - job.width * job.shortcut_pixel;
+    source += pixels * job->source_pixel, to += pixels * job->result_pixel, from += pixels * job->shortcut_pixel;
+    for (x += pixels; x >= job->width; x -= job->width, ++y) {
+      source += job->source_row - job->width * job->source_pixel;
+      to += job->result_row - job->width * job->result_pixel;
+      from += job->shortcut_row - job->width * job->shortcut_pixel;
     }
   }
 };
@@ -120,8 +120,8 @@ struct Pixels {
   int64_t to[P], from[P], base[P];
   template <bool kBase>
   inline __attribute__((always_inline)) void take(Walk &walk) {
-    if (walk.x + P <= walk.job.width) {
-      const int64_t step = walk.job.source_pixel, next = walk.job.result_pixel, other = walk.job.shortcut_pixel;
+    if (walk.x + P <= walk.job->width) {
+      const int64_t step = walk.job->source_pixel, next = walk.job->result_pixel, other = walk.job->shortcut_pixel;
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
         source[p] = walk.source + p * step;

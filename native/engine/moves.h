@@ -26,8 +26,7 @@ inline void max_pool_narrow(const PoolJob &job, int64_t top, int64_t x, int64_t 
   for (int64_t p = 0; p < count; ++p, to += channels) {
     const uint8_t *from = row + p * job.stride * channels;
     std::memcpy(to, from, static_cast<std::size_t>(channels));
-    for (int64_t j = 1; j < job.kernel; ++j)
-      for (int64_t c = 0; c < channels; ++c) to[c] = to[c] < from[j * channels + c] ? from[j * channels + c] : to[c];
+    for (int64_t j = 1; j < job.kernel; ++j) largest(to, from + j * channels, channels);
   }
 }
 
@@ -129,6 +128,12 @@ void codes(const CodeJob &job, int64_t first, int64_t last) {
         for (int64_t i = 0; i < count; ++i) to[(begin + i) * job.channels] = static_cast<uint8_t>(run[i]);
       }
     }
+}
+
+// S: how signs are taken; T: what a copy for a conv layer consists of.
+template <class S, class T>
+constexpr Moves moves() {
+  return {copy_binary<S>, copy_conv<T>, sizeof(T), max_pool, channel_sums, codes};
 }
 
 }  // namespace

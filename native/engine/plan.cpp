@@ -84,10 +84,10 @@ void plan_copy(const Step &step, const Kernels &kernels, LayerPlan &layer) {
     border.resize(static_cast<std::size_t>(copy.pixel));
     layer.zero_row = repeated(step.zero, step.from.width);
   } else {
-    copy.pixel = step.from.channels * kernels.conv_bytes;
+    copy.pixel = step.from.channels * kernels.moves.conv_bytes;
     for (const uint8_t zero : step.zero) {
       border.push_back(zero);
-      if (kernels.conv_bytes == 2) border.push_back(0);
+      if (kernels.moves.conv_bytes == 2) border.push_back(0);
     }
   }
   if (copy.halo[0] || copy.halo[1]) copy.border = repeated(border, copy.width + 2 * copy.halo[1]);
@@ -102,7 +102,7 @@ void weight_row(const Step &step, const Kernels &kernels, int64_t channel, int64
       for (int64_t c = 0; c < c_in; ++c)
         to[c / 8] = static_cast<uint8_t>(to[c / 8] | (filter[c * taps + tap] == 1) << c % 8);
       to += (c_in + 7) / 8;
-    } else if (step.op == Op::conv && kernels.conv_bytes == 2) {
+    } else if (step.op == Op::conv && kernels.moves.conv_bytes == 2) {
       for (int64_t c = 0; c < c_in; ++c, to += 2) {
         const int16_t wide = static_cast<int8_t>(filter[c * taps + tap]);
         std::memcpy(to, &wide, 2);
