@@ -7,8 +7,16 @@ from collections import Counter
 from torchadder.reproduce.record import Record
 from torchadder.reproduce.table import machine, markdown
 
-ENGINE = "engine"
 LOOPS = {"adder": "u8 adder", "conv": "u8 conv", "binary": "binary"}  # of results/limits-u8.json, by kind of layer
+
+
+PRECISIONS = {"float32": ("fp32",), "8 bits": ("int8", "bf16")}  # what a CNN may compute in
+CNN = "CNN, "  # what its titles begin with
+
+
+def processor(record: Record) -> str:
+    """The CPU that a record is of."""
+    return "; ".join(machine(record["environment"])[:1])
 
 
 def summary_table(*records: Record) -> str:
@@ -18,14 +26,14 @@ def summary_table(*records: Record) -> str:
     lines = []
     for record in records:
         seen = record.get("cpu", "as it is")
-        for model, batch in dict.fromkeys((row["model"], row["batch"]) for row in record["rows"]):
-            rows = [row for row in record["rows"] if (row["model"], row["batch"], row["threads"]) == (model, batch, 1)]
+        for (model, batch), rows in _on_one_thread(record).items():
             own = next((row for row in rows if row["candidate"] == "adder_u8"), None)
             if own is None:
                 continue
-            cells = [_best(rows, "conv", ("fp32",)), _best(rows, "conv", ("int8", "bf16")), _best(rows, "xnor", ())]
-            lines.append([seen, model, str(batch), _per_image(own), *cells])
-    where = "; ".join(machine(records[0]["environment"])[:1])
+            rivals = [_named(_best_cnn(rows, precisions)) for precisions in PRECISIONS.values()]
+            xnor = next((_ratio(row) for row in rows if row["candidate"] == "xnor"), "–")
+            lines.append([seen, model, str(batch), _per_image(own), *rivals, xnor])
+    where = processor(records[0])
     versions = ", ".join(f"{name} {number}" for name, number in sorted(_versions(records).items()))
     turns = " and ".join(dict.fromkeys(str(record["n"]) for record in records))
     caption = (
@@ -38,16 +46,12 @@ def summary_table(*records: Record) -> str:
 
 def _ranges(record: Record) -> str:
     """The least and the largest ratio to the best CNN of each precision, over networks and batches, on one thread."""
-    settings = dict.fromkeys((row["model"], row["batch"]) for row in record["rows"])
     found = []
-    for name, precisions in (("float32", ("fp32",)), ("8 bits", ("int8", "bf16"))):
-        best = []
-        for model, batch in settings:
-            rows = [row for row in record["rows"] if (row["model"], row["batch"], row["threads"]) == (model, batch, 1)]
-            ratios = [row["ratio"] for row in rows if row["precision"] in precisions and "CNN" in row["title"]]
-            best += [min(ratios)] if ratios else []
-        if best:
-            found.append(f"{min(best):.2f} to {max(best):.2f} times as fast as the best CNN in {name}")
+    for name, precisions in PRECISIONS.items():
+        best = [_best_cnn(rows, precisions) for rows in _on_one_thread(record).values()]
+        ratios = [row["ratio"] for row in best if row and row["ratio"] is not None]
+        if ratios:
+            found.append(f"{min(ratios):.2f} to {max(ratios):.2f} times as fast as the best CNN in {name}")
     return f"- this CPU, {record.get('cpu', 'as it is')}: the 8-bit AdderNet is {', '.join(found)};"
 
 
@@ -59,7 +63,7 @@ def latency_table(record: Record) -> str:
         rows = {(row["title"], row["batch"], row["threads"]): row for row in record["rows"] if row["model"] == model}
         header = [model]
         for batch, threads in settings:
-            header += [f"batch {batch}, {_threads(threads)}: ms/image", "×"]
+            header += [f"batch {batch}, {count_of_threads(threads)}: ms/image", "×"]
         lines = []
         for title in dict.fromkeys(title for title, _, _ in rows):
             line = [title]
@@ -68,7 +72,7 @@ def latency_table(record: Record) -> str:
                 line += [_per_image(row), _ratio(row)] if row else ["–", "–"]
             lines.append(line)
         parts.append(markdown(header, lines))
-    where = "; ".join(machine(record["environment"])[:1])
+    where = processor(record)
     seen = f"; **every runtime sees {record['cpu']}**" if "cpu" in record else ""
     meaning = f"medians of {record['n']} turns; × is the multiple of the 8-bit AdderNet's time"
     caption = f"{where}{seen}; {meaning}; {record['date']}."
@@ -78,7 +82,7 @@ def latency_table(record: Record) -> str:
 def limits_u8_table(record: Record) -> str:
     """One row for each loop and tile, one column for each instruction set."""
     lines = [[row["isa"], row["loop"], row["tile"], f"{row['giga_ops']:.0f}"] for row in record["rows"]]
-    where = "; ".join(machine(record["environment"])[:1])
+    where = processor(record)
     caption = f"{where}; one core; medians of {record['n']} repetitions; {record['date']}."
     return f"{caption}\n\n{markdown(['instructions', 'inner loop', 'tile', 'G element operations/s'], lines, left=3)}"
 
@@ -102,7 +106,7 @@ def steps_table(record: Record, limits: Record) -> str:
             )
         header = [f"{model}, {total:.0f} µs", "", "kernel", "µs each", "G/s", "of the limit", "of the time"]
         parts.append(markdown(header, lines, left=3))
-    where = "; ".join(machine(record["environment"])[:1])
+    where = processor(record)
     caption = f"{where}; one image on one thread; medians of {record['n']} repetitions; {record['date']}."
     return "\n\n".join([caption, *parts])
 
@@ -119,20 +123,27 @@ def _limit(step: str, kernel: str, limits: Record) -> float | None:
     return max((row["giga_ops"] for row in issue), default=None)
 
 
-def _best(rows: list[Record], which: str, precisions: tuple[str, ...]) -> str:
-    """The fastest row of a CNN in one of the precisions, or the candidate `which`, as a multiple with its name."""
-    if precisions:
-        found = [row for row in rows if row["candidate"].startswith(("torch", "onnx", "openvino", "engine"))]
-        found = [row for row in found if row["precision"] in precisions]
-    else:
-        found = [row for row in rows if row["candidate"] == which]
-    if not found:
+def _on_one_thread(record: Record) -> dict[tuple[str, int], list[Record]]:
+    """The rows of one thread by model and batch."""
+    found: dict[tuple[str, int], list[Record]] = {}
+    for row in record["rows"]:
+        if row["threads"] == 1:
+            found.setdefault((row["model"], row["batch"]), []).append(row)
+    return found
+
+
+def _best_cnn(rows: list[Record], precisions: tuple[str, ...]) -> Record | None:
+    """The fastest row of a CNN in one of the precisions."""
+    found = [row for row in rows if row["title"].startswith(CNN) and row["precision"] in precisions]
+    return min(found, key=lambda row: row["milliseconds"], default=None)
+
+
+def _named(row: Record | None) -> str:
+    """The multiple of a CNN, with the name of its runtime."""
+    if row is None:
         return "–"
-    best = min(found, key=lambda row: row["milliseconds"])
-    if not precisions:
-        return _ratio(best)
-    name = best["title"].removeprefix("CNN, ").removesuffix(f" {best['precision']}")
-    return f"{_ratio(best)} ({name}{', bf16' if best['precision'] == 'bf16' else ''})"
+    name = row["title"].removeprefix(CNN).removesuffix(f" {row['precision']}")
+    return f"{_ratio(row)} ({name}{', bf16' if row['precision'] == 'bf16' else ''})"
 
 
 def _per_image(row: Record) -> str:
@@ -154,7 +165,7 @@ def _versions(records: tuple[Record, ...]) -> dict[str, str]:
     }
 
 
-def _threads(count: int) -> str:
+def count_of_threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 

@@ -9,7 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine_tables import latency_table, limits_u8_table, quantisation_table, steps_table, summary_table
+from engine_tables import (
+    count_of_threads,
+    latency_table,
+    limits_u8_table,
+    processor,
+    quantisation_table,
+    steps_table,
+    summary_table,
+)
 from torchadder import atomic
 from torchadder.bench import record
 from torchadder.errors import UserError
@@ -61,7 +69,7 @@ def family_table(record: Record) -> str:
     cells = {(row["layer"], row["threads"], row["pass"]): row for row in record["rows"]}
     header = ["layer"]
     for count in counts:
-        header += [f"{_threads(count)}: forward, adder ms", "conv ms", "ratio", "step ratio"]
+        header += [f"{count_of_threads(count)}: forward, adder ms", "conv ms", "ratio", "step ratio"]
     lines = []
     for layer in dict.fromkeys(row["layer"] for row in record["rows"]):
         line = [layer]
@@ -99,10 +107,8 @@ def limits_table(record: Record) -> str:
     rates = {(row["loop"], row["isa"]): row["giga_ops"] for row in record["rows"]}
     loops = list(dict.fromkeys(row["loop"] for row in record["rows"]))
     lines = [[loop, *(f"{rates[loop, isa]:.1f}" if (loop, isa) in rates else "–" for isa in isas)] for loop in loops]
-    where = "; ".join(machine(record["environment"])[:1])
-    caption = (
-        f"G element operations a second and core; {where}; medians of {record['n']} repetitions; {record['date']}."
-    )
+    numbers = f"medians of {record['n']} repetitions; {record['date']}"
+    caption = f"G element operations a second and core; {processor(record)}; {numbers}."
     return f"{caption}\n\n{markdown(['inner loop', *isas], lines)}"
 
 
@@ -238,7 +244,7 @@ def _by_threads(rows: list[Record]) -> str:
     cells = {(row["batch"], row["layer"], row["threads"]): row for row in reversed(rows)}
     header = ["layer", "batch"]
     for count in counts:
-        header += [f"{_threads(count)}: adder ms", "conv ms", "ratio"]
+        header += [f"{count_of_threads(count)}: adder ms", "conv ms", "ratio"]
     lines = []
     for batch in sorted({row["batch"] for row in rows}):
         for layer in dict.fromkeys(row["layer"] for row in rows if row["batch"] == batch):
@@ -252,7 +258,7 @@ def _by_threads(rows: list[Record]) -> str:
 
 def _formula(row: Record) -> str:
     speedup = row["speedup"]
-    place = f"batch {row['batch']}, layer {row['layer']}, {_threads(row['threads'])}"
+    place = f"batch {row['batch']}, layer {row['layer']}, {count_of_threads(row['threads'])}"
     return (
         f"{speedup['broadcast']:.0f} times faster than the broadcast formula, {speedup['cdist']:.0f} times faster than "
         f"`torch.cdist` ({place})."
@@ -277,10 +283,6 @@ def _limits(limits: dict[str, str]) -> str:
     if len(levels) == 1 and set(record.LIMITS) <= limits.keys():
         return f"**torch and torchadder both held to {levels.pop().upper()}**"
     return "with " + ", ".join(f"`{name}={value}`" for name, value in limits.items())
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _digits(value: float) -> str:

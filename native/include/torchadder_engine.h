@@ -26,9 +26,9 @@ typedef struct torchadder_engine torchadder_engine;
  * is left over, or a single image, is computed by all of them together. */
 TORCHADDER_API torchadder_engine *torchadder_engine_load(const char *path, int threads);
 
-/* The same from memory, which is not needed afterwards. `isa`: "reference", "avx2", "avx512", "avx512vnni", or NULL for
- * the best that torchadder_selected_isa() allows. keep_values: the arena gives every value a place of its own, for
- * torchadder_engine_value(). */
+/* The same from memory, which is not needed afterwards. `isa`: "reference", "avx2", "avx2max", "avx512", "avx512vnni",
+ * or NULL for the best that torchadder_selected_isa() allows. keep_values: the arena gives every value a place of its
+ * own, for torchadder_engine_value(). */
 TORCHADDER_API torchadder_engine *torchadder_engine_read(const void *bytes, size_t size, int threads, const char *isa,
                                                          int keep_values);
 

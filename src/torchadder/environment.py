@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
@@ -28,6 +29,11 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": kernels.isa(),
     }
+
+
+def available_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(distribution: str) -> str | None:

@@ -24,6 +24,12 @@ ADDER_U8, CONV_U8, BINARY_U8 = (f"{op}.tadder" for op in ("adder", "conv", "bina
 ONNX, ONNX_INT8, REFERENCE = "conv.onnx", "conv-int8.onnx", "reference.safetensors"
 
 
+def with_statistics(model: Model, images: Tensor) -> Model:
+    """``model`` for inference, its batch normalisation with the statistics of ``images``."""
+    update_bn([images], model)
+    return model.eval()
+
+
 class Networks:
     """Made in a process of their own: the exporters import much, and warn."""
 
@@ -34,8 +40,7 @@ class Networks:
         models = {op: create_model(name, op=op) for op in OPS}
         images = torch.randn(IMAGES, *models["conv"].input_size)
         for model in models.values():
-            update_bn([images], model)
-            model.eval()
+            with_statistics(model, images)
         models["adder"].save_pretrained(path / ADDER)
         models["conv"].save_pretrained(path / CONV)
         for op, model in models.items():

@@ -7,19 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import update_bn
 
 from ..engine import Engine
 from ..models import create_model
 from ..models.registry import OPS
 from ..quant import quantize
 from ..quant.program import Layer, Program
+from .layers import LayerShape
+from .networks import with_statistics
 
 
 def measure(name: str, op: str, repetitions: int, progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """One row a step, the input first: one image, one thread, medians; random weights.
 
-    Element operations are those that the definition asks for, taps in the padding included.
+    Element operations are those that the definition asks for, taps in the padding included; layers are square.
     """
     if op not in OPS:
         raise ValueError(f"op {op!r} is unknown: expected {', '.join(OPS)}")
@@ -27,25 +28,22 @@ def measure(name: str, op: str, repetitions: int, progress: Callable[[str], None
     torch.manual_seed(0)
     model = create_model(name, op)
     images = torch.randn(4, *model.input_size)
-    update_bn([images], model)
-    program = quantize(model.eval(), [images], method="max")
+    program = quantize(with_statistics(model, images), [images], method="max")
     engine = Engine(program, threads=1)
     image = images[:1]
     for _ in range(3):
         engine(image)
     seconds = zip(*(engine.profile(image) for _ in range(repetitions)), strict=True)
-    shapes = _shapes(program)
-    steps = zip(program.steps, engine.kernels(), shapes[1:], strict=True)
     about: list[dict[str, Any]] = [{"step": "input", "kernel": "codes", "operations": 0}]
-    for step, kernel, shape in steps:
-        weight = step.weight if isinstance(step, Layer) else None
-        about.append(
-            {
-                "step": _title(step, shapes),
-                "kernel": kernel,
-                "operations": 0 if weight is None else weight.numel() * shape[1] * shape[2],
-            }
-        )
+    for step, kernel, (channels, height, _) in zip(program.steps, engine.kernels(), _sources(program), strict=True):
+        if isinstance(step, Layer):
+            shape = LayerShape(
+                channels, len(step.weight), step.weight.shape[-1], step.stride[0], step.padding[0], height
+            )
+            title = f"{step.kind} {shape}{' + shortcut' if len(step.sources) > 1 else ''}"
+            about.append({"step": title, "kernel": kernel, "operations": shape.operations(1)})
+        else:
+            about.append({"step": f"{type(step).__name__} {channels} @{height}", "kernel": kernel, "operations": 0})
     rows = []
     for row, times in zip(about, seconds, strict=True):
         median = statistics.median(times)
@@ -55,20 +53,13 @@ def measure(name: str, op: str, repetitions: int, progress: Callable[[str], None
     return rows
 
 
-def _shapes(program: Program) -> list[tuple[int, int, int]]:
-    """(C, H, W) of every value."""
+def _sources(program: Program) -> list[tuple[int, int, int]]:
+    """(C, H, W) of what each step reads."""
     values = [torch.zeros(1, *program.shape, dtype=torch.uint8)]
+    found = []
     with torch.no_grad():
         for step in program.steps:
-            values.append(step(*(values[source] for source in step.sources)))  # type: ignore[union-attr]
-    return [(value.shape[1], value.shape[2], value.shape[3]) for value in values]
-
-
-def _title(step: Any, shapes: list[tuple[int, int, int]]) -> str:
-    channels, height, _ = shapes[step.sources[0]]
-    if not isinstance(step, Layer):
-        return f"{type(step).__name__} {channels} @{height}"
-    c_out, _, *kernel = step.weight.shape
-    stride = f"/{step.stride[0]}" if step.stride[0] > 1 else ""
-    shortcut = " + shortcut" if len(step.sources) > 1 else ""
-    return f"{step.kind} {channels}->{c_out} {kernel[0]}x{kernel[1]}{stride} @{height}{shortcut}"
+            sources = [values[source] for source in step.sources]  # type: ignore[union-attr]
+            found.append((sources[0].shape[1], sources[0].shape[2], sources[0].shape[3]))
+            values.append(step(*sources))
+    return found

@@ -17,6 +17,7 @@ from torchadder.bench import family as family_bench
 from torchadder.bench import latency as latency_bench
 from torchadder.bench import layers as layer_bench
 from torchadder.bench import steps as step_bench
+from torchadder.environment import available_cores
 from torchadder.errors import UserError
 from torchadder.models import list_models
 from torchadder.models.registry import OPS
@@ -146,7 +147,7 @@ def kernels(
 
 
 def _latency_threads(text: str | None) -> list[int]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     if text is None:
         return [count for count in (1, 2) if count <= cores]
     counts = _numbers(text, "--threads")

@@ -18,6 +18,7 @@ from torchadder.data.augment import Augmentation, RandomResizedCrop, centre_crop
 from torchadder.data.batches import WHOLE, Batches, Loader, Share
 from torchadder.data.pixels import Damaged, cropped, listed, load_pillow, reason_of
 from torchadder.data.registry import Split, StreamedSplit
+from torchadder.environment import available_cores
 from torchadder.errors import UserError
 
 PART = 32  # images that a worker decodes in a row; small, so that many workers do not hold many batches
@@ -54,8 +55,7 @@ def open_batches(
 
 def default_workers() -> int:
     """One a processor that this process may use, its share of them where several run on the machine; at most 8."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, processors // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(MAX_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class StreamedBatches(Loader):

@@ -39,7 +39,7 @@ class Engine:
     Args:
         source: a ``.tadder`` file, or the Program that torchadder.quantize gives.
         threads: images are shared among them; one image is computed by all. Default: torch.get_num_threads().
-        isa: "reference", "avx2", "avx512" or "avx512vnni"; default: the best that this CPU runs (and
+        isa: "reference", "avx2", "avx2max", "avx512" or "avx512vnni"; default: the best that this CPU runs (and
             torchadder.kernels allows).
         keep_values: every intermediate value stays in memory, for ``values``.
 

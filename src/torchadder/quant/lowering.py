@@ -125,7 +125,7 @@ class Lowering:
             return self._normalised(node, target, x)
         if target in ADDITIONS:
             return self._added(node)
-        if isinstance(target, nn.ReLU) or target in RELUS:
+        if _rectifies(target):
             return self._rectified(node, x)
         if _hands_on(node, target):
             return x
@@ -139,7 +139,7 @@ class Lowering:
 
     def target(self, node: fx.Node) -> Any:
         """The module that a node calls, or what else it calls."""
-        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        return _target(self.model, node)
 
     def _images(self, node: fx.Node) -> Codes:
         """One scale for all channels where an adder layer compares them with its filters, else one for each."""
@@ -345,16 +345,22 @@ def _trace(model: nn.Module) -> fx.Graph:
     return graph
 
 
+def _target(model: nn.Module, node: fx.Node) -> Any:
+    """The module that a node calls, or what else it calls."""
+    return model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+
+
+def _rectifies(target: Any) -> bool:
+    return isinstance(target, nn.ReLU) or target in RELUS
+
+
 def _relu_first(model: nn.Module, graph: fx.Graph) -> None:
     """Max pooling, then ReLU, becomes ReLU, then max pooling: the same numbers, and ReLU follows a layer."""
-
-    def target(node: fx.Node) -> Any:
-        return model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-
     for node in list(graph.nodes):
         before = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        rectifies = isinstance(target(node), nn.ReLU) or target(node) in RELUS
-        if before is not None and rectifies and is_max(target(before)) and len(before.users) == 1:
+        if before is None or not _rectifies(_target(model, node)):
+            continue
+        if is_max(_target(model, before)) and len(before.users) == 1:
             source = before.args[0]
             node.replace_all_uses_with(before, lambda user, node=node: user is not node)
             before.args = (node, *before.args[1:])
