@@ -8,7 +8,7 @@ import torch
 
 from torchadder.data import Dataset, Split
 from torchadder.data import registry as datasets
-from torchadder.train import RECIPES, Recipe
+from torchadder.train import RECIPES, Recipe, Run, get_recipe, train
 
 
 def tiny(data_dir=None):
@@ -37,6 +37,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def trained(tiny_recipe, one_thread, tmp_path):
+    """Train the tiny recipe for two epochs: (folder, **changes) -> the path of the run directory."""
+
+    def make(folder="run", **changes):
+        path = tmp_path / folder
+        train(Run.open(path, get_recipe(tiny_recipe.name, {"epochs": 2, **changes})))
+        return path
+
+    return make
 
 
 ENVIRONMENT = {

@@ -15,6 +15,7 @@ from torchadder.nn import Adder, AdderConv2d, Binary, GradientRule
 NETWORKS = [  # name, parameters, layers of the operator, ordinary layers, products of the CNN, of the ordinary layers
     ("lenet5bn", 61_942, 5, 0, 416_520, 0),
     ("lenetpp", 799_436, 8, 0, 105_680_916, 0),
+    ("lenetpp_3d", 801_496, 8, 0, 105_682_974, 0),
     ("vgg_small", 4_660_116, 5, 2, 607_600_640, 3_620_864),
     ("resnet20", 272_484, 20, 2, 40_813_184, 443_008),
     ("resnet32", 466_916, 32, 2, 69_124_736, 443_008),
@@ -25,6 +26,7 @@ NETWORKS = [  # name, parameters, layers of the operator, ordinary layers, produ
 TASKS = {  # name -> num_classes and input size of the paper
     "lenet5bn": (10, (1, 32, 32)),
     "lenetpp": (10, (1, 32, 32)),
+    "lenetpp_3d": (10, (1, 32, 32)),
     "vgg_small": (10, (3, 32, 32)),
     "resnet20": (10, (3, 32, 32)),
     "resnet32": (10, (3, 32, 32)),
@@ -66,6 +68,7 @@ def layers(model: nn.Module) -> list[nn.Module]:
 OUTERMOST = {  # products of the first and the last layer, where only the binary network keeps them
     "lenet5bn": 28 * 28 * 6 * 25 + 84 * 10,
     "lenetpp": 32 * 32 * 32 * 25 + 2 * 10,
+    "lenetpp_3d": 32 * 32 * 32 * 25 + 3 * 10,
 }
 
 
@@ -158,17 +161,18 @@ def test_vgg_small_is_the_paper_s_sequence():
     )
 
 
-def test_lenetpp_classifies_by_two_features(one_thread):
+@pytest.mark.parametrize(("name", "dimensions"), [("lenetpp", 2), ("lenetpp_3d", 3)])
+def test_lenetpp_classifies_by_few_features(one_thread, name, dimensions):
     torch.manual_seed(0)
-    model = create_model("lenetpp").eval()
+    model = create_model(name).eval()
     x = torch.randn(5, 1, 32, 32)
     features = model.features(x)
-    assert features.shape == (5, 2)
+    assert features.shape == (5, dimensions)
     torch.testing.assert_close(model(x), model.bn8(model.fc(features)))
 
 
 def test_binary_lenets_keep_ordinary_outermost_layers():
-    for name in ("lenet5bn", "lenetpp"):
+    for name in ("lenet5bn", "lenetpp", "lenetpp_3d"):
         first, *inner, last = layers(on_meta(name, "binary"))
         assert (type(first), type(last)) == (nn.Conv2d, nn.Linear)
         assert all(isinstance(layer, Binary) for layer in inner)

@@ -36,6 +36,7 @@ def test_conv_has_no_gradient_rule():
 PAPER = {  # section 4: recipe -> epochs, Nesterov, weight decay, augmentation, eta
     "lenet5bn-mnist": (50, True, 5e-4, False, 0.1),
     "lenetpp-mnist": (50, True, 5e-4, False, 0.1),
+    "lenetpp_3d-mnist": (50, True, 5e-4, False, 0.1),
     "lenet5bn-fashion_mnist": (50, True, 5e-4, False, 0.1),
     "vgg_small-cifar10": (400, False, 5e-4, True, 0.2),
     "vgg_small-cifar100": (400, False, 5e-4, True, 0.2),

@@ -44,9 +44,9 @@ class LeNet5BN(nn.Sequential, Model):
 
 
 class LeNetPP(Model):
-    """LeNet++, whose features are points in a plane: the figure of clusters (CNN: sectors by angle).
+    """LeNet++, whose features are points in a plane or in space: the figure of clusters (CNN: sectors by angle).
 
-    Three stages of two 5x5 layers, 2x32C5-MP2-2x64C5-MP2-2x128C5-MP2, a feature layer of 2 and the classifier;
+    Three stages of two 5x5 layers, 2x32C5-MP2-2x64C5-MP2-2x128C5-MP2, a feature layer of 2 or 3 and the classifier;
     BN follows every layer, an activation every convolution. Widths and kernels are those of "A Discriminative
     Feature Learning Approach for Deep Face Recognition", Wen et al., ECCV 2016, which the paper follows; that
     network has PReLU and no BN, which an adder layer cannot do without.
@@ -54,7 +54,7 @@ class LeNetPP(Model):
     Shapes: (N, in_chans, 32, 32) -> (N, num_classes). Other sizes are refused by the feature layer.
     """
 
-    def __init__(self, layers: Layers, num_classes: int, in_chans: int):
+    def __init__(self, layers: Layers, num_classes: int, in_chans: int, dimensions: int):
         super().__init__()
         self.stages = nn.Sequential()
         channels = in_chans
@@ -67,13 +67,13 @@ class LeNetPP(Model):
                 self.stages.add_module(f"pool{i // 2}", nn.MaxPool2d(2))  # 32 -> 16 -> 8 -> 4
             channels = width
         self.stages.add_module("flatten", nn.Flatten())
-        self.feature = layers.linear(channels * 4 * 4, 2, bias=False)
-        self.bn7 = nn.BatchNorm1d(2)
-        self.fc = layers.last(2, num_classes, bias=False)
+        self.feature = layers.linear(channels * 4 * 4, dimensions, bias=False)
+        self.bn7 = nn.BatchNorm1d(dimensions)
+        self.fc = layers.last(dimensions, num_classes, bias=False)
         self.bn8 = nn.BatchNorm1d(num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier sees: (N, in_chans, 32, 32) -> (N, 2)."""
+        """What the classifier sees: (N, in_chans, 32, 32) -> (N, 2), or (N, 3) of lenetpp_3d."""
         return self.bn7(self.feature(self.stages(x)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,4 +87,9 @@ def lenet5bn(layers: Layers, num_classes: int, in_chans: int) -> Model:
 
 @register("lenetpp", num_classes=10, in_chans=1, size=32)
 def lenetpp(layers: Layers, num_classes: int, in_chans: int) -> Model:
-    return LeNetPP(layers, num_classes, in_chans)
+    return LeNetPP(layers, num_classes, in_chans, dimensions=2)
+
+
+@register("lenetpp_3d", num_classes=10, in_chans=1, size=32)
+def lenetpp_3d(layers: Layers, num_classes: int, in_chans: int) -> Model:
+    return LeNetPP(layers, num_classes, in_chans, dimensions=3)

@@ -259,6 +259,7 @@ RECIPES: dict[str, Recipe] = {
     for model, dataset, settings in [
         ("lenet5bn", "mnist", _MNIST),
         ("lenetpp", "mnist", _MNIST),
+        ("lenetpp_3d", "mnist", _MNIST),
         ("lenet5bn", "fashion_mnist", _MNIST),
         ("vgg_small", "cifar10", _CIFAR),
         ("vgg_small", "cifar100", _CIFAR),
