@@ -1,10 +1,14 @@
-"""Binary convolutions as functions: the operator and its gradient rule, both XNOR-Net's.
+"""Binary convolutions as functions: XNOR-Net's operator, and gradients that go straight through its signs.
 
 Rastegari et al., "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks", ECCV 2016, arXiv
-1603.05279. With W~ = alpha sign(W), the estimate of the filter W, and n the number of its elements:
+1603.05279. With W~ = alpha sign(W), the estimate of the filter W:
 
     dX = (gradient that reaches sign(X)) * 1{|X| <= 1}      straight through, clipped (Courbariaux et al., 1602.02830)
-    dW = dW~ * (1 / n + alpha * 1{|W| <= 1})                p. 6, training of Binary-Weight-Networks
+    dW = dW~                                                straight through (DoReFa-Net, Zhou et al., 1606.06160)
+
+XNOR-Net has dW~ * (1 / n + alpha * 1{|W| <= 1}) for a filter of n elements. With an initial |W| of about 1 / sqrt(n)
+that is a tenth to a fiftieth of dW~, which Adam, that its authors train with, scales away; SGD, with the rate of the
+CNN, then turns next to no sign (docs/decisions.md has the numbers).
 
 The paper's second scale, K, the mean |X| under each position of the filter, is left out as in the authors' own code:
 without it they lose "less than 1% top-1" with AlexNet (p. 12), and it costs a multiplication for every output.
@@ -47,11 +51,10 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     stride, padding, dilation, groups = geometry
     signs, filters = wide(sign(x)), wide(weight)
-    alpha = scale(filters)
     dx, dw, db = torch.ops.aten.convolution_backward(
         wide(grad),
         signs,
-        alpha * sign(filters),
+        scale(filters) * sign(filters),
         weight.shape[:1],
         stride,
         padding,
@@ -64,7 +67,7 @@ def _gradients(
     if dx is not None:
         dx = (dx * (x.abs() <= 1)).to(x.dtype)
     if dw is not None:
-        dw = (dw * (1 / weight[0].numel() + alpha * (filters.abs() <= 1))).to(x.dtype)
+        dw = dw.to(x.dtype)
     if db is not None:
         db = db.to(x.dtype)
     return dx, dw, db
