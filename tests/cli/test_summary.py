@@ -1,10 +1,13 @@
-"""torchadder summary: its table, its JSON, its refusals."""
+"""torchadder summary: its tables, its JSON, its refusals."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from torchadder.analysis import summary
+from torchadder.analysis import cost, summary
+from torchadder.bench import one_image
 from torchadder.cli import main
 from torchadder.models import create_model
 from torchadder.models.registry import OPS
@@ -15,36 +18,90 @@ REFUSED = [  # arguments -> the words on stderr
     (["lenet5bn", "--input-size", "32"], "--input-size 32: expected CxHxW"),
     (["lenet5bn", "--input-size", "1x32x-2"], "--input-size 1x32x-2: every size must be at least 1"),
     (["lenet5bn", "--input-size", "1x28x28"], "does not run on an input of 1x28x28"),
+    (["lenet5bn", "--costs", "nowhere.toml"], "cannot read nowhere.toml: No such file"),
 ]
+
+CHIP = '["[My] chip"]\nunit = "ns"\nadd = 0.5\n'
+
+
+def printed(op="adder", name="lenet5bn", tables=()):
+    counts = summary(create_model(name, op=op))
+    return f"{counts}\n\n{cost.text(cost.costs(counts, [*cost.built_in(), *tables]))}\n"
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_plain_text_where_no_terminal_is(op, capsys):
     assert main(["summary", "lenet5bn", "--op", op]) == 0
-    assert capsys.readouterr().out == f"{summary(create_model('lenet5bn', op=op))}\n"
+    assert capsys.readouterr().out == printed(op)
 
 
 def test_table_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["summary", "resnet20"]) == 0
-    printed = capsys.readouterr().out
+    out = capsys.readouterr().out
     for words in ("resnet20 · adder · input 3x32x32", "layer2.0.downsample.0", "81,183,360", "82.34M", "┃"):
-        assert words in printed
+        assert words in out
+    for words in ("VIA Nano 2000, float", "164,138,752", "2,524,102", "Horowitz"):
+        assert words in out
 
 
 def test_a_terminal_too_narrow_for_the_table_cuts_nothing(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["summary", "resnet20"]) == 0
-    assert capsys.readouterr().out == f"{summary(create_model('resnet20'))}\n"
+    assert capsys.readouterr().out == printed(name="resnet20")
 
 
 def test_json_is_one_object_and_nothing_else(capsys):
     assert main(["summary", "resnet20", "--op", "conv", "--json"]) == 0
-    counts = json.loads(capsys.readouterr().out)
-    assert counts == json.loads(json.dumps(summary(create_model("resnet20", op="conv")).to_dict()))
-    assert counts["total"]["mul"] == 40_813_184
+    found = json.loads(capsys.readouterr().out)
+    counts = summary(create_model("resnet20", op="conv"))
+    assert found.pop("costs") == json.loads(json.dumps([each.to_dict() for each in cost.costs(counts)]))
+    assert found == json.loads(json.dumps(counts.to_dict()))
+    assert found["total"]["mul"] == 40_813_184
+
+
+def test_a_table_of_costs_of_one_s_own_comes_after_the_published(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("chip.toml").write_text(CHIP)
+    assert main(["summary", "lenet5bn", "--costs", "chip.toml"]) == 0
+    out = capsys.readouterr().out
+    assert out == printed(tables=cost.read_tables(Path("chip.toml")))
+    assert re.search(r"^\[My\] chip +ns +- +0.5 +- +416,520 +-$", out, re.MULTILINE)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["summary", "lenet5bn", "--costs", "chip.toml"]) == 0
+    assert "[My] chip" in capsys.readouterr().out
+
+
+def test_a_table_of_a_published_name_takes_its_place(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("chip.toml").write_text('["45 nm, int8"]\nunit = "fJ"\nadd = 1\n')
+    assert main(["summary", "lenet5bn", "--costs", "chip.toml", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["costs"]
+    assert [each["name"] for each in found] == [table.name for table in cost.built_in()]
+    assert (found[1]["unit"], found[1]["total"]) == ("fJ", 833_040)
+
+
+@pytest.mark.parametrize("reason", [None, "cannot quantise relu"])
+def test_measured_here(capsys, monkeypatch, reason):
+    engine = None if reason else 0.015
+    rows = [
+        {"runtime": one_image.FLOAT, "milliseconds": 0.25, "n": 11, "reason": None},
+        {"runtime": one_image.ENGINE, "milliseconds": engine, "n": 11, "reason": reason},
+    ]
+    asked = []
+    monkeypatch.setattr(one_image, "measure", lambda model, size: asked.append(size) or rows)
+    assert main(["summary", "resnet20", "--input-size", "3x16x16", "--measure"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()[-3:]
+    assert re.fullmatch(r"measured: one image on one thread, .+, kernels \w+, median of 11", heading)
+    assert lines == ["float32, torch  0.25 ms", f"8 bits, engine  {'-: ' + reason if reason else '0.015 ms'}"]
+    assert main(["summary", "resnet20", "--measure", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    assert measured["rows"] == rows
+    assert measured["environment"]["threads"] == 1
+    assert asked == [(3, 16, 16), (3, 32, 32)]
 
 
 def test_another_input_size(capsys):
@@ -58,8 +115,8 @@ def test_another_input_size(capsys):
 @pytest.mark.parametrize(("arguments", "words"), REFUSED)
 def test_refused(arguments, words, capsys):
     assert main(["summary", *arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert words in printed.err
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
