@@ -1,7 +1,8 @@
-"""What several folders of tests share: a tiny learnable data set with a recipe on it, finished runs, one thread."""
+"""What several folders of tests share: a tiny learnable data set with a recipe on it, finished runs, a browser."""
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -87,3 +88,28 @@ def finished(tmp_path):
         return folder
 
     return write
+
+
+QUIET = [  # a browser that speaks to nobody of its own accord
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium that is installed here, driven by playwright; without one the test is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip(f"needs a browser on the PATH: {', '.join(names)}")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=executable, args=QUIET)
+        yield opened
+        opened.close()

@@ -10,9 +10,7 @@ import typer
 
 from torchadder.cli import console
 from torchadder.data.pixels import load_pillow, reason_of
-from torchadder.data.preprocessing import Preprocessing
-from torchadder.engine import Engine
-from torchadder.errors import UserError
+from torchadder.engine.classifier import Classifier
 from torchadder.quant.file import SUFFIX
 
 
@@ -30,13 +28,9 @@ def predict(
     Images are brought to the colours, the size and the range that the network was trained on. Those that cannot be
     read are named, the others still predicted; the exit code is then 2.
     """
-    engine = Engine(file, threads)
-    channels, height, width = engine.shape
-    try:
-        preprocessing = Preprocessing.from_dict(engine.about, channels)
-    except ValueError as error:
-        raise UserError(f"cannot tell from {file} what to do with an image: {error}; quantize it again") from error
-    names = _names(engine)
+    classifier = Classifier(file, threads)
+    engine, preprocessing, names = classifier.engine, classifier.preprocessing, classifier.names
+    _, height, width = engine.shape
     pillow = load_pillow()
     results: list[dict[str, Any]] = []
     failed, resized = [], False
@@ -67,14 +61,3 @@ def predict(
         print(json_format.dumps({"file": str(file), "images": results, "failed": failed}))
     if failed:
         raise typer.Exit(2)
-
-
-def _names(engine: Engine) -> list[str]:
-    """The name of each class, or its number where the file has none."""
-    numbers = [str(label) for label in range(engine.classes)]
-    try:
-        names = json_format.loads(engine.about.get("classes", "[]"))
-    except (TypeError, ValueError, RecursionError):
-        return numbers
-    good = isinstance(names, list) and len(names) == len(numbers) and all(isinstance(name, str) for name in names)
-    return names if good else numbers

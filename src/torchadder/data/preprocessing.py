@@ -78,7 +78,11 @@ class Preprocessing:
                 else:
                     mode = MODES[len(self.normalization.mean)]
                     pixels = np.atleast_3d(np.asarray(image.convert(mode))).transpose(2, 0, 1)
+        return self.prepared(pixels, size), had
+
+    def prepared(self, pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """Pixels uint8 (C, H, W) as float32 (1, C, *size)."""
         x = torch.from_numpy(pixels.astype(np.float32))[None]
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
-        return self.normalization.in_place(x), had
+        return self.normalization.in_place(x)

@@ -1,0 +1,38 @@
+"""torchadder demo: a local page on which one draws and sees what a program answers."""
+
+import os
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchadder.cli import console
+from torchadder.demo import Server
+from torchadder.demo.answers import Answers
+from torchadder.quant.file import SUFFIX
+
+
+def demo(
+    file: Annotated[Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="What quantize wrote.", show_default=False)],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any that is free.")] = 0,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+) -> None:
+    """Draw a digit on a local page and see the answer of FILE while you do, with its distances and its time.
+
+    Programs for colour take an image instead. The page is for this machine alone (127.0.0.1) and loads nothing from
+    elsewhere. Ctrl-C ends it.
+    """
+    answers = Answers(file, threads)
+    with Server(answers, port) as server:
+        told = [console.printable(value) for value in answers.about()["told"]]
+        print(" · ".join([file.name, *told]))
+        print(f"draw at {server.url}  (Ctrl-C ends it)", flush=True)
+        if show and any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
+            threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
