@@ -8,7 +8,10 @@ from torchadder.cli import main
 from torchadder.train.recipe import options
 from torchadder.version import __version__
 
-VERBS = ("train", "eval", "summary", "doctor", "bench")
+VERBS = (
+    *("train", "eval", "quantize", "predict", "demo", "report", "figures"),
+    *("reproduce", "summary", "bench", "doctor"),
+)
 
 
 def test_version(capsys):

@@ -12,10 +12,13 @@ import typer
 
 from torchadder.cli import console
 from torchadder.cli.bench import bench
+from torchadder.cli.demo import demo
 from torchadder.cli.doctor import doctor
 from torchadder.cli.eval import evaluate
+from torchadder.cli.figures import figures
 from torchadder.cli.predict import predict
 from torchadder.cli.quantize import quantize
+from torchadder.cli.report import report
 from torchadder.cli.reproduce import reproduce
 from torchadder.cli.summary import summary
 from torchadder.cli.train import train
@@ -36,8 +39,11 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("quantize")(quantize)
 app.command("predict")(predict)
+app.command("demo")(demo)
+app.command("report")(report)
 app.command("reproduce")(reproduce)
 app.command("summary")(summary)
+app.command("figures")(figures)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")
 

@@ -1,0 +1,83 @@
+"""torchadder figures: a line for each figure, JSON, progress on stderr, and the line of every mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from torchadder.analysis.figures import FIGURES, gallery
+from torchadder.cli import main
+from torchadder.models.checkpoint import LAST
+
+
+def test_a_line_for_each_figure(folder, capsys):
+    assert main(["figures", "run", "--figure", "filters,curves"]) == 0
+    out, err = capsys.readouterr()
+    filters, curves = out.splitlines()
+    assert filters.startswith("filters  6 filters of 5x5, largest |weight| of AdderNet, full gradient, ALR, eta 0.1: ")
+    assert filters.endswith("-> figures/filters.png .svg .json")
+    assert curves.startswith("curves  test accuracy: AdderNet, full gradient, ALR, eta 0.1 ")
+    assert err == ""
+    written = {path.name for path in Path("figures").iterdir()}
+    assert written == {f"{name}.{kind}" for name in ("filters", "curves") for kind in ("png", "svg", "json")}
+
+
+def test_what_is_left_out_is_told(folder, capsys, monkeypatch):
+    monkeypatch.setattr(gallery, "FIGURES", {name: FIGURES[name] for name in ("features", "gradients", "outputs")})
+    assert main(["figures", "run", "--iterations", "2", "--out", "new/folder"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["gradients", "outputs", "features"]
+    assert lines[-1] == (
+        "features  left out: lenet5bn has no features in a plane or in space: name runs of lenetpp or lenetpp_3d"
+    )
+    title = "AdderNet, full gradient, ALR, eta 0.1"
+    assert err.splitlines() == [f"gradients: {title}", f"outputs: {title}"]
+
+
+def test_json_is_one_object(folder, capsys):
+    assert main(["figures", "run", "run", "--figure", "gradients", "--iterations", "1", "--json", "-o", "out"]) == 0
+    out, _ = capsys.readouterr()
+    result = json.loads(out)
+    (made,) = result["figures"]
+    assert made["name"] == "gradients"
+    assert result["left_out"] == {}
+    assert all(Path(made[kind]) == Path(f"out/gradients.{kind}") for kind in ("png", "svg", "json"))
+    layers = json.loads(Path(made["json"]).read_text())["panels"][1]["layers"]
+    assert f"{layers[0]['norms'][0]:.4f}" in made["line"]
+
+
+BAD = [  # arguments after figures, words of the line
+    (["run", "--figure", "curve"], "unknown figure 'curve'; known: features, filters, weights, curves, gradients"),
+    (["run", "--figure", ""], "unknown figure ''"),
+    (["run", "--figure", "curves,features"], "features: lenet5bn has no features in a plane or in space"),
+    (["run", "other", "--figure", "weights"], "weights: lenet5bn and lenetpp have different layers"),
+    (["run", "--out", "file"], "cannot write into file: "),
+    (["run", "--iterations", "0"], "'--iterations'"),
+    (["nowhere"], "nowhere holds no run: name a folder that torchadder train wrote"),
+    (["run", "unfinished"], f"unfinished has no checkpoint ({LAST})"),
+    ([], "Missing argument 'RUN...'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD)
+def test_mistakes_are_one_line(folder, capsys, arguments, words):
+    Path("file").write_text("")
+    _copy("unfinished", "recipe.json", model="lenet5bn")
+    _copy("other", "recipe.json", "metrics.jsonl", LAST, model="lenetpp")
+    assert main(["figures", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert not Path("figures").exists()
+
+
+def _copy(name, *files, model):
+    """The run again in folder ``name``, as far as ``files``, with another model in its recipe."""
+    Path(name).mkdir()
+    for file in files:
+        (Path(name) / file).write_bytes((Path("run") / file).read_bytes())
+    recipe = json.loads((Path(name) / "recipe.json").read_text())
+    (Path(name) / "recipe.json").write_text(json.dumps({**recipe, "model": model}))
