@@ -27,15 +27,18 @@ BENCH_INSTALLED := $(VENV)/.installed-bench
 .DELETE_ON_ERROR:
 .PHONY: quickstart test lint bench bench-avx2 format clean
 
-quickstart: $(PACKAGE_INSTALLED)  ## LeNet-5-BN on MNIST as AdderNet and as CNN: accuracies, in 8 bits too, and latencies
+quickstart: $(PACKAGE_INSTALLED)  ## LeNet-5-BN on MNIST as AdderNet and as CNN: accuracies, in 8 bits too, latencies, a report
 	$(BIN)/torchadder train lenet5bn-mnist --op adder --epochs $(EPOCHS) $(call run,adder)
 	$(BIN)/torchadder train lenet5bn-mnist --op conv --epochs $(EPOCHS) $(call run,conv)
 	@echo
 	@$(BIN)/torchadder eval $(RUNS)/conv-$(EPOCHS)/last.pt
 	@$(BIN)/torchadder eval $(RUNS)/adder-$(EPOCHS)/last.pt
-	@$(BIN)/torchadder quantize $(RUNS)/adder-$(EPOCHS)/last.pt -o $(RUNS)/adder-$(EPOCHS).tadder
+	@$(BIN)/torchadder quantize $(RUNS)/adder-$(EPOCHS)/last.pt -o $(RUNS)/adder-$(EPOCHS)/int8.tadder
 	@echo
 	@$(BIN)/torchadder bench latency lenet5bn --batch 1,64 --threads 1 --repetitions 5 --out $(RUNS)/latency.json
+	@echo
+	@$(BIN)/torchadder report $(RUNS)/adder-$(EPOCHS) $(RUNS)/conv-$(EPOCHS) -o $(RUNS)/report.html
+	@echo "open it in a browser; to draw digits yourself: $(BIN)/torchadder demo $(RUNS)/adder-$(EPOCHS)/int8.tadder"
 
 test: $(DEV_INSTALLED)  ## the test suite, against the installed package
 	$(BIN)/python -m pytest
@@ -86,7 +89,7 @@ $(TORCH_INSTALLED): $(VENV_MADE) Makefile
 $(PACKAGE_INSTALLED): $(TORCH_INSTALLED) $(SOURCES)
 	@{ test -n "$$CXX" || command -v c++ || command -v g++ || command -v clang++; } >/dev/null || \
 		{ echo "error: no C++ compiler found; install one (Debian, Ubuntu: g++) or name it with CXX="; exit 2; }
-	$(PIP) install '.[cli]'
+	$(PIP) install '.[cli,report]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(PACKAGE_INSTALLED) pyproject.toml

@@ -24,6 +24,9 @@ from .bruteforce import Case, brute_force
 OPTIONAL = {
     "cli": ("typer", "rich"),
     "images": ("pillow",),
+    "plot": ("matplotlib",),
+    "report": ("jinja2", "altair", "vl-convert-python"),
+    "bench": ("onnxruntime", "openvino"),
     "log": ("tensorboard",),
     "hf": ("huggingface_hub",),
     "dev": ("pytest", "ruff", "mypy", "clang-format"),
