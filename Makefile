@@ -28,8 +28,8 @@ BENCH_INSTALLED := $(VENV)/.installed-bench
 .PHONY: quickstart test lint bench bench-avx2 format clean
 
 quickstart: $(PACKAGE_INSTALLED)  ## LeNet-5-BN on MNIST as AdderNet and as CNN: accuracies, in 8 bits too, latencies, a report
-	$(BIN)/torchadder train lenet5bn-mnist --op adder --epochs $(EPOCHS) $(call run,adder)
-	$(BIN)/torchadder train lenet5bn-mnist --op conv --epochs $(EPOCHS) $(call run,conv)
+	$(BIN)/torchadder train lenet5bn-mnist --op adder --epochs $(EPOCHS) --no-report $(call run,adder)
+	$(BIN)/torchadder train lenet5bn-mnist --op conv --epochs $(EPOCHS) --no-report $(call run,conv)
 	@echo
 	@$(BIN)/torchadder eval $(RUNS)/conv-$(EPOCHS)/last.pt
 	@$(BIN)/torchadder eval $(RUNS)/adder-$(EPOCHS)/last.pt

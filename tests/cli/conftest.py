@@ -14,8 +14,9 @@ CLASSES = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eig
 
 
 @pytest.fixture(autouse=True)
-def tiny_world(tiny_recipe, one_thread):
-    pass
+def tiny_world(tiny_recipe, one_thread, monkeypatch):
+    """Without the extra of the report, as far as train can see: a page at the end of each run would take seconds."""
+    monkeypatch.setattr("torchadder.cli.train.page.is_installed", lambda: False)
 
 
 def pixels(data_dir=None):
@@ -47,6 +48,7 @@ def trained(tmp_path_factory):
         run = str(folder / "run")
         torch.set_num_threads(1)
         train = ["train", "lenet5bn-mnist", "--dataset", "pixels", "--epochs", "6", "--batch-size", "16", "--out", run]
+        train.append("--no-report")
         assert main(train) == 0
         assert main(["quantize", run, "-o", f"{run}.tadder"]) == 0
     torch.set_num_threads(threads)

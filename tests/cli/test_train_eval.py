@@ -39,6 +39,20 @@ def test_train_prints_header_epochs_and_result(capsys, tmp_path):
     assert (tmp_path / "run" / "best.safetensors").exists()
 
 
+def test_train_ends_with_a_page(capsys, tmp_path):
+    assert main([*TRAIN, "--epochs", "1", "--report"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "report: run/report.html"
+    assert "<!doctype html>" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_page_that_cannot_be_made_is_no_failure(capsys, tmp_path):
+    (tmp_path / "run" / "report.html").mkdir(parents=True)
+    assert main([*TRAIN, "--epochs", "1", "--report", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["epochs"] == 1
+    assert err.splitlines()[-1] == "no report: cannot write run/report.html: it is a folder"
+
+
 def test_train_conv_counts_its_multiplications(capsys):
     assert main([*TRAIN, "--epochs", "1", "--op", "conv"]) == 0
     assert " · conv · 61,942 parameters · 416,520 multiplications in 5 layers · " in capsys.readouterr().out

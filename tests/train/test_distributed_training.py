@@ -208,7 +208,7 @@ def fail(name, folder):
             patch.setattr(module, attribute, value)
         patch.chdir(folder)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(["train", TINY.name, "--epochs", "2", "--out", name, *flags])
+            code = main(["train", TINY.name, "--epochs", "2", "--no-report", "--out", name, *flags])
     assert not dist.is_initialized()
     told = {"code": code, "out": out.getvalue(), "err": err.getvalue()}
     (folder / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(told))
@@ -260,7 +260,7 @@ def restarting(tiny_recipe, one_thread, monkeypatch):
 
 
 def test_with_restarts_a_run_is_continued_whatever_there_is_of_it(restarting, tmp_path, capsys):
-    command = ["train", TINY.name, "--out", str(tmp_path / "run"), "--epochs", "2"]
+    command = ["train", TINY.name, "--out", str(tmp_path / "run"), "--epochs", "2", "--no-report"]
     assert main(command) == 0  # begins
     (tmp_path / "run" / "last.pt").unlink()
     assert main(command) == 0  # begins again: no epoch was saved
@@ -307,7 +307,16 @@ def write_images(folder):
 
 def arguments(folder, out):
     flags = ["--dataset", "cifar10", "--partial", "--augment", "--batch-size", "16", "--epochs", "3", "--sync-bn"]
-    return ["train", "lenet5bn-mnist", *flags, "--data", str(folder / "cifar-10-batches-bin"), "--out", str(out)]
+    return [
+        "train",
+        "lenet5bn-mnist",
+        *flags,
+        "--no-report",
+        "--data",
+        str(folder / "cifar-10-batches-bin"),
+        "--out",
+        str(out),
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
+from torchadder.analysis import report as page
+from torchadder.analysis.runs import TrainedRun
 from torchadder.cli import console
 from torchadder.cli.options import WORKERS, with_recipe_options
 from torchadder.data import list_datasets
@@ -45,6 +47,14 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves for TensorBoard into the folder of the run.")
     ] = False,
+    report: Annotated[
+        bool | None,
+        typer.Option(
+            "--report/--no-report",
+            help='End with a page about the run in its folder (default: where "torchadder[report]" is installed).',
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
     *,
     changes: dict[str, Any],
@@ -87,6 +97,8 @@ def train(
             raise typer.Exit(130) from None
     if processes.first:
         print(json_format.dumps(asdict(outcome)) if json else _describe(outcome))
+        if page.is_installed() if report is None else report:
+            _report(run.folder, data, stream)
 
 
 def _open(recipe: str, changes: dict[str, Any], out: Path | None, resume: bool) -> Run:
@@ -118,6 +130,16 @@ def _interrupted(run: Run, recipe: str, data: Path | None, tensorboard: bool) ->
     command += ["--data", str(data)] if data else []
     command += ["--tensorboard"] if tensorboard else []
     return f"{saved}, continue with: {shlex.join(command)}"
+
+
+def _report(folder: Path, data: Path | None, stream: TextIO) -> None:
+    """A page that cannot be made is no failure of the training."""
+    path = folder / "report.html"
+    try:
+        page.write([TrainedRun.read(folder)], path, data_dir=data, test=None)
+        print(f"report: {path}", file=stream)
+    except UserError as error:
+        print(f"no report: {error}", file=stream)
 
 
 def _describe(outcome: Outcome) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import importlib
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,7 +17,7 @@ from torchadder.analysis import cost
 from torchadder.analysis.report import charts
 from torchadder.analysis.report.content import REPETITIONS, Content, Missing, collect
 from torchadder.analysis.runs import TrainedRun, titles
-from torchadder.data import Dataset
+from torchadder.data import Dataset, Split
 from torchadder.errors import UserError
 from torchadder.reproduce.record import effective
 from torchadder.train.recipe import Recipe
@@ -31,12 +31,17 @@ UNTESTED = "no confusion matrix, no accuracy by class and no mistakes"
 LISTED = 20  # otherwise so many of the most frequent confusions, and of the classes with the lowest accuracy
 
 
+def is_installed() -> bool:
+    """Whether the packages of the extra [report] are at hand."""
+    return all(importlib.util.find_spec(name) is not None for name in PACKAGES)
+
+
 def write(
     runs: Sequence[TrainedRun],
     path: Path,
     *,
     data_dir: Path | None = None,
-    test: bool = True,
+    test: bool | None = True,
     program: Path | None = None,
     workers: int | None = None,
 ) -> list[str]:
@@ -46,7 +51,7 @@ def write(
         path: a file FILE.html, which is replaced.
         data_dir: folder with the data files, as --data. Where it is None and the data cannot be had, the page
             says so and does without.
-        test: False leaves out what needs the test images.
+        test: False leaves out what needs the test images; None does where these stream, which may take hours.
         program: a .tadder file of the run, which is then the only one; those in run directories are found.
         workers: processes that decode images which stream.
 
@@ -104,17 +109,19 @@ def _check(runs: Sequence[TrainedRun], program: Path | None) -> None:
 
 
 def _collect(
-    runs: Sequence[TrainedRun], data_dir: Path | None, test: bool, program: Path | None, workers: int | None
+    runs: Sequence[TrainedRun], data_dir: Path | None, test: bool | None, program: Path | None, workers: int | None
 ) -> list[Content]:
     opened: dict[tuple[bool, str], Dataset | Missing] = {}
 
     def dataset_of(run: TrainedRun) -> Dataset | Missing:
-        if not test:
+        if test is False:
             return Missing(f"{UNTESTED}: the test images were left out")
         wanted = (run.recipe.partial, run.recipe.on_error)
         if wanted not in opened:
             try:
-                opened[wanted] = run.dataset(data_dir)
+                dataset = run.dataset(data_dir)
+                streams = test is None and not isinstance(dataset.test, Split)
+                opened[wanted] = Missing(f"{UNTESTED}: the test images stream") if streams else dataset
             except UserError as error:
                 if data_dir is not None:
                     raise
