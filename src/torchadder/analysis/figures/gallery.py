@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ... import atomic
+from ...bench.record import portable_command, today
+from ...environment import describe_environment
 from ...errors import UserError
-from ...version import __version__
 from ..runs import TrainedRun
 from . import curves, drawing, features, filters, gradients, outputs, weights
 from .material import Material
@@ -99,8 +100,11 @@ def _prepare(out: Path) -> None:
 
 
 def _write(name: str, data: dict[str, Any], material: Material, out: Path) -> Made:
-    about = [{"title": title, "folder": str(run.folder), "recipe": asdict(run.recipe)} for title, run in material]
-    record = {"figure": name, "torchadder": __version__, "runs": about, **data}
+    about = [{"title": title, "folder": run.folder.name, "recipe": asdict(run.recipe)} for title, run in material]
+    environment = describe_environment()
+    environment["command"] = portable_command(environment["command"])
+    line = FIGURES[name].describe(data)
+    record = {"figure": name, "date": today(), "environment": environment, "line": line, "runs": about, **data}
     text = json.dumps(record, allow_nan=False) + "\n"
     try:
         with drawing.styled():
@@ -108,4 +112,4 @@ def _write(name: str, data: dict[str, Any], material: Material, out: Path) -> Ma
         atomic.write_bytes(out / f"{name}.json", text.encode())
     except OSError as error:
         raise UserError(f"cannot write into {out}: {error.strerror or error}") from error
-    return Made(name, out / name, FIGURES[name].describe(data), data)
+    return Made(name, out / name, line, data)
