@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from ..nn import Adder
 from .registry import Layers, Model, register
 
 
@@ -47,9 +48,10 @@ class LeNetPP(Model):
     """LeNet++, whose features are points in a plane or in space: the figure of clusters (CNN: sectors by angle).
 
     Three stages of two 5x5 layers, 2x32C5-MP2-2x64C5-MP2-2x128C5-MP2, a feature layer of 2 or 3 and the classifier;
-    BN follows every layer, an activation every convolution. Widths and kernels are those of "A Discriminative
-    Feature Learning Approach for Deep Face Recognition", Wen et al., ECCV 2016, which the paper follows; that
-    network has PReLU and no BN, which an adder layer cannot do without.
+    BN follows every layer but an ordinary classifier, an activation every convolution. Widths and kernels are those
+    of "A Discriminative Feature Learning Approach for Deep Face Recognition", Wen et al., ECCV 2016, which the paper
+    follows; that network has PReLU and no BN, which an adder layer cannot do without. The logits of a CNN have none:
+    it would shift each class, and the angle alone would no longer tell them apart.
 
     Shapes: (N, in_chans, 32, 32) -> (N, num_classes). Other sizes are refused by the feature layer.
     """
@@ -70,7 +72,7 @@ class LeNetPP(Model):
         self.feature = layers.linear(channels * 4 * 4, dimensions, bias=False)
         self.bn7 = nn.BatchNorm1d(dimensions)
         self.fc = layers.last(dimensions, num_classes, bias=False)
-        self.bn8 = nn.BatchNorm1d(num_classes)
+        self.bn8 = nn.BatchNorm1d(num_classes) if isinstance(self.fc, Adder) else nn.Identity()
 
     def features(self, x: Tensor) -> Tensor:
         """What the classifier sees: (N, in_chans, 32, 32) -> (N, 2), or (N, 3) of lenetpp_3d."""

@@ -129,7 +129,7 @@ def create_model(
     Args:
         name: one of ``list_models()``.
         op: "adder" (L1 distance, no multiplication), "conv" (the CNN twin) or "binary" (the BNN twin); weights
-            have the same names and shapes in all three.
+            have the same names and shapes in all three (of LeNet++ but the last normalisation).
         num_classes, in_chans: default to the paper's task, e.g. 10 and 1 for lenet5bn.
         grad: gradient rule of the adder layers, a GradientRule or its fields as a mapping.
         recenter: every adder layer adds sum |W| to its outputs, which 16-bit training needs (AdderConv2d).

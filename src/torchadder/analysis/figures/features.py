@@ -51,11 +51,11 @@ class Shape:
         """What the classes are.
 
         "clusters" where the spread is nearer to that of round ones than to spokes; else "sectors" where the direction
-        tells a class at least as well as the distance; else "neither".
+        mistakes at most half as many images again as the distance does; else "neither".
         """
         if self.radial <= (1 + 1 / self.dimensions) / 2:
             return "clusters"
-        return "sectors" if self.by_direction >= self.by_distance else "neither"
+        return "sectors" if 1 - self.by_direction <= 1.5 * (1 - self.by_distance) else "neither"
 
 
 def shape_of(points: Tensor, labels: Tensor) -> tuple[Shape, Tensor]:
