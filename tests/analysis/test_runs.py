@@ -70,6 +70,9 @@ def test_titles_tell_runs_apart(trained, changes, expected):
     assert titles(runs) == expected
 
 
-def test_two_runs_alike_are_told_apart_by_their_folders(trained):
-    runs = [TrainedRun.read(trained(name)) for name in ("a", "b")]
-    assert len(set(titles(runs))) == 2
+@pytest.mark.parametrize(
+    ("folders", "expected"), [(("here/a", "there/b"), ["CNN, a", "CNN, b"]), (("here/a", "there/a"), None)]
+)
+def test_runs_alike_are_told_apart_by_their_folders(trained, folders, expected):
+    runs = [TrainedRun.read(trained(folder, op="conv", epochs=1)) for folder in folders]
+    assert titles(runs) == (expected or [f"CNN, {run.folder}" for run in runs])

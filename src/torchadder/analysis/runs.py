@@ -74,6 +74,7 @@ def titles(runs: list[TrainedRun]) -> list[str]:
         [run.recipe.dataset for run in runs],
         [f"{run.recipe.epochs} epochs" for run in runs],
         [f"seed {run.recipe.seed}" for run in runs],
+        [run.folder.name for run in runs],
         [str(run.folder) for run in runs],
     ]
     for values in more:
