@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from torchadder.errors import UserError
+
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Replace ``path`` by ``data``: temporary file beside it, fsync, rename.
@@ -22,6 +24,18 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def check_writable(out: Path, suffix: str) -> None:
+    """Before minutes are spent. Raises UserError where --out cannot become a file that ends in ``suffix``."""
+    if out.suffix != suffix:
+        raise UserError(f"--out {out}: expected a name that ends in {suffix}")
+    if out.is_dir():
+        raise UserError(f"cannot write {out}: it is a folder")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: {out.parent} is no folder, create it first")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"cannot write {out}: no permission for {out.parent}")
 
 
 def _sync_folder(folder: Path) -> None:

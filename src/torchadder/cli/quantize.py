@@ -1,7 +1,6 @@
 """torchadder quantize: a trained model as an integer program, in a file that predict, eval and a C program run."""
 
 import json as json_format
-import os
 import sys
 from collections.abc import Callable
 from itertools import islice
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
-from torchadder import quant
+from torchadder import atomic, quant
 from torchadder.cli.eval import BATCH, open_dataset
 from torchadder.cli.options import DataFolder, DatasetName, OnError, Partial, Workers
 from torchadder.data import Dataset, open_batches
@@ -63,7 +62,7 @@ def quantize(
     """
     if method not in METHODS:
         raise UserError(f"--method {method} is unknown: expected {', '.join(METHODS)}")
-    _check_writable(out)
+    atomic.check_writable(out, SUFFIX)
     model, origin = read_checkpoint(checkpoint)
     config = model.config
     takes = config["in_chans"], config["num_classes"]
@@ -113,18 +112,6 @@ def quantize(
     if test:
         result |= _compared(about["float_accuracy"], _accuracy(Engine(out), split, workers), len(split.test))
     print(json_format.dumps(result) if json else _describe(result))
-
-
-def _check_writable(out: Path) -> None:
-    """Before minutes are spent. Raises UserError."""
-    if out.suffix != SUFFIX:
-        raise UserError(f"--out {out}: expected a name that ends in {SUFFIX}")
-    if out.is_dir():
-        raise UserError(f"cannot write {out}: it is a folder")
-    if not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: {out.parent} is no folder, create it first")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"cannot write {out}: no permission for {out.parent}")
 
 
 def _calibration(dataset: Dataset, count: int, seed: int, workers: int | None) -> list[Tensor]:

@@ -1,5 +1,5 @@
 """The report: one page of HTML about training runs, which needs no network and opens from disk."""
 
-from .page import check_writable, is_installed, write
+from .page import is_installed, write
 
-__all__ = ["check_writable", "is_installed", "write"]
+__all__ = ["is_installed", "write"]

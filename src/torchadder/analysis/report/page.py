@@ -6,7 +6,6 @@ import base64
 import functools
 import hashlib
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -60,7 +59,7 @@ def write(
     Raises UserError for missing packages, a path that cannot be written, runs that cannot be on one page or are
     damaged, and data in ``data_dir`` or a program that are not for them.
     """
-    check_writable(path)
+    atomic.check_writable(path, SUFFIX)
     _check(runs, program)
     contents = _collect(runs, data_dir, test, program, workers)
     try:
@@ -69,18 +68,6 @@ def write(
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     several = len(contents) > 1
     return [f"{content.title}: {part}" if several else str(part) for content in contents for part in content.missing]
-
-
-def check_writable(path: Path) -> None:
-    """Before the work is done. Raises UserError where ``path`` cannot become a page."""
-    if path.suffix != SUFFIX:
-        raise UserError(f"--out {path}: expected a name that ends in {SUFFIX}")
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: {path.parent} is no folder, create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: no permission for {path.parent}")
 
 
 def _check(runs: Sequence[TrainedRun], program: Path | None) -> None:
