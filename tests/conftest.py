@@ -9,6 +9,7 @@ import torch
 
 from torchadder.data import Dataset, Split
 from torchadder.data import registry as datasets
+from torchadder.data.registry import Normalization
 from torchadder.train import RECIPES, Recipe, Run, get_recipe, train
 
 
@@ -29,6 +30,20 @@ def tiny(data_dir=None):
         return Split(centres[labels] + 0.5 * torch.randn(n, 1, 32, 32, generator=generator), labels)
 
     return Dataset("tiny", 10, 1, split(50), split(30))
+
+
+def patterns(name, noise, train, test, classes):
+    """Ten noisy patterns as uint8 pixels, with a normalisation and names, as real data sets have them."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(10, 1, 32, 32, generator=generator)
+    normalization = Normalization.of([0.5], [0.25])
+
+    def split(n):
+        labels = torch.randint(0, 10, (n,), generator=generator)
+        images = 50 * (centres[labels] + noise * torch.randn(n, 1, 32, 32, generator=generator)) + 128
+        return Split(images.clamp(0, 255).byte(), labels, normalization)
+
+    return Dataset(name, 10, 1, split(train), split(test), classes=classes)
 
 
 @pytest.fixture
@@ -121,3 +136,28 @@ def browser():
         opened = driver.chromium.launch(executable_path=executable, args=QUIET)
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def visited(browser):
+    """(url, ready, is_own, **options of the page) -> the page at ``url``, once the selector ``ready`` is there.
+
+    Whatever it says, and each request for a URL that is not its own, fails the test.
+    """
+    pages, noise = [], []
+
+    def visit(url, ready, is_own, **options):
+        page = browser.new_page(**options)
+        pages.append(page)
+        page.on("console", lambda message: noise.append(message.text))
+        page.on("pageerror", lambda error: noise.append(str(error)))
+        page.on("dialog", lambda dialog: noise.append(dialog.message))
+        page.on("request", lambda request: is_own(request.url) or noise.append(request.url))
+        page.goto(url)
+        page.wait_for_selector(ready)
+        return page
+
+    yield visit
+    for page in pages:
+        page.close()
+    assert noise == []

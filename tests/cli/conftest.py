@@ -4,11 +4,10 @@ import os
 
 import pytest
 import torch
+from tests.conftest import patterns
 
 from torchadder.cli import main
-from torchadder.data import Dataset, Split
 from torchadder.data import registry as datasets
-from torchadder.data.registry import Normalization
 
 CLASSES = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -20,17 +19,7 @@ def tiny_world(tiny_recipe, one_thread, monkeypatch):
 
 
 def pixels(data_dir=None):
-    """Ten noisy patterns as uint8 pixels, with a normalisation and names, as real data sets have them."""
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(10, 1, 32, 32, generator=generator)
-    normalization = Normalization.of([0.5], [0.25])
-
-    def split(n):
-        labels = torch.randint(0, 10, (n,), generator=generator)
-        images = 50 * (centres[labels] + 0.5 * torch.randn(n, 1, 32, 32, generator=generator)) + 128
-        return Split(images.clamp(0, 255).byte(), labels, normalization)
-
-    return Dataset("pixels", 10, 1, split(320), split(30), classes=CLASSES)
+    return patterns("pixels", 0.5, 320, 30, CLASSES)
 
 
 @pytest.fixture

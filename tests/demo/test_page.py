@@ -24,25 +24,13 @@ CONTRAST = """names => {
 
 
 @pytest.fixture
-def visit(browser):
-    """Open the page of a server: (server, **options of the browser's page) -> page. No message in its console, and no
-    request that leaves the server."""
-    pages, wrong = [], []
+def visit(visited):
+    """(server, **options of the browser's page) -> its page, which asks nobody but the server."""
 
     def open_page(server, **options):
-        page = browser.new_page(**options)
-        pages.append(page)
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: request.url.startswith(server.url) or wrong.append(request.url))
-        page.goto(server.url)
-        page.wait_for_selector("body[data-ready]")
-        return page
+        return visited(server.url, "body[data-ready]", lambda url: url.startswith(server.url), **options)
 
-    yield open_page
-    for page in pages:
-        page.close()
-    assert wrong == []
+    return open_page
 
 
 def drawn(page, *points):

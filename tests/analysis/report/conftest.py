@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from tests.conftest import patterns
 
 from torchadder import quant
 from torchadder.analysis import report
 from torchadder.analysis.runs import TrainedRun
-from torchadder.data import Dataset, Split
 from torchadder.data import registry as datasets
-from torchadder.data.registry import Normalization
 from torchadder.quant.file import write
 from torchadder.train import Recipe, Run, train
 
@@ -18,16 +17,7 @@ FOLDER = "<img src=x onerror=window.pwned=1>"
 
 
 def pixels(data_dir=None):
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(10, 1, 32, 32, generator=generator)
-    normalization = Normalization.of([0.5], [0.25])
-
-    def split(n):
-        labels = torch.randint(0, 10, (n,), generator=generator)
-        images = 50 * (centres[labels] + 2 * torch.randn(n, 1, 32, 32, generator=generator)) + 128
-        return Split(images.clamp(0, 255).byte(), labels, normalization)
-
-    return Dataset(ATTACK, 10, 1, split(64), split(30), classes=CLASSES)
+    return patterns(ATTACK, 2, 64, 30, CLASSES)
 
 
 @pytest.fixture(scope="session")

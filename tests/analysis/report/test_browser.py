@@ -42,26 +42,15 @@ CONTRAST = """(limit) => {
 
 
 @pytest.fixture
-def opened(browser, pages):
+def opened(visited, pages):
     """(name of a page, width, scheme) -> it in the browser, all charts drawn; any noise of it fails the test."""
-    noise, contexts = [], []
 
     def open_page(name, width=1280, scheme="light", **options):
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: noise.append(message.text))
-        page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("dialog", lambda dialog: noise.append(dialog.message))
-        page.on("request", lambda request: request.url == pages[name].as_uri() or noise.append(request.url))
-        page.goto(pages[name].as_uri())
-        page.wait_for_selector("html[data-drawn]")
-        return page
+        url = pages[name].as_uri()
+        options |= {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+        return visited(url, "html[data-drawn]", lambda requested: requested == url, **options)
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert noise == []
+    return open_page
 
 
 def colour(page, selector="body", name="backgroundColor"):
