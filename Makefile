@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Folders are listed too: theirs is the time stamp that moves when a file is deleted.
 SOURCES := pyproject.toml CMakeLists.txt LICENSE \
 	$(shell find src native -not -path '*/__pycache__*' -not -path '*/torchadder/lib*')
-CXX_FILES = $(shell find native benchmarks -name '*.cpp' -o -name '*.c' -o -name '*.h')
+CXX_FILES = $(shell find native benchmarks src tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cuh')
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 TORCHADDER_ISA=avx2
 RUNS := runs/quickstart
 # Where a quickstart trains; one that was interrupted or is finished is taken up again.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from torchadder import cache
 from torchadder.errors import UserError
 
 SUBFOLDERS = {  # where below a place a data set in IDX files may lie, torchvision's and Debian's names included
@@ -16,7 +17,7 @@ SUBFOLDERS = {  # where below a place a data set in IDX files may lie, torchvisi
 
 def cache_folder(dataset: str) -> Path:
     """Where fetched files are kept: torchadder/DATASET in $XDG_CACHE_HOME, or in ~/.cache."""
-    return _cache() / dataset
+    return cache.folder() / dataset
 
 
 def places(data_dir: Path | None) -> list[Path]:
@@ -27,7 +28,7 @@ def places(data_dir: Path | None) -> list[Path]:
     if data_dir is not None:
         return [_folder(data_dir, "--data")]
     variable = os.environ.get("TORCHADDER_DATA")
-    return [_folder(Path(variable), "TORCHADDER_DATA"), _cache()] if variable else [_cache()]
+    return [_folder(Path(variable), "TORCHADDER_DATA"), cache.folder()] if variable else [cache.folder()]
 
 
 def candidates_of(name: str, data_dir: Path | None) -> list[Path]:
@@ -55,17 +56,12 @@ def find_files(dataset: str, names: Sequence[str], data_dir: Path | None) -> lis
             found = [path for name in names if (path := _one(folder, name))]
             if len(found) == len(names):
                 return found
-            if found and place != _cache():  # a fetch into the cache that was cut short is simply repeated
+            if found and place != cache.folder():  # a fetch into the cache that was cut short is simply repeated
                 missing = ", ".join(f"{n}.gz" for n in names if not _one(folder, n))
                 raise UserError(f"{folder} holds a part of {dataset}, but not {missing}")
     if data_dir is not None:
         raise UserError(f"--data {data_dir} holds no {dataset}: expected {', '.join(f'{n}.gz' for n in names)}")
     return None
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "torchadder"
 
 
 def _folder(path: Path, origin: str) -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops.geometry import Geometry, by_axis
+from ..ops.geometry import NARROW, Geometry, by_axis
 from ..ops.registration import INPUT_RULES, WEIGHT_RULES
 from . import autocast
 from . import padding as paddings
@@ -38,7 +38,6 @@ class GradientRule(NamedTuple):
 
 
 DEFAULT_RULE = GradientRule()
-_NARROW = (torch.float16, torch.bfloat16)
 _any_autocast = torch._C._is_any_autocast_enabled
 
 
@@ -124,7 +123,7 @@ def _gradients(ctx: Any, grad: Tensor, call: Callable[..., Any] = _plainly) -> t
     if ctx.needs_input_grad[1]:
         dw = call(ops.adder_conv_grad_weight, grad, x, weight, geometry, rule.weight)
     if ctx.needs_input_grad[2]:
-        db = grad.sum((0, *range(2, grad.dim())))
+        db = grad.sum((0, *range(2, grad.dim())), dtype=weight.dtype)
     return dx, dw, db, None, None, None
 
 
@@ -250,12 +249,13 @@ def _adder_conv(
     if _any_autocast() and autocast.is_on(input):
         with torch.autocast(input.device.type, enabled=False):
             x, w, b = (autocast.widened(t) for t in (input, weight, bias))
+            if recenter:
+                x = input
             y = _adder_conv(dims, x, w, b, stride, padding, dilation, groups, grad, recenter)  # type: ignore[arg-type]
         return y.to(torch.get_autocast_dtype(input.device.type)) if recenter else y
-    if recenter and input.dtype in _NARROW and weight.dtype is input.dtype:
-        x, w, b = (autocast.widened(t) for t in (input, weight, bias))
-        y = _adder_conv(dims, x, w, b, stride, padding, dilation, groups, grad, recenter)  # type: ignore[arg-type]
-        return y.to(input.dtype)
+    if recenter and input.dtype in NARROW and weight.dtype is input.dtype:
+        w, b = autocast.widened(weight), autocast.widened(bias)
+        return _adder_conv(dims, input, w, b, stride, padding, dilation, groups, grad, recenter)  # type: ignore[arg-type]
     if input.dim() == dims + 1:
         return _adder_conv(dims, input[None], weight, bias, stride, padding, dilation, groups, grad, recenter)[0]
     if type(stride) is not tuple or len(stride) != dims:

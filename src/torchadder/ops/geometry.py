@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NARROW = (torch.float16, torch.bfloat16)
 AXES = {0: "", 1: "L", 2: "H, W", 3: "D, H, W"}
 
 
@@ -34,10 +35,18 @@ class Geometry(NamedTuple):
         axes = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
-    def check(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, grad: Tensor | None = None) -> None:
+    def check(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        grad: Tensor | None = None,
+        wide_weights: bool = False,
+    ) -> None:
         """Raise ValueError (shape, device, option) or TypeError (dtype, float for int): what, which value, what to do.
 
-        `grad` is the gradient of the output, for the backward operators.
+        `grad` is the gradient of the output, for the backward operators. All have the dtype of the input; with
+        `wide_weights` weight and bias are float32 where that has 16 bits.
         """
         if self.dims not in AXES:
             raise ValueError(f"stride {tuple(self.stride)} has {self.dims} values: expected at most three")
@@ -57,7 +66,17 @@ class Geometry(NamedTuple):
         if weight.dim() != self.dims + 2:
             kernel = _shape("C_out", "C_in / groups", self.dims, "k")
             raise ValueError(f"weight has shape {tuple(weight.shape)}: expected {kernel}")
-        self._check_tensors(x, weight=weight, bias=bias, grad=grad)
+        of_weights = torch.float32 if wide_weights and x.dtype in NARROW else x.dtype
+        for name, tensor, dtype in (
+            ("weight", weight, of_weights),
+            ("bias", bias, of_weights),
+            ("grad", grad, x.dtype),
+        ):
+            if tensor is not None and tensor.dtype != dtype:
+                what = "cast one of them" if dtype is x.dtype else f"expected {dtype} beside 16 bits"
+                raise TypeError(f"input is {x.dtype} and {name} is {tensor.dtype}: {what}")
+            if tensor is not None and tensor.device != x.device:
+                raise ValueError(f"input is on {x.device} and {name} on {tensor.device}: move one of them")
         if min(weight.shape) < 1:
             raise ValueError(f"weight has shape {tuple(weight.shape)}: every size must be at least 1")
         if self.groups < 1 or weight.shape[0] % self.groups:
@@ -77,14 +96,6 @@ class Geometry(NamedTuple):
             raise ValueError(f"bias has shape {tuple(bias.shape)}: expected ({weight.shape[0]},)")
         if grad is not None and grad.shape != output_shape:
             raise ValueError(f"gradient has shape {tuple(grad.shape)}: expected the output's, {output_shape}")
-
-    @staticmethod
-    def _check_tensors(x: Tensor, **others: Tensor | None) -> None:
-        for name, tensor in others.items():
-            if tensor is not None and tensor.dtype != x.dtype:
-                raise TypeError(f"input is {x.dtype} and {name} is {tensor.dtype}: cast one of them")
-            if tensor is not None and tensor.device != x.device:
-                raise ValueError(f"input is on {x.device} and {name} on {tensor.device}: move one of them")
 
 
 def _shape(first: str, second: str, dims: int, prefix: str = "") -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from .geometry import Geometry
+from .geometry import NARROW, Geometry
 
 CHANNELS_LAST = {0: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 _SMALL = 16 * 1024  # floats of all images: torch's own conversions would cost as much as the kernel
@@ -75,13 +75,10 @@ def plan_of(
 def check(
     geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None = None, grad: Tensor | None = None
 ) -> None:
-    """Raise what geometry.check raises, and TypeError for a dtype that is not float32 or float64."""
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"{x.dtype} input: adder layers compute in float32 (their outputs, all negative, are too large for 16 "
-            "bits); cast input and weight with .float(), use autocast, or keep the outputs small with recenter=True"
-        )
-    geometry.check(x, weight, bias, grad)
+    """Raise what geometry.check raises, and TypeError for a dtype that is no floating-point one."""
+    if x.dtype not in (torch.float32, torch.float64, *NARROW):
+        raise TypeError(f"{x.dtype} input: adder layers compute in float32; cast input and weight with .float()")
+    geometry.check(x, weight, bias, grad, wide_weights=True)
 
 
 def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:

@@ -6,8 +6,10 @@
 
 As many dimensions as stride, padding and dilation have numbers, at most three; none is a fully connected layer. The
 derivative is the gradient rule that adder_conv names; torchadder.functional registers it. Float32 on the CPU runs on
-the native kernels; every other dtype and device runs on the plain-torch reference. Outputs keep the memory format that
-torch's convolution would give them: channels last if the input or the weight is, else contiguous.
+the native kernels, float32 and 16 bits on a GPU on those of ops.gpu; all else runs on the plain-torch reference. Input,
+output and their gradients have one dtype, weight, bias and their gradients too: the same, or float32 where the images
+have 16 bits, which must be recentred. Outputs keep the memory format that torch's convolution would give them: channels
+last if the input or the weight is, else contiguous.
 """
 
 from collections.abc import Sequence
@@ -15,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import cpu, reference
-from .geometry import Geometry
+from . import cpu, gpu, reference
+from .geometry import NARROW, Geometry
 from .plan import check, memory_format, plan_of
 
 WEIGHT_RULES = ("full", "sign")
@@ -34,11 +36,16 @@ library.define(f"adder_conv_grad_weight(Tensor grad, Tensor input, Tensor weight
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recenter: bool) -> Tensor:
     """Y of torchadder::adder_conv, without the dispatcher."""
+    check_recentred(x, recenter)
     plan = plan_of(geometry, x, weight, bias)
     if plan.native:
         return cpu.forward(x, weight, bias, plan, recenter)
     if geometry.dims == 1:  # a row of pixels is an image of height 1
         return forward(x.unsqueeze(2), weight.unsqueeze(2), bias, geometry.lifted(), recenter).squeeze(2)
+    if gpu.runs(x):
+        return gpu.forward(x, weight, bias, geometry, recenter, plan.layout)
+    if x.dtype in NARROW:
+        return forward(x.float(), weight, bias, geometry, recenter).to(x.dtype)
     y = reference.forward(x, weight, geometry, recenter)
     if bias is not None:
         y += bias.reshape(-1, *[1] * geometry.dims)
@@ -53,12 +60,16 @@ def grad_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule
     if geometry.dims == 1:
         grad, x, weight = (t.unsqueeze(2) for t in (grad, x, weight))
         return grad_input(grad, x, weight, geometry.lifted(), rule).squeeze(2)
+    if x.dtype in NARROW and (rule == "full" or not gpu.runs(x)):
+        return grad_input(grad.float(), x.float(), weight, geometry, rule).to(x.dtype)
     if rule == "full":  # dX = sum_o (W[o] - X) * dY[o]: a transposed convolution and a rank-one correction
         ones = torch.ones_like(weight)
         straight, total = (_convolution_backward(grad, x, w, geometry, 0) for w in (weight, ones))
         return (straight - x * total).contiguous(memory_format=plan.layout)
     if plan.native:
         return cpu.grad_input(grad, x, weight, plan, rule)
+    if gpu.runs(x):
+        return gpu.grad_input(grad, x, weight, geometry, rule, plan.layout)
     return reference.grad_input(grad, x, weight, geometry, rule).contiguous(memory_format=plan.layout)
 
 
@@ -70,6 +81,10 @@ def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rul
     if geometry.dims == 1:
         grad, x, weight = (t.unsqueeze(2) for t in (grad, x, weight))
         return grad_weight(grad, x, weight, geometry.lifted(), rule).squeeze(2)
+    if rule == "sign" and gpu.runs(x):
+        return gpu.grad_weight_sign(grad, x, weight, geometry, plan.weight_layout)
+    if x.dtype in NARROW:
+        return grad_weight(grad.float(), x.float(), weight, geometry, rule)
     if rule == "sign":
         if plan.native:
             return cpu.grad_weight_sign(grad, x, weight, plan)
@@ -83,6 +98,15 @@ def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rul
         straight = _convolution_backward(grad, x, weight, geometry, 1)
     total = grad.sum((0, *range(2, grad.dim()))).reshape(-1, 1, *pixels)
     return torch.addcmul(straight, weight, total, value=-1).contiguous(memory_format=plan.weight_layout)
+
+
+def check_recentred(x: Tensor, recenter: bool) -> None:
+    """Raise TypeError where outputs would be rounded to 16 bits that are not small."""
+    if x.dtype in NARROW and not recenter:
+        raise TypeError(
+            f"{x.dtype} input: adder layers compute in float32 (their outputs, all negative, are too large for 16 "
+            "bits); cast input and weight with .float(), use autocast, or keep the outputs small with recenter=True"
+        )
 
 
 def _no_such_rule(rule: str, allowed: tuple[str, ...]) -> ValueError:
@@ -150,6 +174,7 @@ library.impl("adder_conv_grad_weight", _adder_conv_grad_weight, "CompositeExplic
 @torch.library.register_fake("torchadder::adder_conv", lib=library)
 def _(x, weight, bias, stride, padding, dilation, groups, recenter, *rules):  # type: ignore[no-untyped-def]
     geometry = _geometry(stride, padding, dilation, groups)
+    check_recentred(x, recenter)
     check(geometry, x, weight, bias)
     return _fake(x.new_empty(geometry.output_shape(x, weight)), x, weight)
 

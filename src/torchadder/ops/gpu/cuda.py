@@ -1,0 +1,231 @@
+"""The CUDA C++ route: which of kernels/ computes a convolution, in which tile, and what it is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import gcd, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry import Geometry
+from . import axes, nvrtc
+from .nvrtc import Call, Kernel
+from .tuning import Choice
+
+MOST = 1 << 31  # of what 32-bit numbers count: pixels of a batch, elements of an image, blocks
+NARROW = 4  # a group of fewer channels or filters leaves a tile mostly empty
+THREADS = 256  # of a block whose threads compute an element each
+
+
+class Tile(NamedTuple):
+    """Pixels by channels of a block, and of a thread in it; `share`: of FADD and FFMA among the loop's instructions."""
+
+    rows: int
+    columns: int
+    r: int
+    c: int
+    share: float
+
+    @property
+    def threads(self) -> int:
+        return self.rows // self.r * (self.columns // self.c)
+
+    @property
+    def resident(self) -> int:
+        """Blocks that a multiprocessor has registers for: 256 threads of up to 255 registers."""
+        return 256 // self.threads
+
+
+FORWARD_TILES = (
+    Tile(128, 128, 8, 8, 0.89),
+    Tile(128, 64, 8, 8, 0.87),
+    Tile(64, 64, 8, 8, 0.86),
+    Tile(128, 32, 8, 8, 0.83),
+    Tile(64, 32, 8, 4, 0.78),
+    Tile(256, 16, 8, 4, 0.72),
+)
+GRAD_INPUT_TILES = (
+    Tile(128, 128, 8, 8, 0.88),
+    Tile(64, 64, 8, 8, 0.84),
+    Tile(128, 64, 8, 4, 0.79),
+    Tile(128, 32, 8, 4, 0.76),
+    Tile(256, 16, 8, 4, 0.71),
+)
+TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
+Strides = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """Of a tensor: its three axes' sizes, its five strides, and whether its address is a multiple of four elements."""
+
+    images: int
+    channels: int
+    size: tuple[int, ...]
+    strides: Strides
+    aligned: bool
+
+    @property
+    def fours(self) -> bool:
+        """Whether channels lie densely, four by four at addresses that one access can read."""
+        used = [
+            s for s, n in zip((self.strides[0], *self.strides[2:]), (self.images, *self.size), strict=True) if n > 1
+        ]
+        return self.aligned and self.strides[1] == 1 and all(s % 4 == 0 for s in used)
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return np.int64(self.strides[0]), *(np.int32(s) for s in self.strides[1:])
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, layout: torch.memory_format) -> Tensor:
+    """Y, x's dtype and `layout`, of x (N, C_in, ...) and float32 weight (C_out, C_in / groups, ...), bias (C_out,)."""
+    y = torch.empty(geometry.output_shape(x, weight), dtype=x.dtype, device=x.device, memory_format=layout)
+    if y.numel():
+        weight = _channels_dense(weight)
+        bias = None if bias is None else bias.contiguous()
+        _of_forward(geometry, x.dtype, *map(_layout, (x, weight, y))).launch(x, weight, bias, y)
+    return y
+
+
+def grad_input(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule: str, layout: torch.memory_format
+) -> Tensor:
+    """dX, x's dtype and `layout`, by the rule "hardtanh" or "sign"."""
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    if dx.numel():
+        weight = _channels_dense(weight)
+        _of_grad_input(geometry, x.dtype, rule, *map(_layout, (grad, x, weight, dx))).launch(grad, x, weight, dx)
+    return dx
+
+
+def grad_weight_sign(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, layout: torch.memory_format
+) -> Tensor:
+    """dW by the rule "sign", float32 and `layout`: partial sums over splits of the pixels, then their sum."""
+    pixels, (c_out, channels, *kernel) = grad[:, 0].numel(), weight.shape
+    splits = max(1, min(64, pixels // 256))
+    partial = torch.empty(splits, c_out, *kernel, channels, device=x.device)
+    if pixels:
+        _of_grad_weight_sign(geometry, x.dtype, splits, *map(_layout, (grad, x, weight))).launch(
+            grad, x, weight, partial
+        )
+    else:
+        partial.zero_()
+    return partial.sum(0).movedim(-1, 1).contiguous(memory_format=layout)
+
+
+@lru_cache(4096)
+def _of_forward(geometry: Geometry, dtype: torch.dtype, x: Layout, weight: Layout, y: Layout) -> Choice:
+    filters, channels = y.channels // geometry.groups, weight.channels
+    pixels = y.images * prod(y.size)
+    numbers = (*_shape(geometry, x, weight, y), *x.numbers, *weight.numbers, *y.numbers)
+    pixels_first = y.strides[1] != 1
+    if min(filters, channels) < NARROW and geometry.groups > 1:
+        return _narrow("FORWARD", "forward_narrow", (), dtype, pixels_first, y, numbers)
+    fours = channels % 4 == 0
+    store4 = prod(y.size) % 4 == 0 if pixels_first else filters % 4 == 0
+    flags = (fours and x.fours, fours and weight.aligned, pixels_first, store4)
+    calls = []
+    for tile in _ranked(FORWARD_TILES, pixels, filters, geometry.groups):
+        arguments = (TYPES[dtype], *tile[:4], *flags)
+        blocks = _blocks(pixels, tile.rows) * _blocks(filters, tile.columns) * geometry.groups
+        kernel = Kernel("FORWARD", tile.threads, tile.resident, "forward_tile", arguments, TYPES[dtype])
+        calls.append(Call(kernel, (_counted(blocks, "blocks"), 1), numbers))
+    return Choice(calls)
+
+
+@lru_cache(4096)
+def _of_grad_input(
+    geometry: Geometry, dtype: torch.dtype, rule: str, grad: Layout, x: Layout, weight: Layout, dx: Layout
+) -> Choice:
+    filters, channels = grad.channels // geometry.groups, weight.channels
+    stride, _, dilation = axes.constants(geometry)
+    periods = [np.int32(s // gcd(s, d)) for s, d in zip(stride, dilation, strict=True)]
+    shape = _shape(geometry, x, weight, grad)
+    numbers = (*shape, *periods, *grad.numbers, *x.numbers, *weight.numbers, *dx.numbers)
+    pixels_first, rule = dx.strides[1] != 1, {"hardtanh": "HardTanh", "sign": "Sign"}[rule]
+    if min(filters, channels) < NARROW and geometry.groups > 1:
+        return _narrow("GRAD_INPUT", "grad_input_narrow", (rule,), dtype, pixels_first, dx, numbers)
+    store4 = prod(stride) == 1 and prod(x.size) % 4 == 0 if pixels_first else channels % 4 == 0
+    flags = (
+        filters % 4 == 0 and grad.fours,
+        channels % 4 == 0 and weight.aligned,
+        pixels_first,
+        store4,
+    )
+    of_class = x.images * prod(_blocks(*axis) for axis in zip(x.size, stride, strict=True))
+    calls = []
+    for tile in _ranked(GRAD_INPUT_TILES, of_class, channels, geometry.groups * prod(stride)):
+        arguments = (rule, TYPES[dtype], *tile[:4], *flags)
+        blocks = _blocks(of_class, tile.rows) * _blocks(channels, tile.columns) * geometry.groups * prod(stride)
+        kernel = Kernel("GRAD_INPUT", tile.threads, tile.resident, "grad_input_tile", arguments, TYPES[dtype])
+        calls.append(Call(kernel, (_counted(blocks, "blocks"), 1), numbers))
+    return Choice(calls)
+
+
+@lru_cache(4096)
+def _of_grad_weight_sign(
+    geometry: Geometry, dtype: torch.dtype, splits: int, grad: Layout, x: Layout, weight: Layout
+) -> Choice:
+    numbers = (*_shape(geometry, x, weight, grad), *grad.numbers, *x.numbers, *weight.numbers)
+    elements = weight.images * weight.channels * prod(weight.size)
+    kernel = Kernel("GRAD_WEIGHT_SIGN", THREADS, 1, "grad_weight_sign_split", (TYPES[dtype],), TYPES[dtype])
+    return Choice([Call(kernel, (_blocks(elements, THREADS), splits), numbers)])
+
+
+def _narrow(
+    macro: str,
+    function: str,
+    rule: tuple[str, ...],
+    dtype: torch.dtype,
+    pixels_first: bool,
+    result: Layout,
+    numbers: tuple[Any, ...],
+) -> Choice:
+    kernel = Kernel(macro, THREADS, 1, function, (*rule, TYPES[dtype], pixels_first), TYPES[dtype])
+    blocks = result.images * _blocks(result.channels * prod(result.size), THREADS)
+    return Choice([Call(kernel, (_counted(blocks, "blocks"), 1), numbers)])
+
+
+def _ranked(tiles: Sequence[Tile], pixels: int, channels: int, count: int) -> list[Tile]:
+    """Tiles by the time that counting gives them: whole waves of blocks over the multiprocessors, over their share."""
+
+    def clocks(tile: Tile) -> float:
+        blocks = _blocks(pixels, tile.rows) * _blocks(channels, tile.columns) * count
+        return _blocks(blocks, nvrtc.multiprocessors()) * tile.rows * tile.columns / tile.share
+
+    return sorted(tiles, key=clocks)
+
+
+def _channels_dense(weight: Tensor) -> Tensor:
+    """(C_out, C_in / groups, ...) whose channels lie densely, tap after tap."""
+    return weight.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _layout(tensor: Tensor) -> Layout:
+    aligned = tensor.data_ptr() % (4 * tensor.element_size()) == 0
+    images, channels = tensor.shape[:2]
+    return Layout(images, channels, axes.sizes(tensor), axes.strides(tensor), aligned)
+
+
+def _shape(geometry: Geometry, x: Layout, weight: Layout, y: Layout) -> tuple[Any, ...]:
+    stride, padding, dilation = axes.constants(geometry)
+    for image in (x, y):
+        _counted(image.images * prod(image.size), "pixels")
+        _counted(sum(n * s for n, s in zip((image.channels, *image.size), image.strides[1:], strict=True)), "elements")
+    first = (x.images, geometry.groups, weight.images // geometry.groups, weight.channels)
+    return tuple(map(np.int32, (*first, *x.size, *y.size, *weight.size, *stride, *padding, *dilation)))
+
+
+def _blocks(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _counted(count: int, what: str) -> int:
+    if count >= MOST:
+        raise ValueError(f"{count} {what} in one call: the GPU's kernels count to {MOST - 1}; split the batch")
+    return count

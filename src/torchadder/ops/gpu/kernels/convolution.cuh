@@ -1,0 +1,60 @@
+// What a convolution is, which taps a pixel meets, and what an element adds to a sum.
+
+// Channels and filters are those of a group; strides are in elements.
+struct Convolution {
+  int images, groups, filters, channels;
+  int size_d, size_h, size_w, out_d, out_h, out_w, kernel_d, kernel_h, kernel_w;
+  int stride_d, stride_h, stride_w, padding_d, padding_h, padding_w, dilation_d, dilation_h, dilation_w;
+};
+struct Strides {
+  long long n;
+  int c, d, h, w;
+};
+
+// The taps of one axis that a pixel meets: tap `tap + i * tap_step` at the place `first + i * step` from its own.
+struct Taps {
+  int first, step, tap, tap_step, count;
+};
+
+// Of an output pixel, whose place is its first input pixel.
+__device__ inline Taps taps_of_output(int kernel, int dilation) { return {0, dilation, 0, 1, kernel}; }
+
+// Of the input pixels q * stride + kind, whose place is output pixel q: every period-th tap, or none.
+__device__ inline Taps taps_of_input(int kind, int kernel, int stride, int padding, int dilation, int period) {
+  for (int tap = 0; tap < kernel && tap < period; ++tap) {
+    const int distance = kind + padding - tap * dilation;
+    if (distance % stride == 0)
+      return {distance / stride, -(period * dilation / stride), tap, period, (kernel - 1 - tap) / period + 1};
+  }
+  return {0, 0, 0, 0, 0};
+}
+
+struct Pixel {
+  int n, d, h, w;
+};
+
+__device__ inline Pixel pixel_of(int index, int depth, int height, int width) {
+  const int row = index / width, plane = row / height;
+  return {plane / depth, plane % depth, row % height, index % width};
+}
+
+struct Distance {  // |x - w|
+  static constexpr bool NEEDS_OWN = false, SATURATES = false;
+  static __device__ float weight(float w) { return w; }
+  static __device__ void add(float &sum, float, float x, float w) { sum += fabsf(x - w); }
+};
+struct HardTanh {  // its own x as 1/2 - x/2, the weight as w/2
+  static constexpr bool NEEDS_OWN = true, SATURATES = true;
+  static __device__ float own(float x) { return 0.5f - 0.5f * x; }
+  static __device__ float weight(float w) { return 0.5f * w; }
+  static __device__ void add(float &sum, float own, float dy, float w) { sum += __saturatef(own + w) * dy; }
+};
+struct Sign {  // of w - x; the difference itself where it is 0 or NaN
+  static constexpr bool NEEDS_OWN = true, SATURATES = false;
+  static __device__ float own(float x) { return x; }
+  static __device__ float weight(float w) { return w; }
+  static __device__ void add(float &sum, float own, float dy, float w) {
+    const float difference = w - own;
+    sum += difference > 0 ? dy : difference < 0 ? -dy : difference * dy;
+  }
+};

@@ -1,0 +1,48 @@
+// Activations of 32 and 16 bits, and four of them at a time.
+
+#ifndef CUDA_ON_CPU  // where tests compile this file, which bring their own
+__device__ inline float half_to_float(unsigned short bits) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(bits));
+  return wide;
+}
+__device__ inline unsigned short float_to_half(float value) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+#endif
+
+struct Half {
+  unsigned short bits;
+};
+struct Bfloat {
+  unsigned short bits;
+};
+
+__device__ inline float widened(float value) { return value; }
+__device__ inline float widened(Bfloat value) { return __uint_as_float(static_cast<unsigned>(value.bits) << 16); }
+__device__ inline float widened(Half value) { return half_to_float(value.bits); }
+
+template <class T>
+__device__ T narrowed(float value);
+template <>
+__device__ inline float narrowed<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline Bfloat narrowed<Bfloat>(float value) {  // to the nearest, ties to even
+  const unsigned bits = __float_as_uint(value);
+  if (value != value) return {static_cast<unsigned short>(bits >> 16 | 64)};
+  return {static_cast<unsigned short>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+template <>
+__device__ inline Half narrowed<Half>(float value) {
+  return {float_to_half(value)};
+}
+
+// Four neighbours in memory, one access.
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T at[4];
+};

@@ -1,0 +1,135 @@
+"""kernels/ at run time: compiled by NVRTC through cuda.core on first use, kept on disk, launched on torch's stream."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SOURCES = ("numbers", "convolution", "tile", "operators", "kernels")
+
+
+class Kernel(NamedTuple):
+    """An instance of a template of kernels/: the macro that names it, and what fills the template.
+
+    A multiprocessor must have registers for `resident` blocks of `threads`.
+    """
+
+    macro: str
+    threads: int
+    resident: int
+    function: str
+    arguments: tuple[object, ...]
+    activation: str
+
+    @property
+    def instance(self) -> str:
+        """The line of CUDA C++ that makes it a kernel; `name` has to be filled in."""
+        arguments = ", ".join(str(a).lower() if isinstance(a, bool) else str(a) for a in self.arguments)
+        function = f"{self.function}<{arguments}>" if arguments else self.function
+        return f"{self.macro}({{name}}, {self.threads}, {self.resident}, ({function}), {self.activation})"
+
+
+class Call(NamedTuple):
+    """A kernel, its blocks (x, y), and all of its arguments but the tensors."""
+
+    kernel: Kernel
+    blocks: tuple[int, int]
+    numbers: tuple[Any, ...]
+
+
+@cache
+def source() -> str:
+    """The files of kernels/, one after the other."""
+    folder = Path(__file__).with_name("kernels")
+    return "\n".join((folder / f"{name}.cuh").read_text() for name in SOURCES)
+
+
+def compile(kernel: Kernel, architecture: str) -> Any:
+    """The cuda.core.ObjectCode of a kernel, named "kernel", for an architecture such as "sm_90". Needs no GPU."""
+    from cuda.core import Program, ProgramOptions
+
+    text = f"{source()}\n{kernel.instance.format(name='kernel')}\n"
+    program = Program(text, "c++", ProgramOptions(arch=architecture, std="c++17"))
+    try:
+        from cuda.core.utils import FileStreamProgramCache
+    except ImportError:  # an older cuda.core
+        return program.compile("cubin")
+    with FileStreamProgramCache() as kept:
+        return program.compile("cubin", cache=kept)
+
+
+def launch(call: Call, tensors: tuple[Tensor | None, ...]) -> None:
+    """Run it on torch's current stream of the tensors' device; `tensors` come first among its arguments."""
+    from cuda.core import launch as start
+
+    device = tensors[0].device  # type: ignore[union-attr]
+    with torch.cuda.device(device):
+        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        kernel = _loaded(call.kernel, device.index)
+        start(stream_of(device), _configuration(call.blocks, call.kernel.threads), kernel, *pointers, *call.numbers)
+
+
+def stream_of(device: torch.device) -> Any:
+    """torch's current stream of a GPU, for cuda.core."""
+    return _stream(device.index, torch.cuda.current_stream(device).cuda_stream)
+
+
+@cache
+def issue_limit(device: torch.device) -> float:
+    """Element operations a second, two FADD each, of a kernel that does nothing else: what bounds every other."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    rounds, least = 4096, float("inf")
+    with torch.cuda.device(index):
+        blocks = 16 * multiprocessors()
+        call = Call(Kernel("ISSUE", 256, 2, "issue", (), "float"), (blocks, 1), (np.int32(rounds),))
+        out = torch.rand(blocks * 256, device="cuda")
+        for _ in range(5):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            launch(call, (out,))
+            end.record()
+            end.synchronize()
+            least = min(least, start.elapsed_time(end) / 1e3)
+    return out.numel() * rounds * 256 / 2 / least
+
+
+@cache
+def multiprocessors() -> int:
+    """Of torch's current GPU."""
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+
+
+@cache
+def _loaded(kernel: Kernel, device: int) -> Any:
+    major, minor = torch.cuda.get_device_capability(device)
+    return compile(kernel, f"sm_{major}{minor}").get_kernel("kernel")
+
+
+@cache
+def _configuration(blocks: tuple[int, int], threads: int) -> Any:
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=(*blocks, 1), block=threads)
+
+
+class _Foreign(NamedTuple):
+    """A stream of torch's, by the protocol of cuda.core."""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+@cache
+def _stream(device: int, handle: int) -> Any:
+    from cuda.core import Device
+
+    there = Device(device)
+    there.set_current()
+    return there.create_stream(_Foreign(handle))
