@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -13,12 +14,16 @@ from typing import Any
 import torch
 
 from torchadder import kernels
+from torchadder.ops import gpu
 from torchadder.version import __version__
 
 
-def describe_environment() -> dict[str, Any]:
-    """What a reader needs in order to trust or repeat the run's numbers; plain values for JSON."""
-    return {
+def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
+    """What a reader needs in order to trust or repeat the run's numbers; plain values for JSON.
+
+    With the GPU under "gpu", where it is the device that they were made on.
+    """
+    about: dict[str, Any] = {
         "command": shlex.join([_program(), *sys.argv[1:]]),
         "torchadder": __version__,
         "torch": torch.__version__,
@@ -29,6 +34,33 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": kernels.isa(),
     }
+    if device is not None and device.type == "cuda":
+        about["gpu"] = describe_gpu(device)
+    return about
+
+
+def describe_gpu(device: torch.device) -> dict[str, Any]:
+    """A GPU, the software between it and the numbers, and the route (ops.gpu) that its adder layers take."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver(),
+        "route": gpu.route(),
+    }
+
+
+def lacks_gpu() -> str | None:
+    """Why torch computes on no GPU here, and what to do; None where it does."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA: install a build with it (pytorch.org/get-started)"
+    return f"torch {torch.__version__} finds no GPU that it can use: see whether nvidia-smi lists one, with its driver"
 
 
 def available_cores() -> int:
@@ -47,6 +79,13 @@ def _program() -> str:
     """What was started; ``python -m torchadder`` is the command torchadder."""
     path = Path(sys.argv[0])
     return path.parent.name if path.name == "__main__.py" else path.name
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's kernel module."""
+    path = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d+(\.\d+)+", path.read_text()) if path.is_file() else None
+    return found[0] if found else None
 
 
 def _processor() -> str:

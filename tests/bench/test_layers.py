@@ -5,6 +5,7 @@ import torch
 
 from torchadder.analysis import summary
 from torchadder.bench import layers
+from torchadder.bench.devices import Cpu
 from torchadder.bench.layers import LayerShape, candidates, layers_of
 from torchadder.models import create_model
 
@@ -75,7 +76,7 @@ def test_the_formulas_of_others_equal_the_operator(shape, formula):
 
 
 def test_rows_of_a_real_measurement():
-    rows = layers.measure(TINY[:1], [1], [1], layers.PASSES, 2, lambda text: None)
+    rows = layers.measure(TINY[:1], [1], [Cpu(1)], layers.PASSES, 2, lambda text: None)
     assert [row["pass"] for row in rows] == list(layers.PASSES)
     for row in rows:
         assert row.keys() == {
@@ -92,12 +93,12 @@ def test_rows_of_a_real_measurement():
 def test_a_row_for_each_shape_batch_threads_and_pass(monkeypatch):
     ran_with, heard = [], []
 
-    def interleaved(calls, repetitions):
+    def interleaved(calls, repetitions, clock):
         ran_with.append(torch.get_num_threads())
         return {name: [1.0] * repetitions for name in calls}
 
     monkeypatch.setattr(layers, "interleaved", interleaved)
-    rows = layers.measure(TINY[:2], [1, 2], [1, 2], layers.PASSES, 2, heard.append)
+    rows = layers.measure(TINY[:2], [1, 2], [Cpu(1), Cpu(2)], layers.PASSES, 2, heard.append)
     assert len(rows) == len(heard) == 2 * 2 * 2 * 3
     assert len({(row["layer"], row["batch"], row["threads"], row["pass"]) for row in rows}) == len(rows)
     assert ran_with == [row["threads"] for row in rows]
@@ -107,14 +108,14 @@ def test_a_row_for_each_shape_batch_threads_and_pass(monkeypatch):
 def test_each_side_is_quoted_in_its_better_format(monkeypatch):
     seconds = {"adder contiguous": [4.0, 5.0], "adder channels_last": [3.0, 3.0]}
     seconds |= {"conv contiguous": [2.0, 2.0], "conv channels_last": [9.0, 1.0]}
-    monkeypatch.setattr(layers, "interleaved", lambda calls, repetitions: seconds)
-    (row,) = layers.measure(TINY[:1], [1], [1], ["forward"], 2, lambda text: None)
+    monkeypatch.setattr(layers, "interleaved", lambda calls, repetitions, clock: seconds)
+    (row,) = layers.measure(TINY[:1], [1], [Cpu(1)], ["forward"], 2, lambda text: None)
     assert (row["adder_ms"], row["conv_ms"], row["ratio"]) == (3000, 2000, 1.5)
     assert row["conv_giga_ops"] == pytest.approx(TINY[0].operations(1) / 2 / 1e9)
 
 
 def test_formulas_have_a_speedup_for_each_number_of_threads():
-    rows = layers.measure_formulas(TINY[0], 2, [1, 2], 1, lambda text: None)
+    rows = layers.measure_formulas(TINY[0], 2, [Cpu(1), Cpu(2)], 1, lambda text: None)
     assert [row["threads"] for row in rows] == [1, 2]
     assert all(row["speedup"].keys() == {"broadcast", "cdist"} for row in rows)
     assert all(value > 0 for row in rows for value in row["speedup"].values())
@@ -123,4 +124,51 @@ def test_formulas_have_a_speedup_for_each_number_of_threads():
 def test_a_formula_that_computes_something_else_is_not_compared(monkeypatch):
     monkeypatch.setattr(layers, "cdist", lambda x, weight, shape: layers.broadcast(x, weight, shape) + 1)
     with pytest.raises(RuntimeError, match="do not agree"):
-        layers.measure_formulas(TINY[0], 2, [1], 1, lambda text: None)
+        layers.measure_formulas(TINY[0], 2, [Cpu(1)], 1, lambda text: None)
+
+
+def test_rows_of_a_gpu(pretended, monkeypatch):
+    seconds = {"adder contiguous": [4.0], "adder channels_last": [3.0], "conv contiguous": [2.0]}
+    seconds |= {"conv channels_last": [9.0], "tf32 contiguous": [1.5], "tf32 channels_last": [1.0]}
+    flushed = []
+
+    def interleaved(calls, repetitions, clock):
+        assert calls.keys() == seconds.keys()
+        flushed.append(len(clock._overwritten))
+        return seconds
+
+    monkeypatch.setattr(layers, "interleaved", interleaved)
+    forward, grad_weight = layers.measure(TINY[:1], [2], [pretended], ["forward", "grad_weight"], 1, lambda text: None)
+    rate = TINY[0].operations(2) / 3 / 1e9
+    assert forward == {
+        **{
+            "layer": "3->5 3x3 @7",
+            "c_in": 3,
+            "c_out": 5,
+            "kernel": 3,
+            "stride": 1,
+            "padding": 1,
+            "size": 7,
+            "count": 1,
+        },
+        **{"batch": 2, "device": "cpu", "pass": "forward", "seconds": seconds},
+        **{"adder_ms": 3000.0, "conv_ms": 2000.0, "tf32_ms": 1000.0, "ratio": 1.5, "tf32_ratio": 3.0},
+        "adder_giga_ops": pytest.approx(rate),
+        "conv_giga_ops": pytest.approx(rate * 3 / 2),
+        "tf32_giga_ops": pytest.approx(rate * 3),
+        **{"limit_giga_ops": 2.0, "limit_share": pytest.approx(rate / 2)},
+    }
+    assert (grad_weight["limit_giga_ops"], grad_weight["limit_share"]) == (None, None)
+    assert flushed == [100, 100]
+
+
+def test_a_real_measurement_by_events(pretended):
+    (row,) = layers.measure(TINY[:1], [1], [pretended], ["grad_input"], 2, lambda text: None)
+    assert set(row["seconds"]) == {f"{side} {name}" for side in ("adder", "conv", "tf32") for name in layers.FORMATS}
+    assert all(len(values) == 2 and min(values) > 0 for values in row["seconds"].values())
+
+
+def test_formulas_take_as_many_images_as_a_gpu_holds(pretended, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (12 * TINY[0].operations(3) + 1, 0))
+    (row,) = layers.measure_formulas(TINY[0], 8, [pretended], 1, lambda text: None)
+    assert (row["batch"], row["device"]) == (3, "cpu")

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+from torchadder import environment
 from torchadder.bench import candidates, cpu_mask, family, latency, layers, steps, training
 from torchadder.cli import main
 
@@ -207,6 +209,100 @@ def test_refused_before_anything_is_measured(no_time, tmp_path, capsys, argument
     assert err.count("\n") == 1
     assert words in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """The names of two GPUs, and what they would have measured."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(environment, "describe_gpu", lambda device: {"name": "Abacus 9", "route": "cuda"})
+
+    def layer(shapes, batches, places, passes, repetitions, progress):
+        about = {"layer": str(shapes[0]), "batch": batches[0], **places[0].about}
+        numbers = {"adder_ms": 2.5, "conv_ms": 1.25, "tf32_ms": 0.625, "adder_giga_ops": 7500.0, "ratio": 2.0}
+        shares = {"forward": 0.754, "grad_weight": None}
+        return [
+            {**about, **numbers, "conv_giga_ops": 15000.0, "pass": which, "limit_share": shares[which]}
+            for which in passes
+        ]
+
+    def formulas(shape, batch, places, repetitions, progress):
+        return [{"layer": str(shape), "batch": batch, **places[0].about, "speedup": {"broadcast": 40.0, "cdist": 9.0}}]
+
+    def step(name, batch, places, repetitions, progress):
+        numbers = {"adder_ms": 9.0, "conv_ms": 6.0, "tf32_ms": 4.5, "ratio": 1.5, "memory_ratio": 1.0}
+        memory = {"adder": {"step": 100.0}, "conv": {"step": 100.0}}
+        return [{"model": name, "batch": batch, **places[0].about, **numbers, "memory_mib": memory}]
+
+    monkeypatch.setattr(layers, "measure", layer)
+    monkeypatch.setattr(layers, "measure_formulas", formulas)
+    monkeypatch.setattr(training, "measure", step)
+
+
+def lines(text):
+    """The words of each line of a table."""
+    return [line.replace("│", " ").split() for line in text.splitlines()]
+
+
+def test_layers_on_a_gpu(two_gpus, capsys, tmp_path):
+    arguments = ["--model", "lenet5bn", "--batch", "1", "--passes", "forward,grad_weight", "--device", "cuda:1"]
+    assert main(["bench", "layers", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    about = ["1->6", "5x5", "@32", "1", "cuda:1"]
+    numbers = ["2.500", "1.250", "0.625", "7500.0", "2.00"]
+    assert [*about, "forward", *numbers, "75%"] in lines(out)
+    assert [*about, "grad_weight", *numbers, "-"] in lines(out)
+    assert [*about, "40x", "9x"] in lines(out)
+    record = json.loads((tmp_path / "results" / "bench-layers-cuda.json").read_text())
+    assert record["environment"]["gpu"] == {"name": "Abacus 9", "route": "cuda"}
+
+
+def test_train_on_a_gpu(two_gpus, capsys, tmp_path):
+    assert main(["bench", "train", "--model", "lenet5bn", "--device", "cuda"]) == 0
+    row = ["lenet5bn", "128", "cuda:0", "9.0", "6.0", "4.5", "1.50", "100", "100", "1.00"]
+    assert row in lines(capsys.readouterr().out)
+    record = json.loads((tmp_path / "results" / "bench-train-cuda.json").read_text())
+    assert record["environment"]["gpu"]["name"] == "Abacus 9"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "cuda:2"], "--device cuda:2: there are 2 GPUs, cuda:0 to cuda:1"),
+        (["--device", "tpu"], "--device tpu: choose of cpu, cuda, cuda:N"),
+        (["--device", "cuda", "--threads", "2"], "--threads 2: a GPU has none to set; leave it out with --device cuda"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["layers", "train"])
+def test_refused_on_a_gpu(two_gpus, capsys, tmp_path, verb, arguments, words):
+    assert main(["bench", verb, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {words}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("verb", ["layers", "train"])
+def test_no_gpu_is_one_line(capsys, monkeypatch, verb):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["bench", verb, "--device", "cuda"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --device cuda: torch {torch.__version__} ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_layers_on_a_real_gpu(capsys):
+    arguments = ["--model", "lenet5bn", "--batch", "2", "--repetitions", "2", "--device", "cuda", "--json"]
+    assert main(["bench", "layers", *arguments]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["environment"]["gpu"]["name"] == torch.cuda.get_device_name(0)
+    for row in record["rows"]:
+        assert row["tf32_ms"] > 0
+        assert row["limit_share"] is None or 0 < row["limit_share"] < 1
 
 
 def test_a_disk_that_fills_up_meanwhile_is_one_line(capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """torchadder doctor: what it says of a sound installation, and that it notices an unsound one."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,96 @@ def test_a_wrong_kernel_is_noticed(capsys, monkeypatch, damage):
     assert code == 1
     assert found["kernels reference"]["ok"] is False
     assert "forward" in found["kernels reference"]["detail"]
+
+
+CPU = torch.device("cpu")
+
+
+def describe(route):
+    """describe_gpu of a GPU that is the processor."""
+    return lambda device: {"name": "Abacus 9", "compute_capability": "9.0", "route": route}
+
+
+def test_no_gpu_fails_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    code, found = checks(capsys)
+    assert (code, found["GPU"]["ok"]) == (0, None)
+    assert f"torch {torch.__version__} is built without CUDA" in found["GPU"]["detail"]
+
+
+def test_each_gpu_is_checked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(diagnosis, "check_gpu", str)
+    assert diagnosis.check_gpus() == ["cuda:0", "cuda:1"]
+
+
+def test_a_device_that_computes_what_it_should(monkeypatch):
+    monkeypatch.setattr(diagnosis, "describe_gpu", describe("cuda"))
+    check = diagnosis.check_gpu(CPU)
+    assert check.ok is True
+    assert check.detail.startswith("Abacus 9, compute capability 9.0, route cuda; 9 shapes, forward and gradients")
+    assert "in float32" in check.detail
+    assert "in bfloat16" in check.detail
+
+
+def only(dtype, damage):
+    right = diagnosis.functional.adder_conv1d
+    return lambda x, *args, **kwargs: (damage if x.dtype is dtype else lambda y: y)(right(x, *args, **kwargs))
+
+
+@pytest.mark.parametrize("damage", [lambda y: y + 0.02 * y.abs().max(), lambda y: y * torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_device_is_noticed(monkeypatch, dtype, damage):
+    monkeypatch.setattr(diagnosis, "describe_gpu", describe("triton"))
+    monkeypatch.setattr(diagnosis.functional, "adder_conv1d", only(dtype, damage))
+    check = diagnosis.check_gpu(CPU)
+    assert check.ok is False
+    assert f"route triton; WRONG against brute force: forward in {dtype}".replace("torch.", "") in check.detail
+
+
+@pytest.mark.parametrize(
+    ("forced", "words"),
+    [
+        ("", "route reference, which is slow: cuda: cuda.core is not installed; triton: Triton is not installed;"),
+        ("reference", "route reference, which is slow: TORCHADDER_GPU=reference;"),
+    ],
+)
+def test_without_kernels_it_says_what_is_lacking(monkeypatch, forced, words):
+    def warn(device):
+        warnings.warn("no GPU kernels", RuntimeWarning, stacklevel=2)
+        return describe("reference")(device)
+
+    monkeypatch.setenv("TORCHADDER_GPU", forced)
+    reasons = {"cuda": "cuda.core is not installed", "triton": "Triton is not installed"}
+    monkeypatch.setattr(diagnosis.gpu, "lacking", lambda: reasons)
+    monkeypatch.setattr(diagnosis, "describe_gpu", warn)
+    check = diagnosis.check_gpu(CPU)
+    assert check.ok is True
+    assert words in check.detail
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (UserError("TORCHADDER_GPU=x: choose one of cuda"), "TORCHADDER_GPU=x: choose one of cuda"),
+        (RuntimeError("no kernel image\n  for this device"), "RuntimeError: no kernel image for this device"),
+    ],
+)
+def test_a_gpu_that_does_not_run_is_one_line(monkeypatch, error, detail):
+    def refuse(device):
+        raise error
+
+    monkeypatch.setattr(diagnosis, "describe_gpu", refuse)
+    assert diagnosis.check_gpu(torch.device("cuda", 3)) == diagnosis.Check("GPU 3", False, detail)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_real_gpu(capsys):
+    code, found = checks(capsys)
+    assert (code, found["GPU 0"]["ok"]) == (0, True)
+    assert torch.cuda.get_device_name(0) in found["GPU 0"]["detail"]
 
 
 def test_a_library_that_does_not_load_is_noticed(capsys, monkeypatch):

@@ -1,9 +1,10 @@
-"""Is this installation sound? Versions, processor, data, and its kernels against brute force."""
+"""Is this installation sound? Versions, processor, GPUs, data, and its kernels against brute force."""
 
 from __future__ import annotations
 
 import os
 import platform
+import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import Tensor
 from .. import functional, kernels
 from ..data import mnist
 from ..data.folders import find_files
-from ..environment import describe_environment
+from ..environment import describe_environment, describe_gpu, lacks_gpu
 from ..errors import UserError
 from ..functional import GradientRule
+from ..ops import gpu
+from ..ops.plan import CHANNELS_LAST
 from ..version import __version__
 from .bruteforce import Case, brute_force
 
@@ -32,6 +35,8 @@ OPTIONAL = {
     "dev": ("pytest", "ruff", "mypy", "clang-format"),
 }
 TOLERANCE = 1e-4  # of the largest value: fp32 kernels stay two orders below, a wrong one is orders above
+GPU_TOLERANCES = {torch.float32: TOLERANCE, torch.bfloat16: 2**-7}  # (rounding a result is up to half of the latter)
+CPU = torch.device("cpu")
 
 CASES = [  # sizes beside the tiles, every option of the geometry once
     Case(2, 3, 5, size=(9, 8), kernel=(3, 3), padding=(1, 1)),
@@ -73,7 +78,7 @@ class Diagnosis:
 
 def diagnose(data_dir: Path | None = None) -> Diagnosis:
     """Examine this installation on this machine; `data_dir` as --data. Fetches nothing."""
-    checks = [*check_kernels(), check_mnist(data_dir)]
+    checks = [*check_kernels(), *check_gpus(), check_mnist(data_dir)]
     optional = {extra: {name: _version(name) for name in names} for extra, names in OPTIONAL.items()}
     return Diagnosis(_environment(), checks, optional)
 
@@ -114,14 +119,74 @@ def _check_isa(isa: str) -> Check:
     return Check(f"kernels {isa}", True, detail)
 
 
-def _errors(case: Case) -> dict[str, float]:
-    """Largest error of each result, relative to the largest value of its brute-force twin."""
-    x, weight, grad = case.tensors()
+def check_gpus() -> list[Check]:
+    """One check for each GPU that torch can use."""
+    if reason := lacks_gpu():
+        return [Check("GPU", None, f"not checked: {reason}")]
+    return [check_gpu(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
+
+
+def check_gpu(device: torch.device) -> Check:
+    """What computes adder layers on a GPU, and whether it computes what it should."""
+    name = f"GPU {device.index}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # that no route is there: said below
+            about = describe_gpu(device)
+        where = f"{about['name']}, compute capability {about['compute_capability']}, route {about['route']}"
+        if about["route"] == "reference":
+            where += f", which is slow: {_why_reference()}"
+        wrong, largest = compare(device)
+    except UserError as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # of a compiler, a driver or a kernel: whatever it is, this GPU is not sound
+        return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    if wrong:
+        return Check(name, False, f"{where}; WRONG against brute force: {', '.join(wrong)}; please report it")
+    errors = ", ".join(f"{error:.0e} in {_called(dtype)}" for dtype, error in largest.items())
+    return Check(name, True, f"{where}; {len(CASES)} shapes, forward and gradients; largest relative error {errors}")
+
+
+def compare(device: torch.device) -> tuple[list[str], dict[torch.dtype, float]]:
+    """Which results are wrong on a device, of all shapes in both memory formats, and the largest error of a dtype."""
+    wrong: dict[str, None] = {}
+    largest = dict.fromkeys(GPU_TOLERANCES, 0.0)
+    for case in CASES:
+        for layout in {torch.contiguous_format, CHANNELS_LAST.get(len(case.size), torch.contiguous_format)}:
+            for dtype, tolerance in GPU_TOLERANCES.items():
+                for what, error in _errors(case, device, dtype, layout).items():
+                    largest[dtype] = max(error, largest[dtype])
+                    if not error <= tolerance:
+                        wrong[f"{what} in {_called(dtype)}"] = None
+    return list(wrong), largest
+
+
+def _why_reference() -> str:
+    reasons = [f"{route}: {reason}" for route, reason in gpu.lacking().items() if reason]
+    forced = os.environ.get("TORCHADDER_GPU")
+    return f"TORCHADDER_GPU={forced}" if forced else "; ".join(reasons)
+
+
+def _called(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _errors(
+    case: Case,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> dict[str, float]:
+    """Largest error of each result, relative to the largest value of its brute-force twin; recentred in 16 bits."""
+    x, weight, grad = (tensor.to(dtype) for tensor in case.tensors())
     truth = brute_force(case, x, weight, grad)
-    output, hardtanh, _ = _run(case, x, weight, grad, GradientRule())
-    _, sign, weight_sign = _run(case, x, weight, grad, GradientRule(weight="sign", input="sign"))
+    recenter = dtype is not torch.float32
+    constant = weight.double().abs().flatten(1).sum(1).view(-1, *[1] * len(case.size)) if recenter else 0
+    x, weight, grad = (tensor.to(device).contiguous(memory_format=layout) for tensor in (x, weight, grad))
+    output, hardtanh, _ = _run(case, x, weight, grad, GradientRule(), recenter)
+    _, sign, weight_sign = _run(case, x, weight, grad, GradientRule(weight="sign", input="sign"), recenter)
     pairs = {
-        "forward": (output, truth.output),
+        "forward": (output, truth.output + constant),
         "input gradient": (hardtanh, truth.grad_input),
         "input gradient (sign)": (sign, truth.grad_input_sign),
         "weight gradient (sign)": (weight_sign, truth.grad_weight_sign),
@@ -129,16 +194,18 @@ def _errors(case: Case) -> dict[str, float]:
     return {what: _relative_error(ours, theirs) for what, (ours, theirs) in pairs.items()}
 
 
-def _run(case: Case, x: Tensor, weight: Tensor, grad: Tensor, rule: GradientRule) -> tuple[Tensor, Tensor, Tensor]:
+def _run(
+    case: Case, x: Tensor, weight: Tensor, grad: Tensor, rule: GradientRule, recenter: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
     convolution = getattr(functional, f"adder_conv{len(case.size)}d")
-    y = convolution(x, weight, None, *case.geometry, grad=rule)
+    y = convolution(x, weight, None, *case.geometry, grad=rule, recenter=recenter)
     dx, dw = torch.autograd.grad(y, (x, weight), grad)
     return y.detach(), dx, dw
 
 
 def _relative_error(ours: Tensor, theirs: Tensor) -> float:
-    error = ((ours.double() - theirs).abs().max() / theirs.abs().max()).item()
+    error = ((ours.cpu().double() - theirs).abs().max() / theirs.abs().max()).item()
     return float("inf") if error != error else error  # max() of floats would lose a NaN
 
 

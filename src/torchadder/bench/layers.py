@@ -2,6 +2,10 @@
 
 A rate is element operations a second: N * C_out * H_out * W_out * C_in / groups * kh * kw, the number of |x - w| that
 the definition asks for, taps in the padding included, whatever a kernel does to get there.
+
+On a GPU a call finds no cache of its tensors, a convolution runs without and with TF32, and a pass that computes one
+|x - w| after the other has its share of the limit beside it: two float32 instructions each, FADD and FADD forward,
+FADD.SAT and FFMA for the input's gradient, at the rate at which this GPU issues them when it does nothing else.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,11 +23,13 @@ from torch import Tensor, nn
 from .. import ops
 from ..models import create_model
 from ..ops.geometry import Geometry
-from .timing import interleaved, medians, threads
+from .devices import Gpu, Place
+from .timing import Calls, interleaved, medians
 
 PASSES = ("forward", "grad_input", "grad_weight")
+LIMITED = ("forward", "grad_input")  # by the issue of float32 instructions; the other is mostly a convolution's
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-Calls = dict[str, Callable[[], object]]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -81,34 +88,32 @@ def layers_of(name: str) -> list[LayerShape]:
 def measure(
     shapes: Iterable[LayerShape],
     batches: Iterable[int],
-    thread_counts: Iterable[int],
+    places: Iterable[Place],
     passes: Iterable[str],
     repetitions: int,
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """One row for each shape, batch, number of threads and pass: seconds of each side in each memory format.
+    """One row for each shape, batch, place and pass: seconds of each side in each memory format.
 
     `ratio` is the adder's median over torch's, each side in its better format.
     """
     rows = []
-    for shape in shapes:
-        for batch in batches:
-            for count in thread_counts:
-                for which in passes:
-                    progress(f"{shape}, batch {batch}, {count} threads, {which}")
-                    with threads(count), torch.no_grad():
-                        seconds = interleaved(candidates(shape, batch, which), repetitions)
-                    rows.append(_row(shape, batch, count, which, seconds))
+    for shape, batch, place, which in product(shapes, batches, places, passes):
+        progress(f"{shape}, batch {batch}, {place}, {which}")
+        with place.in_use(), torch.no_grad():
+            calls = candidates(shape, batch, which, place.device)
+            seconds = interleaved(calls | place.rivals(calls), repetitions, place.clock(flush=True))
+            rows.append(_row(shape, batch, place, which, seconds))
     return rows
 
 
-def candidates(shape: LayerShape, batch: int, which: str) -> Calls:
+def candidates(shape: LayerShape, batch: int, which: str, device: torch.device = CPU) -> Calls:
     """What is timed: adder and torch convolution, each with all tensors in either memory format."""
     calls: Calls = {}
     geometry = shape.geometry
     mask = [which == "grad_input", which == "grad_weight", False]
     for name, layout in FORMATS.items():
-        x, weight, grad = (t.contiguous(memory_format=layout) for t in _tensors(shape, batch))
+        x, weight, grad = (t.contiguous(memory_format=layout) for t in _tensors(shape, batch, device))
         if which == "forward":
             calls[f"adder {name}"] = partial(ops.adder_conv, x, weight, None, geometry, False)
             calls[f"conv {name}"] = partial(F.conv2d, x, weight, None, *geometry)
@@ -123,27 +128,32 @@ def candidates(shape: LayerShape, batch: int, which: str) -> Calls:
 
 
 def measure_formulas(
-    shape: LayerShape, batch: int, thread_counts: Iterable[int], repetitions: int, progress: Callable[[str], None]
+    shape: LayerShape, batch: int, places: Iterable[Place], repetitions: int, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The forward pass against the formulas that other implementations use: broadcasting, and torch.cdist(p=1)."""
+    """The forward pass against the formulas that other implementations use: broadcasting, and torch.cdist(p=1).
+
+    On a GPU the batch is as large as broadcasting's two tensors of a number for each |x - w| allow.
+    """
     rows = []
-    for count in thread_counts:
-        progress(f"{shape}, batch {batch}, {count} threads, formulas")
-        x, weight, _ = _tensors(shape, batch)
+    for place in places:
+        batch = place.most(batch, 3 * 4 * shape.operations(1))  # (a third for all the rest)
+        progress(f"{shape}, batch {batch}, {place}, formulas")
+        x, weight, _ = _tensors(shape, batch, place.device)
         nhwc, w_nhwc = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
         calls: Calls = {
             "adder channels_last": partial(ops.adder_conv, nhwc, w_nhwc, None, shape.geometry, False),
             "broadcast": partial(broadcast, x, weight, shape),
             "cdist": partial(cdist, x, weight, shape),
         }
-        with threads(count), torch.no_grad():
+        with place.in_use(), torch.no_grad():
             results = [call() for call in calls.values()]
             if not all(torch.allclose(results[0], other, rtol=1e-4, atol=1e-3) for other in results[1:]):  # type: ignore[arg-type]
                 raise RuntimeError("the formulas do not agree")
-            middle = medians(seconds := interleaved(calls, repetitions))
+            del results
+            middle = medians(seconds := interleaved(calls, repetitions, place.clock(flush=True)))
         rows.append(
             {
-                **_about(shape, batch, count, "forward"),
+                **_about(shape, batch, place, "forward"),
                 "seconds": seconds,
                 "speedup": {name: middle[name] / middle["adder channels_last"] for name in ("broadcast", "cdist")},
             }
@@ -166,30 +176,36 @@ def cdist(x: Tensor, weight: Tensor, shape: LayerShape) -> Tensor:
     return y.transpose(1, 2).view(-1, shape.c_out, shape.size_out, shape.size_out)
 
 
-def _tensors(shape: LayerShape, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tensors(shape: LayerShape, batch: int, device: torch.device = CPU) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     sizes = (
         (batch, shape.c_in, shape.size, shape.size),
         (shape.c_out, shape.c_in, shape.kernel, shape.kernel),
         (batch, shape.c_out, shape.size_out, shape.size_out),
     )
-    x, weight, grad = (torch.randn(size, generator=generator) for size in sizes)
+    x, weight, grad = (torch.randn(size, generator=generator).to(device) for size in sizes)
     return x.relu(), weight, grad
 
 
-def _about(shape: LayerShape, batch: int, count: int, which: str) -> dict[str, Any]:
-    return {"layer": str(shape), **asdict(shape), "batch": batch, "threads": count, "pass": which}
+def _about(shape: LayerShape, batch: int, place: Place, which: str) -> dict[str, Any]:
+    return {"layer": str(shape), **asdict(shape), "batch": batch, **place.about, "pass": which}
 
 
-def _row(shape: LayerShape, batch: int, count: int, which: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
+def _row(shape: LayerShape, batch: int, place: Place, which: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
     middle = medians(seconds)
-    best = {side: min(value for name, value in middle.items() if name.startswith(side)) for side in ("adder", "conv")}
-    return {
-        **_about(shape, batch, count, which),
+    sides = dict.fromkeys(name.partition(" ")[0] for name in middle)
+    best = {side: min(middle[name] for name in middle if name.startswith(side)) for side in sides}
+    rates = {side: shape.operations(batch) / best[side] for side in sides}
+    row = {
+        **_about(shape, batch, place, which),
         "seconds": seconds,
-        "adder_ms": best["adder"] * 1e3,
-        "conv_ms": best["conv"] * 1e3,
-        "adder_giga_ops": shape.operations(batch) / best["adder"] / 1e9,
-        "conv_giga_ops": shape.operations(batch) / best["conv"] / 1e9,
+        **{f"{side}_ms": best[side] * 1e3 for side in sides},
+        **{f"{side}_giga_ops": rates[side] / 1e9 for side in sides},
         "ratio": best["adder"] / best["conv"],
     }
+    if isinstance(place, Gpu):
+        limit = place.limit if which in LIMITED else None
+        row["tf32_ratio"] = best["adder"] / best["tf32"]
+        row["limit_giga_ops"] = limit and limit / 1e9
+        row["limit_share"] = limit and rates["adder"] / limit
+    return row

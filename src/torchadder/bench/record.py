@@ -10,18 +10,23 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import atomic
 from ..environment import describe_environment
 
 # Variables that hold torch's own kernels to an instruction set: a reader must know if one was set.
 LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "TORCHADDER_ISA")
+GPU_LIMITS = ("TORCHADDER_GPU", "NVIDIA_TF32_OVERRIDE")  # to a route, or convolutions to a precision
 _PLACES = ("--data", "--out")
 
 
-def make(kind: str, repetitions: int, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def make(
+    kind: str, repetitions: int, rows: list[dict[str, Any]], device: torch.device | None = None, **more: Any
+) -> dict[str, Any]:
     """The record of one run of a benchmark; `repetitions` is the n behind every median."""
-    limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
-    environment = describe_environment()
+    limits = {name: os.environ[name] for name in (*LIMITS, *GPU_LIMITS) if name in os.environ}
+    environment = describe_environment(device)
     environment["command"] = portable_command(environment["command"])
     return {
         "benchmark": kind,

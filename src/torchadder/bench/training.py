@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import re
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
 
 from ..models import create_model
 from ..optim import AdaptiveLR
-from .layers import FORMATS
-from .timing import interleaved, medians, threads
+from .devices import Cpu, Place
+from .layers import CPU, FORMATS
+from .timing import interleaved, medians
 
 OPS = ("adder", "conv")
 _M_MMAP_THRESHOLD = -3  # of glibc's mallopt()
 
 
-def training_step(name: str, op: str, layout: str, batch: int) -> Callable[[], object]:
+def training_step(name: str, op: str, layout: str, batch: int, device: torch.device = CPU) -> Callable[[], object]:
     """One step on random images: the paper's optimiser, the adder side with AdaptiveLR."""
     model = create_model(name, op=op)
-    model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
-    images = torch.randn(batch, *model.input_size).contiguous(memory_format=FORMATS[layout])
-    labels = torch.randint(model.config["num_classes"], (batch,))
+    model.to(device=device, memory_format=FORMATS[layout])  # type: ignore[call-overload]
+    images = torch.randn(batch, *model.input_size).to(device).contiguous(memory_format=FORMATS[layout])
+    labels = torch.randint(model.config["num_classes"], (batch,)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     if op == "adder":
         AdaptiveLR(optimizer)
@@ -43,38 +48,40 @@ def training_step(name: str, op: str, layout: str, batch: int) -> Callable[[], o
 def measure(
     name: str,
     batch: int,
-    thread_counts: Iterable[int],
+    places: Iterable[Place],
     repetitions: int,
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """One row for each number of threads: seconds a step of each side in each memory format, and peak memory.
+    """One row for each place: seconds a step of each side in each memory format, and peak memory.
 
     `ratio` is the adder's median over the CNN's, `memory_ratio` that of the peaks, each side in its better format.
     """
-    steps = {f"{op} {layout}": training_step(name, op, layout, batch) for op in OPS for layout in FORMATS}
     rows = []
-    for count in thread_counts:
-        progress(f"{name}, batch {batch}, {count} threads")
-        with threads(count):
-            seconds = interleaved(steps, repetitions)
-        middle = medians(seconds)
-        better = {op: min(FORMATS, key=lambda layout: middle[f"{op} {layout}"]) for op in OPS}
-        step = {op: middle[f"{op} {better[op]}"] for op in OPS}
-        with threads(count):
-            profiles = {op: profile(steps[f"{op} {better[op]}"]) for op in OPS}
-        progress(f"{name}, batch {batch}, {count} threads, memory")
-        memory = {op: peak_memory(name, op, better[op], batch, count) for op in OPS}
+    for place in places:
+        progress(f"{name}, batch {batch}, {place}")
+        with place.in_use():
+            steps = {
+                f"{op} {layout}": training_step(name, op, layout, batch, place.device)
+                for op in OPS
+                for layout in FORMATS
+            }
+            seconds = interleaved(steps | place.rivals(steps), repetitions, place.clock(flush=False))
+            middle = medians(seconds)
+            sides = dict.fromkeys(side.partition(" ")[0] for side in middle)
+            better = {op: min(FORMATS, key=lambda layout: middle[f"{op} {layout}"]) for op in sides}
+            step = {op: middle[f"{op} {better[op]}"] for op in sides}
+            profiles = {op: profile(steps[f"{op} {better[op]}"], place.device) for op in OPS}
+            progress(f"{name}, batch {batch}, {place}, memory")
+            memory = {op: _memory(name, op, better[op], batch, place) for op in OPS}
         rows.append(
             {
-                "model": name,
-                "batch": batch,
-                "threads": count,
+                **{"model": name, "batch": batch, **place.about},
                 "seconds": seconds,
                 "format": better,
-                "adder_ms": step["adder"] * 1e3,
-                "conv_ms": step["conv"] * 1e3,
+                **{f"{op}_ms": step[op] * 1e3 for op in sides},
                 "ratio": step["adder"] / step["conv"],
-                "images_per_second": {op: batch / step[op] for op in OPS},
+                **({"tf32_ratio": step["adder"] / step["tf32"]} if "tf32" in sides else {}),
+                "images_per_second": {op: batch / step[op] for op in sides},
                 "memory_mib": memory,
                 "profile": profiles,
                 "memory_ratio": _ratio(memory["adder"]["step"], memory["conv"]["step"]),
@@ -83,15 +90,52 @@ def measure(
     return rows
 
 
-def profile(step: Callable[[], object], steps: int = 3, least: float = 0.005) -> dict[str, float]:
-    """Milliseconds a step that operators spend in themselves, those above `least` of the whole, longest first."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+def profile(
+    step: Callable[[], object], device: torch.device = CPU, steps: int = 3, least: float = 0.005
+) -> dict[str, float]:
+    """Milliseconds a step that operators spend in themselves, those above `least` of the whole, longest first.
+
+    On a GPU those of its kernels, and of what it copies and clears.
+    """
+    gpu = device.type == "cuda"
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]) as profiler:
         for _ in range(steps):
             step()
-    times = {event.key: event.self_cpu_time_total / 1e3 / steps for event in profiler.key_averages()}
+    times = (of_kernels if gpu else of_operators)(profiler.key_averages(), steps)
     whole = sum(times.values())
     longest = sorted(times, key=lambda key: -times[key])
-    return {key: times[key] for key in longest if "::" in key and times[key] >= least * whole}
+    return {key: times[key] for key in longest if (gpu or "::" in key) and times[key] >= least * whole}
+
+
+def of_operators(events: Iterable[Any], steps: int) -> dict[str, float]:
+    """Milliseconds a step that each operator spends in itself on the processor."""
+    return {event.key: event.self_cpu_time_total / 1e3 / steps for event in events}
+
+
+def of_kernels(events: Iterable[Any], steps: int) -> dict[str, float]:
+    """Milliseconds a step of each kernel on a GPU; what is annotated there spans kernels that count already."""
+    kernels = (e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation)
+    return {event.key: event.self_device_time_total / 1e3 / steps for event in kernels}
+
+
+def _memory(name: str, op: str, layout: str, batch: int, place: Place) -> dict[str, float]:
+    if isinstance(place, Cpu):
+        return peak_memory(name, op, layout, batch, place.threads)
+    return peak_of_allocator(partial(training_step, name, op, layout, batch, place.device), place.device)
+
+
+def peak_of_allocator(make: Callable[[], Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Peak of what tensors and scratch take on a GPU while a step that `make` makes is run, MiB.
+
+    "step": weights, activations, gradients, optimiser and scratch; not the trials of algorithms in the first step.
+    """
+    gc.collect()
+    before = torch.cuda.memory_allocated(device)
+    step = make()
+    step()
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return {"step": (torch.cuda.max_memory_allocated(device) - before) / 2**20}
 
 
 def peak_memory(name: str, op: str, layout: str, batch: int, count: int) -> dict[str, float]:

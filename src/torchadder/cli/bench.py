@@ -3,7 +3,7 @@
 import json as json_format
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from torchadder.bench import cpu_mask, record, training
+from torchadder.bench import cpu_mask, devices, record, training
 from torchadder.bench import family as family_bench
 from torchadder.bench import latency as latency_bench
 from torchadder.bench import layers as layer_bench
 from torchadder.bench import steps as step_bench
+from torchadder.cli import bench_tables
 from torchadder.environment import available_cores
 from torchadder.errors import UserError
 from torchadder.models import list_models
@@ -29,6 +30,7 @@ bench = typer.Typer(
 Models = Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(list_models())}.")]
 Batches = Annotated[str, typer.Option(help="Batch sizes, comma-separated.")]
 Threads = Annotated[str | None, typer.Option(help="Numbers of threads, comma-separated (default: 1 and torch's).")]
+Device = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:N", help="Where it runs: the processor, or a GPU.")]
 Repetitions = Annotated[int, typer.Option(min=1, help="Repetitions; the median is quoted.")]
 Out = Annotated[Path | None, typer.Option(help="Where the JSON goes (default: results/bench-NAME.json).")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON object.")]
@@ -38,6 +40,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON
 def layers(
     model: Models = "resnet20",
     batch: Batches = "1,128",
+    device: Device = "cpu",
     threads: Threads = None,
     passes: Annotated[str, typer.Option(help="Of: forward, grad_input, grad_weight.")] = "forward,grad_input",
     repetitions: Repetitions = 11,
@@ -47,31 +50,32 @@ def layers(
     """The layers of MODEL one by one, and the formulas that other implementations use."""
     shapes = [shape for name in _names(model) for shape in layer_bench.layers_of(name)]
     chosen = _chosen(passes, layer_bench.PASSES, "--passes")
-    batches, counts = _numbers(batch, "--batch"), _threads(threads)
-    destination, progress = _destination(out, "layers"), _progress()
-    rows = layer_bench.measure(shapes, batches, counts, chosen, repetitions, progress)
-    formulas = layer_bench.measure_formulas(shapes[0], max(batches), counts, 3, progress)
-    result = record.make("layers", repetitions, rows, formulas=formulas)
-    _finish(result, destination, json, _layer_tables(result))
+    batches, places = _numbers(batch, "--batch"), _places(device, threads)
+    destination, progress = _destination(out, "layers" if device == "cpu" else "layers-cuda"), _progress()
+    rows = layer_bench.measure(shapes, batches, places, chosen, repetitions, progress)
+    formulas = layer_bench.measure_formulas(shapes[0], max(batches), places, 3, progress)
+    result = record.make("layers", repetitions, rows, places[0].device, formulas=formulas)
+    _finish(result, destination, json, bench_tables.layer_tables(result))
 
 
 @bench.command()
 def train(
     model: Models = "resnet20,lenet5bn",
     batch: Annotated[int, typer.Option(min=2, help="Batch size.")] = 128,
+    device: Device = "cpu",
     threads: Threads = None,
     repetitions: Repetitions = 11,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """A whole training step of MODEL as AdderNet and as CNN, and the memory that it takes."""
-    names, counts = _names(model), _threads(threads)
-    destination, progress = _destination(out, "train"), _progress()
+    names, places = _names(model), _places(device, threads)
+    destination, progress = _destination(out, "train" if device == "cpu" else "train-cuda"), _progress()
     rows = []
     for name in names:
-        rows += training.measure(name, batch, counts, repetitions, progress)
-    result = record.make("train", repetitions, rows)
-    _finish(result, destination, json, [_train_table(result)])
+        rows += training.measure(name, batch, places, repetitions, progress)
+    result = record.make("train", repetitions, rows, places[0].device)
+    _finish(result, destination, json, [bench_tables.train_table(result)])
 
 
 @bench.command()
@@ -85,7 +89,7 @@ def family(
     counts, destination, progress = _threads(threads), _destination(out, "family"), _progress()
     rows = family_bench.measure(family_bench.CASES, counts, repetitions, progress)
     result = record.make("family", repetitions, rows)
-    _finish(result, destination, json, [_family_table(result)])
+    _finish(result, destination, json, [bench_tables.family_table(result)])
 
 
 @bench.command()
@@ -127,7 +131,7 @@ def latency(
     if cpu:
         result["cpu"] = cpu_mask.description(cpu)
         result["environment"]["kernels"] = cpu
-    _finish(result, destination, json, _latency_tables(result))
+    _finish(result, destination, json, bench_tables.latency_tables(result))
 
 
 @bench.command()
@@ -143,7 +147,7 @@ def kernels(
     destination, progress = _destination(out, "kernels"), _progress()
     rows = [row for name in names for row in step_bench.measure(name, chosen, repetitions, progress)]
     result = record.make("kernels", repetitions, rows)
-    _finish(result, destination, json, [_step_table(result)])
+    _finish(result, destination, json, [bench_tables.step_table(result)])
 
 
 def _latency_threads(text: str | None) -> list[int]:
@@ -190,90 +194,6 @@ def _finish(result: dict[str, Any], out: Path, json: bool, tables: list[Table]) 
     terminal.print(f"written to {out}", highlight=False)
 
 
-def _family_table(result: dict[str, Any]) -> Table:
-    table = Table("layer", "threads", "pass", title="adder layers and torch's, medians", title_justify="left")
-    for name in ("adder ms", "conv ms", "ratio"):
-        table.add_column(name, justify="right")
-    for row in result["rows"]:
-        numbers = [f"{row[key]:.3f}" for key in ("adder_ms", "conv_ms")]
-        table.add_row(row["layer"], str(row["threads"]), row["pass"], *numbers, f"{row['ratio']:.2f}")
-    return table
-
-
-def _latency_tables(result: dict[str, Any]) -> list[Table]:
-    where = f", {result['cpu']}" if "cpu" in result else ""
-    title = f"latency of whole networks, medians of {result['n']}{where}"
-    table = Table("model", "batch", "threads", "network", title=title, title_justify="left")
-    for name in ("ms/image", "images/s", "x slower than u8 AdderNet"):
-        table.add_column(name, justify="right")
-    kernels = Table("model", "network", "kernels", title="what ran", title_justify="left")
-    ran: dict[tuple[str, str], dict[str, None]] = {}
-    for row, following in zip(result["rows"], [*result["rows"][1:], None], strict=True):
-        setting = [str(row[key]) for key in ("model", "batch", "threads")]
-        table.add_row(
-            *setting,
-            row["title"],
-            f"{row['milliseconds'] / row['batch']:.4g}",
-            f"{row['images_per_second']:.0f}",
-            "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
-            end_section=following is not None
-            and setting != [str(following[key]) for key in ("model", "batch", "threads")],
-        )
-        ran.setdefault((row["model"], row["title"]), {}).update(dict.fromkeys(row["kernels"]))
-    for names, used in ran.items():
-        kernels.add_row(*names, ", ".join(used))
-    return [table, kernels]
-
-
-def _step_table(result: dict[str, Any]) -> Table:
-    table = Table("model", "step", "kernel", title="the engine, one image on one thread, medians", title_justify="left")
-    for name in ("microseconds", "G/s"):
-        table.add_column(name, justify="right")
-    for row in result["rows"]:
-        rate = f"{row['giga_ops']:.1f}" if row["operations"] else "-"
-        table.add_row(row["model"], row["step"], row["kernel"], f"{row['microseconds']:.2f}", rate)
-    return table
-
-
-def _layer_tables(result: dict[str, Any]) -> list[Table]:
-    main = Table("layer", "batch", "threads", "pass", title="adder and convolution, medians", title_justify="left")
-    for name in ("adder ms", "conv ms", "adder G/s", "conv G/s", "ratio"):
-        main.add_column(name, justify="right")
-    for row in result["rows"]:
-        main.add_row(
-            row["layer"],
-            *(str(row[key]) for key in ("batch", "threads", "pass")),
-            *(f"{row[key]:.3f}" for key in ("adder_ms", "conv_ms")),
-            *(f"{row[key]:.1f}" for key in ("adder_giga_ops", "conv_giga_ops")),
-            f"{row['ratio']:.2f}",
-        )
-    formulas = Table("layer", "batch", "threads", title="how many times faster than", title_justify="left")
-    for name in ("broadcast", "cdist"):
-        formulas.add_column(name, justify="right")
-    for row in result["formulas"]:
-        formulas.add_row(
-            row["layer"],
-            *(str(row[key]) for key in ("batch", "threads")),
-            *(f"{row['speedup'][name]:.0f}x" for name in ("broadcast", "cdist")),
-        )
-    return [main, formulas]
-
-
-def _train_table(result: dict[str, Any]) -> Table:
-    table = Table("model", "batch", "threads", title="training step, medians", title_justify="left")
-    for name in ("adder ms", "conv ms", "ratio", "adder MiB", "conv MiB", "memory ratio"):
-        table.add_column(name, justify="right")
-    for row in result["rows"]:
-        table.add_row(
-            *(str(row[key]) for key in ("model", "batch", "threads")),
-            *(f"{row[key]:.1f}" for key in ("adder_ms", "conv_ms")),
-            f"{row['ratio']:.2f}",
-            *(f"{row['memory_mib'][op]['step']:.0f}" for op in training.OPS),
-            "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
-        )
-    return table
-
-
 def _progress() -> Callable[[str], None]:
     terminal = Console(file=sys.stderr)
 
@@ -308,3 +228,12 @@ def _numbers(text: str, flag: str) -> list[int]:
 
 def _threads(text: str | None) -> list[int]:
     return sorted({1, torch.get_num_threads()}) if text is None else _numbers(text, "--threads")
+
+
+def _places(device: str, threads: str | None) -> Sequence[devices.Place]:
+    found = devices.find(device)
+    if found.type == "cpu":
+        return [devices.Cpu(count) for count in _threads(threads)]
+    if threads is not None:
+        raise UserError(f"--threads {threads}: a GPU has none to set; leave it out with --device {device}")
+    return [devices.Gpu(found)]

@@ -18,7 +18,7 @@ def doctor(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> int:
-    """Check this installation: versions, processor, data, and every kernel that can run here.
+    """Check this installation: versions, processor, GPUs, data, and every kernel that can run here.
 
     Kernels are compared with a brute-force computation in float64. The exit code is 1 if a check fails.
     """
