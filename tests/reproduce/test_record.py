@@ -9,6 +9,7 @@ from tests.conftest import ENVIRONMENT
 from torchadder.bench import record as files
 from torchadder.errors import UserError
 from torchadder.reproduce.record import collect, effective, read_records, read_run
+from torchadder.reproduce.table import machine
 from torchadder.train import RECIPES, Recipe, Run, train
 
 OLD = {  # a row's recipe as version 0.1.0 of November 2026 wrote it
@@ -225,3 +226,10 @@ def test_a_file_that_is_no_record_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=r"^a\.json is no record"):
         read_records(tmp_path)
+
+
+def test_runs_on_a_gpu_name_it(finished):
+    gpu = {"name": "NVIDIA H200", "route": "cuda", "multiprocessors": 132}
+    record = collect([finished("a", 99.0, 99.1, 99.25, environment={"gpu": gpu})])
+    assert record["environment"]["gpu"] == "NVIDIA H200 (route cuda)"
+    assert "NVIDIA H200 (route cuda)" in machine(record["environment"])

@@ -19,6 +19,7 @@ def environment(monkeypatch):
 class Look(Progress):
     def started(self, recipe, model, epochs_done, steps_an_epoch):
         self.on = torch.are_deterministic_algorithms_enabled()
+        self.measures = torch.backends.cudnn.benchmark
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -27,6 +28,8 @@ def test_training_is_deterministic_where_asked(tiny_recipe, tmp_path, on):
     recipe = dataclasses.replace(tiny_recipe, epochs=1, deterministic=on)
     train(Run.open(tmp_path / "run", recipe), progress=look)
     assert look.on == on
+    assert look.measures != on
+    assert not torch.backends.cudnn.benchmark
     assert not torch.are_deterministic_algorithms_enabled()
 
 

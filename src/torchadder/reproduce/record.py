@@ -18,7 +18,7 @@ from torchadder.train.run import ENVIRONMENT, METRICS, RECIPE
 Record = dict[str, Any]
 
 # What must be equal before two runs are one measurement; where it is not, every run carries its own.
-WHERE = ("processor", "platform", "torchadder", "torch", "numpy", "python", "threads", "processes", "kernels")
+WHERE = ("processor", "platform", "torchadder", "torch", "numpy", "python", "threads", "processes", "kernels", "gpu")
 # What a row says of its runs together.
 MEASURED = (
     *("epochs", "n", "seeds", "mean", "std", "top5", "minutes"),
@@ -103,7 +103,11 @@ def assemble(runs: Sequence[dict[str, Any]]) -> Record:
     return {
         "benchmark": "runs",
         "date": max(run["date"] for run in runs),
-        "environment": {name: runs[0]["environment"][name] for name in WHERE if name not in differing},
+        "environment": {
+            name: value
+            for name in WHERE
+            if name not in differing and (value := runs[0]["environment"][name]) is not None
+        },
         "differing": differing,
         "rows": [_row(group, differing) for group in groups.values()],
     }
@@ -172,9 +176,15 @@ def gradients(recipe: dict[str, Any]) -> str | None:
 def _where(environment: dict[str, Any]) -> dict[str, Any]:
     """The run's environment; a field that changed when the run was resumed becomes the list of its values."""
     stages = [environment, *environment.get("resumed", [])]
-    stages = [{"processes": 1, **stage} for stage in stages]  # older versions had no other number
+    stages = [{"processes": 1, **stage, "gpu": _gpu(stage)} for stage in stages]  # older versions had one process
     values = {name: list(dict.fromkeys(stage[name] for stage in stages)) for name in WHERE}
     return {name: found[0] if len(found) == 1 else found for name, found in values.items()}
+
+
+def _gpu(environment: dict[str, Any]) -> str | None:
+    """The GPU that a run was trained on, and whose kernels its adder layers ran."""
+    about = environment.get("gpu")
+    return f"{about['name']} (route {about['route']})" if about else None
 
 
 def _values(value: Any) -> list[Any]:

@@ -169,12 +169,13 @@ def _described(recipe: Mapping[str, Any]) -> str:
 
 
 def machine(environment: Mapping[str, Any]) -> list[str]:
-    """Processor, cores, torch and kernels, as far as they are one for the whole record."""
+    """Processor, cores, GPU, torch and kernels, as far as they are one for the whole record."""
     processor = [environment["processor"]] if "processor" in environment else []
     processor += [f"{environment['cores']} cores"] if "cores" in environment else []
     versions = [f"torch {environment['torch']}"] if "torch" in environment else []
     versions += [f"{environment['kernels']} kernels"] if "kernels" in environment else []
-    return [", ".join(part) for part in (processor, versions) if part]
+    gpu = [environment["gpu"]] if environment.get("gpu") else []
+    return [", ".join(part) for part in (processor, gpu, versions) if part]
 
 
 def _where(record: Record) -> str:

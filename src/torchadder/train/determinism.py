@@ -8,26 +8,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.backends import cudnn
 
 
 @contextmanager
 def deterministic_algorithms(on: bool) -> Iterator[None]:
     """Within, torch uses deterministic algorithms only, and raises RuntimeError for an operator without one.
 
-    Nothing happens unless ``on``. A CPU needs it for no operator of ours; a GPU does, and is slower for it.
+    A CPU needs it for no operator of ours; a GPU does, and is slower for it. Unless ``on``, cuDNN and our own kernels
+    measure which of several ways is fastest for each shape; that makes a difference on a GPU alone.
     """
-    if not on:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True)
+    cudnn.benchmark = not on
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        cudnn.benchmark = before[1]
 
 
 def rng_state() -> dict[str, Any]:

@@ -122,7 +122,7 @@ def train_epochs(
             distiller.load_training_state(run.state["distiller"])
         batches.load_state_dict(run.state["batches"])
         set_rng_state(run.state["rng"])
-    run.begin()
+    run.begin(device)
     parallel = processes.parallel(model)
     progress.started(recipe, model, run.epoch, len(batches))
 

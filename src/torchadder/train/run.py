@@ -104,11 +104,14 @@ class Run:
     def finished(self) -> bool:
         return self.epoch >= self.recipe.epochs
 
-    def begin(self) -> None:
-        """Create the folder and its records, or bring those of a resumed run back to its last state."""
+    def begin(self, device: torch.device) -> None:
+        """Create the folder and its records, or bring those of a resumed run back to its last state.
+
+        ``device`` is what the run is trained on.
+        """
         if not self.writes:
             return
-        about = {**describe_environment(), "processes": self.processes}
+        about = {**describe_environment(device), "processes": self.processes}
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             if not holds_run(self.folder):
