@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gpu_tables
 from engine_tables import (
     count_of_threads,
     latency_table,
@@ -41,6 +42,10 @@ FILES = {
         "steps",
         "latency",
         "latency-avx2",
+        "gpu-instructions",
+        "gpu-rates",
+        "layers-cuda",
+        "train-cuda",
     ),
     "docs/results.md": (*EXPERIMENTS, "other-runs", "quantisation"),
 }  # and the tables that each must hold
@@ -183,6 +188,10 @@ TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  #
     "latency": (latency_table, (("bench-latency.json",),)),
     "latency-avx2": (latency_table, (("bench-latency-avx2.json",),)),
     "quantisation": (quantisation_table, (("quantisation-cifar10.json", "quantisation-mnist.json"),)),
+    "gpu-instructions": (gpu_tables.instructions_table, (("gpu-instructions.json",),)),
+    "gpu-rates": (gpu_tables.rates_table, (("gpu-rates.json",),)),
+    "layers-cuda": (gpu_tables.layers_table, (("bench-layers-cuda.json",),)),
+    "train-cuda": (gpu_tables.train_table, (("bench-train-cuda.json",),)),
     "latency-summary": (summary_table, (("bench-latency.json", "bench-latency-avx2.json"),)),
 }
 KNOWN = (*TABLES, *EXPERIMENTS, "other-runs")

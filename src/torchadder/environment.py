@@ -54,6 +54,11 @@ def describe_gpu(device: torch.device) -> dict[str, Any]:
     }
 
 
+def title_of_gpu(about: dict[str, Any]) -> str:
+    """What describe_gpu says, in a line."""
+    return f"{about['name']} (route {about['route']})"
+
+
 def lacks_gpu() -> str | None:
     """Why torch computes on no GPU here, and what to do; None where it does."""
     if torch.cuda.is_available():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torchadder.bench import record
+from torchadder.environment import title_of_gpu
 from torchadder.errors import UserError
 from torchadder.train.recipe import GRADIENTS, Recipe
 from torchadder.train.run import ENVIRONMENT, METRICS, RECIPE
@@ -184,7 +185,7 @@ def _where(environment: dict[str, Any]) -> dict[str, Any]:
 def _gpu(environment: dict[str, Any]) -> str | None:
     """The GPU that a run was trained on, and whose kernels its adder layers ran."""
     about = environment.get("gpu")
-    return f"{about['name']} (route {about['route']})" if about else None
+    return title_of_gpu(about) if about else None
 
 
 def _values(value: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torchadder.environment import title_of_gpu
 from torchadder.reproduce.experiments import EXPERIMENTS, Experiment, Row
 from torchadder.reproduce.record import MEASURED, Record, effective
 from torchadder.train.recipe import RECIPES
@@ -174,7 +175,8 @@ def machine(environment: Mapping[str, Any]) -> list[str]:
     processor += [f"{environment['cores']} cores"] if "cores" in environment else []
     versions = [f"torch {environment['torch']}"] if "torch" in environment else []
     versions += [f"{environment['kernels']} kernels"] if "kernels" in environment else []
-    gpu = [environment["gpu"]] if environment.get("gpu") else []
+    gpu = [environment["gpu"]] if environment.get("gpu") else []  # what a benchmark says of it, or a run
+    gpu = [about if isinstance(about, str) else title_of_gpu(about) for about in gpu]
     return [", ".join(part) for part in (processor, gpu, versions) if part]
 
 

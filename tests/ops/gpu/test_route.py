@@ -2,6 +2,8 @@
 
 import importlib.util
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,15 @@ import torch
 from torchadder.errors import UserError
 from torchadder.ops import gpu
 
-NVIDIA = {"cuda": True, "cuda.core": True, "cuda.bindings": True, "triton": True, "cc": True, "built for": "13.0"}
+NVIDIA = {
+    "cuda": True,
+    "cuda.core": True,
+    "cuda.bindings": True,
+    "triton": True,
+    "cc": True,
+    "built for": "13.0",
+    "version": "3.7.1",
+}
 CASES = {
     "everything": ({}, "cuda"),
     "no cuda.core": ({"cuda.core": False}, "triton"),
@@ -28,6 +38,7 @@ def place(monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if there[name] else None)
         monkeypatch.setattr(shutil, "which", lambda name: name if there["cc"] else None)
         monkeypatch.setattr(torch.version, "cuda", there["built for"])
+        monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=there["version"]))
         monkeypatch.delenv("TORCHADDER_GPU", raising=False)
         if wanted is not None:
             monkeypatch.setenv("TORCHADDER_GPU", wanted)
@@ -58,6 +69,11 @@ def test_without_any_the_reference_computes_and_says_so(place):
 REFUSED = {
     "a wrong name": ({}, "metal", "TORCHADDER_GPU=metal: choose one of cuda, triton, reference"),
     "no Triton": ({"triton": False}, "triton", "TORCHADDER_GPU=triton: Triton is not installed"),
+    "an old Triton": (
+        {"version": "3.2.0"},
+        "triton",
+        r"TORCHADDER_GPU=triton: Triton 3.2.0 is too old \(3.3 or later\)",
+    ),
     "another build": ({"built for": None}, "cuda", "TORCHADDER_GPU=cuda: this torch is built without CUDA"),
 }
 

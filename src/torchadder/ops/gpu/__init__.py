@@ -23,6 +23,7 @@ from ...errors import UserError
 from ..geometry import Geometry
 
 ROUTES = ("cuda", "triton", "reference")
+TRITON = (3, 3)  # the oldest that compiles the kernels
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -80,6 +81,10 @@ def _cuda_lacks() -> str | None:
 def _triton_lacks() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < TRITON:
+        return f"Triton {triton.__version__} is too old (3.3 or later)"
     if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
         return "Triton finds no C compiler"
     return None

@@ -1,0 +1,58 @@
+"""Tables of what was counted and measured on GPUs."""
+
+from __future__ import annotations
+
+from torchadder.reproduce.record import Record
+from torchadder.reproduce.table import machine, markdown
+
+
+def instructions_table(record: Record) -> str:
+    """One row for each layer and pass, one column for each route, format and dtype: share of FP32 instructions."""
+    cells = {}
+    for row in record["rows"]:
+        column = f"{row['route']}: {row['format']} {row['dtype']}"
+        cells[f"{row['layer']} {row['operator']}", column] = f"{100 * row['share']:.0f}%{'*' if row['spills'] else ''}"
+    columns = sorted({column for _, column in cells})
+    rows = [[line, *(cells[line, column] for column in columns)] for line in dict.fromkeys(line for line, _ in cells)]
+    versions = f"Triton {record['triton']}, NVRTC {record['nvrtc']}; * spills registers in the loop"
+    caption = f"Compute capability {record['capability'] / 10}; {versions}; {record['date']}."
+    return f"{caption}\n\n{markdown(['', *columns], rows)}"
+
+
+def rates_table(record: Record) -> str:
+    """One row for each loop of gpu_rates.py."""
+    rows = [[row["loop"], f"{row['giga_ops']:,.0f}"] for row in record["rows"]]
+    return f"{_caption(record)}\n\n{markdown(['loop', 'G element operations/s'], rows)}"
+
+
+def layers_table(record: Record) -> str:
+    """One row for each layer and pass, beside cuDNN with TF32 off and on."""
+    header = ["layer", "batch", "pass", "adder ms", "cuDNN ms", "ratio", "to TF32", "share of the limit"]
+    rows = [
+        [
+            *(row["layer"], str(row["batch"]), row["pass"]),
+            *(f"{row[side]:.3f}" for side in ("adder_ms", "conv_ms")),
+            *(f"{row[name]:.2f}" for name in ("ratio", "tf32_ratio")),
+            f"{100 * row['limit_share']:.0f}%" if row["limit_share"] else "–",
+        ]
+        for row in record["rows"]
+    ]
+    return f"{_caption(record)}\n\n{markdown(header, rows)}"
+
+
+def train_table(record: Record) -> str:
+    """One row for each model, beside its CNN twin with TF32 off and on."""
+    header = ["model", "batch", "adder ms/step", "CNN ms/step", "ratio", "to TF32", "memory ratio"]
+    rows = [
+        [
+            *(row["model"], str(row["batch"])),
+            *(f"{row[side]:.2f}" for side in ("adder_ms", "conv_ms")),
+            *(f"{row[name]:.2f}" for name in ("ratio", "tf32_ratio", "memory_ratio")),
+        ]
+        for row in record["rows"]
+    ]
+    return f"{_caption(record)}\n\n{markdown(header, rows)}"
+
+
+def _caption(record: Record) -> str:
+    return f"{'; '.join(machine(record['environment']))}; medians of {record['n']} repetitions; {record['date']}."
