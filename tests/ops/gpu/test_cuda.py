@@ -319,12 +319,12 @@ def test_the_fastest_tile_is_measured_once_and_kept(benchmark, machine, monkeypa
     tiles = (SMALL, Tile(8, 16, 8, 4, 0.9))
     case = CASES["primes"]
     x, weight, _, truth = exact(case)
-    for session in range(2):
+    for process in range(2):
         use_tiles(monkeypatch, *tiles)
         tuning._kept.cache_clear()
         for _ in range(2):
             assert_equal(cuda.forward(x, weight, None, case.geometry, torch.contiguous_format), truth.output)
-        assert len(benchmark) == 2, session
+        assert len(benchmark) == 2, process
         assert machine.launched[-1] == benchmark[-1].kernel
 
 
