@@ -89,7 +89,7 @@ def main() -> int:
         return 0
     torch.cuda.init()
     rows = [measure(name) for name in LOOPS]
-    made = record.make("gpu-rates", REPETITIONS, rows)
+    made = record.make("gpu-rates", REPETITIONS, rows, torch.device("cuda", 0))
     record.write(ROOT / "results" / "gpu-rates.json", made)
     for row in rows:
         print(f"{row['loop']:10} {row['giga_ops']:9.0f} G/s")

@@ -25,6 +25,14 @@ def rates_table(record: Record) -> str:
     return f"{_caption(record)}\n\n{markdown(['loop', 'G element operations/s'], rows)}"
 
 
+def u8_table(record: Record) -> str:
+    """One row for each layer, rates of four ways to compute it."""
+    sides = list(record["rows"][0]["giga_ops"])
+    rows = [[row["layer"], *(f"{row['giga_ops'][side]:,.0f}" for side in sides)] for row in record["rows"]]
+    caption = f"G element operations/s, batch {record['rows'][0]['batch']}; {_caption(record)}"
+    return f"{caption}\n\n{markdown(['layer', *sides], rows)}"
+
+
 def layers_table(record: Record) -> str:
     """One row for each layer and pass, beside cuDNN with TF32 off and on."""
     header = ["layer", "batch", "pass", "adder ms", "cuDNN ms", "ratio", "to TF32", "share of the limit"]

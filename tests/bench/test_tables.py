@@ -9,7 +9,7 @@ NAMES = ("layers", "train", "mnist", "latency-summary")
 PERFORMANCE = (
     *("limits", "distance", "layers", "layers-avx2", "train", "train-avx2", "breakdown", "family"),
     *("limits-u8", "steps", "latency", "latency-avx2"),
-    *("gpu-instructions", "gpu-rates", "layers-cuda", "train-cuda"),
+    *("gpu-instructions", "gpu-rates", "gpu-u8", "layers-cuda", "train-cuda"),
 )
 RESULTS = (
     *("mnist", "fashion_mnist", "ablation", "eta", "eta_sign"),

@@ -43,6 +43,14 @@ inline unsigned short float_to_half(float value) {
   return bits;
 }
 
+inline unsigned distance4(unsigned x, unsigned w, unsigned sum) {
+  for (int i = 0; i < 32; i += 8) {
+    const int difference = static_cast<int>(x >> i & 255) - static_cast<int>(w >> i & 255);
+    sum += difference < 0 ? -difference : difference;
+  }
+  return sum;
+}
+
 namespace on_cpu {
 
 constexpr std::size_t STACK = 64 * 1024;

@@ -64,6 +64,11 @@ def lifted(case):
     )
 
 
+def words(t):
+    """(N, C, H, W) bytes as (N, C / 4, H, W) words."""
+    return t.movedim(1, -1).contiguous().view(torch.int32).movedim(-1, 1)
+
+
 def results(case, x, weight, grad, layout):
     """Output, dX, dX of the sign rule, dW of the sign rule."""
     options = case.geometry, layout
@@ -165,6 +170,15 @@ def test_rounding_to_16_bits_is_torchs(value, dtype):
         torch.contiguous_format,
     )
     torch.testing.assert_close(y.flatten(), torch.tensor([value]).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("channels", [4, 12, 16])
+def test_bytes_are_summed_four_at_a_time(channels):
+    case = Case(2, channels, 10, size=(6, 5), kernel=(3, 3), stride=(2, 1), padding=(1, 1))
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randint(256, t.shape, dtype=torch.uint8, generator=generator) for t in case.tensors()[:2])
+    y = cuda.forward(words(x), words(weight), None, case.geometry, torch.channels_last)
+    assert torch.equal(y.double(), brute_force(case, x, weight, case.tensors()[2]).output)
 
 
 def test_bias_is_added_once():
@@ -344,6 +358,9 @@ def production_kernels():
     yield nvrtc.Kernel("FORWARD", 256, 1, "forward_narrow", ("Half", True), "Half")
     yield nvrtc.Kernel("GRAD_INPUT", 256, 1, "grad_input_narrow", ("Sign", "float", False), "float")
     yield nvrtc.Kernel("GRAD_WEIGHT_SIGN", 256, 1, "grad_weight_sign_split", ("float",), "float")
+    tile = FORWARD_TILES[0]
+    arguments = ("unsigned", *tile[:4], *flags)
+    yield nvrtc.Kernel("FORWARD", tile.threads, tile.resident, "forward_tile", arguments, "unsigned")
     yield nvrtc.Kernel("ISSUE", 256, 2, "issue", (), "float")
 
 

@@ -55,7 +55,7 @@ GRAD_INPUT_TILES = (
     Tile(128, 32, 8, 4, 0.76),
     Tile(256, 16, 8, 4, 0.71),
 )
-TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
+TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat", torch.int32: "unsigned"}
 Strides = tuple[int, ...]
 
 
@@ -82,7 +82,10 @@ class Layout(NamedTuple):
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, layout: torch.memory_format) -> Tensor:
-    """Y, x's dtype and `layout`, of x (N, C_in, ...) and float32 weight (C_out, C_in / groups, ...), bias (C_out,)."""
+    """Y, x's dtype and `layout`, of x (N, C_in, ...) and float32 weight (C_out, C_in / groups, ...), bias (C_out,).
+
+    An int32 is four unsigned bytes of as many channels, in x and in the weight, and a sum of them in Y: an experiment.
+    """
     y = torch.empty(geometry.output_shape(x, weight), dtype=x.dtype, device=x.device, memory_format=layout)
     if y.numel():
         weight = _channels_dense(weight)

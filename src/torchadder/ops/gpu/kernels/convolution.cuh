@@ -39,17 +39,34 @@ __device__ inline Pixel pixel_of(int index, int depth, int height, int width) {
 }
 
 struct Distance {  // |x - w|
+  using Value = float;
   static constexpr bool NEEDS_OWN = false, SATURATES = false;
   static __device__ float weight(float w) { return w; }
   static __device__ void add(float &sum, float, float x, float w) { sum += fabsf(x - w); }
 };
+struct Distance4 {  // of four unsigned bytes
+  using Value = unsigned;
+  static constexpr bool NEEDS_OWN = false, SATURATES = false;
+  static __device__ unsigned weight(unsigned w) { return w; }
+  static __device__ void add(unsigned &sum, unsigned, unsigned x, unsigned w) { sum = distance4(x, w, sum); }
+};
+template <class T>
+struct DistanceOf {
+  using Rule = Distance;
+};
+template <>
+struct DistanceOf<unsigned> {
+  using Rule = Distance4;
+};
 struct HardTanh {  // its own x as 1/2 - x/2, the weight as w/2
+  using Value = float;
   static constexpr bool NEEDS_OWN = true, SATURATES = true;
   static __device__ float own(float x) { return 0.5f - 0.5f * x; }
   static __device__ float weight(float w) { return 0.5f * w; }
   static __device__ void add(float &sum, float own, float dy, float w) { sum += __saturatef(own + w) * dy; }
 };
 struct Sign {  // of w - x; the difference itself where it is 0 or NaN
+  using Value = float;
   static constexpr bool NEEDS_OWN = true, SATURATES = false;
   static __device__ float own(float x) { return x; }
   static __device__ float weight(float w) { return w; }

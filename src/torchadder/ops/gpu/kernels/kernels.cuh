@@ -11,11 +11,11 @@
 #define STRIDE_PARAMETERS(t) long long t##_n, int t##_c, int t##_d, int t##_h, int t##_w
 #define STRIDES(t) \
   Strides { t##_n, t##_c, t##_d, t##_h, t##_w }
-#define FORWARD(name, threads, resident, function, T)                                                        \
-  extern "C" __global__ void __launch_bounds__(threads, resident)                                            \
-      name(const T *x, const float *weight, const float *bias, T *y, SHAPE_PARAMETERS, STRIDE_PARAMETERS(x), \
-           STRIDE_PARAMETERS(w), STRIDE_PARAMETERS(y)) {                                                     \
-    function(x, weight, bias, y, SHAPE, STRIDES(x), STRIDES(w), STRIDES(y));                                 \
+#define FORWARD(name, threads, resident, function, T)                                                          \
+  extern "C" __global__ void __launch_bounds__(threads, resident)                                              \
+      name(const T *x, const DistanceOf<T>::Rule::Value *weight, const DistanceOf<T>::Rule::Value *bias, T *y, \
+           SHAPE_PARAMETERS, STRIDE_PARAMETERS(x), STRIDE_PARAMETERS(w), STRIDE_PARAMETERS(y)) {               \
+    function(x, weight, bias, y, SHAPE, STRIDES(x), STRIDES(w), STRIDES(y));                                   \
   }
 #define GRAD_INPUT(name, threads, resident, function, T)                                                            \
   extern "C" __global__ void __launch_bounds__(threads, resident)                                                   \

@@ -1,4 +1,4 @@
-// Activations of 32 and 16 bits, and four of them at a time.
+// Activations of 32 and 16 bits, or four of 8 in a word; and four activations at a time.
 
 #ifndef CUDA_ON_CPU  // where tests compile this file, which bring their own
 __device__ inline float half_to_float(unsigned short bits) {
@@ -11,6 +11,10 @@ __device__ inline unsigned short float_to_half(float value) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
+__device__ inline unsigned distance4(unsigned x, unsigned w, unsigned sum) {  // + |x - w| of four unsigned bytes
+  asm("vabsdiff4.u32.u32.u32.add %0, %1, %2, %0;" : "+r"(sum) : "r"(x), "r"(w));
+  return sum;
+}
 #endif
 
 struct Half {
@@ -21,11 +25,16 @@ struct Bfloat {
 };
 
 __device__ inline float widened(float value) { return value; }
+__device__ inline unsigned widened(unsigned value) { return value; }
 __device__ inline float widened(Bfloat value) { return __uint_as_float(static_cast<unsigned>(value.bits) << 16); }
 __device__ inline float widened(Half value) { return half_to_float(value.bits); }
 
 template <class T>
 __device__ T narrowed(float value);
+template <class T>
+__device__ T narrowed(unsigned value) {
+  return value;
+}
 template <>
 __device__ inline float narrowed<float>(float value) {
   return value;

@@ -15,31 +15,32 @@
 
 // Y[o] = bias[o] - sum over c, a, b of |X[c, i*s + a, j*s + b] - W[o, c, a, b]|; K lies densely in the weight.
 template <class T, int ROWS, int COLUMNS, int R, int C, bool ROWS4, bool COLUMNS4, bool PIXELS_FIRST, bool STORE4>
-__device__ void forward_tile(const T *x, const float *weight, const float *bias, T *y, const Convolution &s,
+__device__ void forward_tile(const T *x, const typename DistanceOf<T>::Rule::Value *weight,
+                             const typename DistanceOf<T>::Rule::Value *bias, T *y, const Convolution &s,
                              const Strides &x_strides, const Strides &w_strides, const Strides &y_strides) {
-  using Work = Tile<Distance, T, ROWS, COLUMNS, R, C, ROWS4, false, COLUMNS4, PIXELS_FIRST>;
+  using Work = Tile<typename DistanceOf<T>::Rule, T, ROWS, COLUMNS, R, C, ROWS4, false, COLUMNS4, PIXELS_FIRST>;
   const int pixels = s.images * s.out_d * s.out_h * s.out_w;
   const int column_blocks = (s.filters + COLUMNS - 1) / COLUMNS, row_blocks = (pixels + ROWS - 1) / ROWS;
   const int first_column = blockIdx.x % column_blocks * COLUMNS;
   const int first_row = blockIdx.x / column_blocks % row_blocks * ROWS;
   const int group = blockIdx.x / column_blocks / row_blocks;
 
-  Source<T> from{x + static_cast<long long>(group) * s.channels * x_strides.c,
-                 weight + static_cast<long long>(group) * s.filters * w_strides.n,
-                 s.size_d,
-                 s.size_h,
-                 s.size_w,
-                 x_strides,
-                 static_cast<int>(w_strides.n),
-                 w_strides.c,
-                 w_strides.d,
-                 w_strides.h,
-                 w_strides.w,
-                 taps_of_output(s.kernel_d, s.dilation_d),
-                 taps_of_output(s.kernel_h, s.dilation_h),
-                 taps_of_output(s.kernel_w, s.dilation_w),
-                 s.filters,
-                 s.channels};
+  Source<T, typename Work::Value> from{x + static_cast<long long>(group) * s.channels * x_strides.c,
+                                       weight + static_cast<long long>(group) * s.filters * w_strides.n,
+                                       s.size_d,
+                                       s.size_h,
+                                       s.size_w,
+                                       x_strides,
+                                       static_cast<int>(w_strides.n),
+                                       w_strides.c,
+                                       w_strides.d,
+                                       w_strides.h,
+                                       w_strides.w,
+                                       taps_of_output(s.kernel_d, s.dilation_d),
+                                       taps_of_output(s.kernel_h, s.dilation_h),
+                                       taps_of_output(s.kernel_w, s.dilation_w),
+                                       s.filters,
+                                       s.channels};
   Work work;
   work.run(from, first_column, [&](int row, long long &base, int &d, int &h, int &w) {
     if (first_row + row >= pixels) return false;
@@ -63,11 +64,11 @@ __device__ void forward_tile(const T *x, const float *weight, const float *bias,
                 static_cast<long long>(at.h) * y_strides.h + static_cast<long long>(at.w) * y_strides.w +
                 static_cast<long long>(group) * s.filters * y_strides.c;
   }
-  float constant[C];
+  typename Work::Value constant[C];
 #pragma unroll
   for (int c = 0; c < C; ++c) {
     const int o = first_column + Work::column_of(c);
-    constant[c] = bias != nullptr && o < s.filters ? bias[group * s.filters + o] : 0.0f;
+    constant[c] = bias != nullptr && o < s.filters ? bias[group * s.filters + o] : 0;
   }
   Work::template store<STORE4>(y, row_at, row_exists, first_column, s.filters, y_strides.c,
                                [&](int r, int c) { return constant[c] - work.sums[r][c]; });
@@ -94,22 +95,22 @@ __device__ void grad_input_tile(const T *grad, const T *x, const float *weight, 
   const int kind_w = kind % s.stride_w, kind_h = kind / s.stride_w % s.stride_h;
   const int kind_d = kind / s.stride_w / s.stride_h;
 
-  Source<T> from{grad + static_cast<long long>(group) * s.filters * g_strides.c,
-                 weight + static_cast<long long>(group) * s.filters * w_strides.n,
-                 s.out_d,
-                 s.out_h,
-                 s.out_w,
-                 g_strides,
-                 w_strides.c,
-                 static_cast<int>(w_strides.n),
-                 w_strides.d,
-                 w_strides.h,
-                 w_strides.w,
-                 taps_of_input(kind_d, s.kernel_d, s.stride_d, s.padding_d, s.dilation_d, period_d),
-                 taps_of_input(kind_h, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h, period_h),
-                 taps_of_input(kind_w, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w, period_w),
-                 s.channels,
-                 s.filters};
+  Source<T, float> from{grad + static_cast<long long>(group) * s.filters * g_strides.c,
+                        weight + static_cast<long long>(group) * s.filters * w_strides.n,
+                        s.out_d,
+                        s.out_h,
+                        s.out_w,
+                        g_strides,
+                        w_strides.c,
+                        static_cast<int>(w_strides.n),
+                        w_strides.d,
+                        w_strides.h,
+                        w_strides.w,
+                        taps_of_input(kind_d, s.kernel_d, s.stride_d, s.padding_d, s.dilation_d, period_d),
+                        taps_of_input(kind_h, s.kernel_h, s.stride_h, s.padding_h, s.dilation_h, period_h),
+                        taps_of_input(kind_w, s.kernel_w, s.stride_w, s.padding_w, s.dilation_w, period_w),
+                        s.channels,
+                        s.filters};
 
   Work work;
   long long row_at[R];

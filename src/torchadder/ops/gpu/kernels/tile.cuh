@@ -1,10 +1,10 @@
 // A tile of pixels by channels: what it needs comes into shared memory stage by stage, sums stay in registers.
 
 // Where a tile's rows come from (an image), where its columns do (the weight), and how far the sums run.
-template <class T>
+template <class T, class Value>
 struct Source {
   const T *rows;
-  const float *columns;
+  const Value *columns;
   int size_d, size_h, size_w;  // of the image that rows come from
   Strides row;                 // its strides; K runs along c
   int column, column_k;        // strides of the weight, along the columns and along K
@@ -18,6 +18,7 @@ struct Source {
 template <class Rule, class T, int ROWS, int COLUMNS, int R, int C, bool ROWS4, bool COLUMNS_DENSE, bool COLUMNS4,
           bool PIXELS_FIRST>
 struct Tile {
+  using Value = typename Rule::Value;
   static constexpr int DEPTH = 8;
   static constexpr int THREADS = ROWS / R * (COLUMNS / C);
   static constexpr int ROW_FOURS = ROWS * DEPTH / 4, COLUMN_FOURS = COLUMNS * DEPTH / 4;
@@ -25,10 +26,10 @@ struct Tile {
   static constexpr int COLUMN_SLOTS = (COLUMN_FOURS + THREADS - 1) / THREADS;
   static constexpr int SLACK = 4;  // keeps the four stores of a transposed load in different banks
 
-  float sums[R][C];
-  float own[Rule::NEEDS_OWN ? R : 1][Rule::NEEDS_OWN ? C : 1];
-  float total[R];  // sum of what a row brought, where the rule needs it
-  float bad[C];    // NaN where a weight of the column is
+  Value sums[R][C];
+  Value own[Rule::NEEDS_OWN ? R : 1][Rule::NEEDS_OWN ? C : 1];
+  Value total[R];  // sum of what a row brought, where the rule needs it
+  Value bad[C];    // NaN where a weight of the column is
 
   // Row r of this thread, and column c, in the tile.
   static __device__ int row_of(int r) {
@@ -59,16 +60,16 @@ struct Tile {
 
   // place(row, base, d, h, w) says where in the image that row begins; false for a row that does not exist.
   template <class Place>
-  __device__ void run(const Source<T> &from, int first_column, Place place) {
-    alignas(16) __shared__ float shared_rows[2][DEPTH][ROWS + SLACK];
-    alignas(16) __shared__ float shared_columns[2][DEPTH][COLUMNS + SLACK];
+  __device__ void run(const Source<T, Value> &from, int first_column, Place place) {
+    alignas(16) __shared__ Value shared_rows[2][DEPTH][ROWS + SLACK];
+    alignas(16) __shared__ Value shared_columns[2][DEPTH][COLUMNS + SLACK];
     constexpr int NOWHERE = -(1 << 30);
 
     long long base[ROW_SLOTS];
     int at_d[ROW_SLOTS], at_h[ROW_SLOTS], at_w[ROW_SLOTS];
     bool inside[ROW_SLOTS];
-    float partial[ROW_SLOTS];
-    const float *columns[COLUMN_SLOTS];
+    Value partial[ROW_SLOTS];
+    const Value *columns[COLUMN_SLOTS];
 #pragma unroll
     for (int s = 0; s < ROW_SLOTS; ++s) {
       const Slot slot = row_slot(s);
@@ -118,7 +119,7 @@ struct Tile {
       enter_tap();
     };
 
-    Four<float> rows_brought[ROW_SLOTS], columns_brought[COLUMN_SLOTS], bad_brought[COLUMN_SLOTS];
+    Four<Value> rows_brought[ROW_SLOTS], columns_brought[COLUMN_SLOTS], bad_brought[COLUMN_SLOTS];
     for (auto &four : bad_brought) four = {};
     const auto bring = [&] {
 #pragma unroll
@@ -134,7 +135,7 @@ struct Tile {
         } else {
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            rows_brought[s].at[i] = i < left ? widened(source[static_cast<long long>(i) * from.row.c]) : 0.0f;
+            rows_brought[s].at[i] = i < left ? widened(source[static_cast<long long>(i) * from.row.c]) : Value(0);
         }
         if (Rule::SATURATES)
           partial[s] +=
@@ -150,10 +151,10 @@ struct Tile {
                          : COLUMNS_DENSE                ? columns_left
                          : columns_left <= 0            ? 0
                                                         : k_left;
-        const float *source = columns[s] + column_offset;
-        Four<float> four = {};
+        const Value *source = columns[s] + column_offset;
+        Four<Value> four = {};
         if (COLUMNS4) {
-          if (left > 0) four = *reinterpret_cast<const Four<float> *>(source);
+          if (left > 0) four = *reinterpret_cast<const Four<Value> *>(source);
         } else {
           const int step = COLUMNS_DENSE ? from.column : from.column_k;
 #pragma unroll
@@ -180,7 +181,7 @@ struct Tile {
         const Slot slot = column_slot(s);
         if (!slot.exists) continue;
         if (COLUMNS_DENSE) {
-          *reinterpret_cast<Four<float> *>(&shared_columns[buffer][slot.line][slot.quarter * 4]) = columns_brought[s];
+          *reinterpret_cast<Four<Value> *>(&shared_columns[buffer][slot.line][slot.quarter * 4]) = columns_brought[s];
         } else {
 #pragma unroll
           for (int i = 0; i < 4; ++i)
@@ -205,15 +206,15 @@ struct Tile {
       }
 #pragma unroll
       for (int i = 0; i < DEPTH; ++i) {
-        alignas(16) float row[R], column[C];
+        alignas(16) Value row[R], column[C];
 #pragma unroll
         for (int r = 0; r < R; r += 4)
-          *reinterpret_cast<Four<float> *>(row + r) =
-              *reinterpret_cast<const Four<float> *>(&shared_rows[buffer][i][row_of(r)]);
+          *reinterpret_cast<Four<Value> *>(row + r) =
+              *reinterpret_cast<const Four<Value> *>(&shared_rows[buffer][i][row_of(r)]);
 #pragma unroll
         for (int c = 0; c < C; c += 4)
-          *reinterpret_cast<Four<float> *>(column + c) =
-              *reinterpret_cast<const Four<float> *>(&shared_columns[buffer][i][column_of(c)]);
+          *reinterpret_cast<Four<Value> *>(column + c) =
+              *reinterpret_cast<const Four<Value> *>(&shared_columns[buffer][i][column_of(c)]);
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
@@ -234,7 +235,7 @@ struct Tile {
       for (int s = 0; s < COLUMN_SLOTS; ++s) {
         const Slot slot = column_slot(s);
         if (slot.exists)
-          *reinterpret_cast<Four<float> *>(&shared_columns[0][slot.line][slot.quarter * 4]) = bad_brought[s];
+          *reinterpret_cast<Four<Value> *>(&shared_columns[0][slot.line][slot.quarter * 4]) = bad_brought[s];
       }
       __syncthreads();
 #pragma unroll
