@@ -372,6 +372,16 @@ def test_nvrtc_compiles_every_kernel(monkeypatch, tmp_path):
     assert nvrtc.compile(kernel, "sm_80").code
 
 
+def test_what_does_not_compile_is_said_in_a_line(monkeypatch):
+    def compile(kernel, architecture):
+        raise OSError("libnvrtc is not there")
+
+    monkeypatch.setattr(nvrtc, "compile", compile)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(RuntimeError, match=r"load for sm_90 \(libnvrtc is not there\): set TORCHADDER_GPU=triton"):
+        nvrtc._loaded(next(production_kernels()), 0)
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc at hand")
 def test_nvcc_compiles_every_kernel_and_spills_no_register(tmp_path):
     lines = [kernel.instance.format(name=f"kernel{i}") for i, kernel in enumerate(production_kernels())]

@@ -106,8 +106,13 @@ def multiprocessors() -> int:
 
 @cache
 def _loaded(kernel: Kernel, device: int) -> Any:
-    major, minor = torch.cuda.get_device_capability(device)
-    return compile(kernel, f"sm_{major}{minor}").get_kernel("kernel")
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    try:
+        return compile(kernel, architecture).get_kernel("kernel")
+    except Exception as error:  # of NVRTC, the driver, or a library that is not found: no class in common
+        raise RuntimeError(
+            f"GPU kernels do not compile or load for {architecture} ({error}): set TORCHADDER_GPU=triton, and report it"
+        ) from error
 
 
 @cache
