@@ -355,7 +355,7 @@ REFUSED = [  # call, exception, words that the message must contain
     (lambda: conv(dilation=3), ValueError, ["kernel (3, 3)", "dilation (3, 3)", "larger than"]),
     (lambda: conv(x=(1, 4, 0, 5)), ValueError, ["larger than", "(0, 5)"]),
     (lambda: conv(x=(1, 4, 1, 5), stride=2), ValueError, ["larger than", "(1, 5)"]),
-    (lambda: conv(torch.zeros(X, dtype=BRAIN), recenter=True), TypeError, ["bfloat16"]),
+    (lambda: conv(torch.zeros(X, dtype=BRAIN), torch.zeros(W, dtype=HALF), recenter=True), TypeError, ["bfloat16"]),
     (lambda: conv(stride=0), ValueError, ["stride is (0, 0)", "at least 1"]),
     (lambda: conv(stride=(1, -1)), ValueError, ["stride is (1, -1)"]),
     (lambda: conv(stride=(1, 1, 1)), ValueError, ["(1, 1, 1)", "one or 2"]),
@@ -370,7 +370,11 @@ REFUSED = [  # call, exception, words that the message must contain
     (lambda: conv(x=torch.zeros(X, dtype=LONG)), TypeError, ["int64", "cast"]),
     *(
         (lambda d=d: conv(torch.zeros(X, dtype=d), torch.zeros(W, dtype=d)), TypeError, [str(d), "float32", "recenter"])
-        for d in (HALF, BRAIN, LONG, torch.uint8, torch.bool, torch.complex64)
+        for d in (HALF, BRAIN)
+    ),
+    *(
+        (lambda d=d: conv(torch.zeros(X, dtype=d), torch.zeros(W, dtype=d)), TypeError, [str(d), "float32", "cast"])
+        for d in (LONG, torch.uint8, torch.bool, torch.complex64)
     ),
     (lambda: conv(x=torch.zeros(X, device="meta")), ValueError, ["input is on meta", "weight on cpu"]),
     (lambda: conv(weight=torch.zeros(W, device="meta")), ValueError, ["input is on cpu", "weight on meta"]),

@@ -165,6 +165,7 @@ def _launch(kernel: Any, work: Work, tiles: list[Tile], *args: Any, **constants:
 
     if not work.pixels:
         return
+    constants["enable_fp_fusion"] = True  # dX is FADD.SAT and FFMA; Triton's default changes with 3.10
     with torch.cuda.device_of(args[0]):
         if _is_timed(args[0]):
             _timed(kernel, tuple(tiles))[grid](*args, **constants)

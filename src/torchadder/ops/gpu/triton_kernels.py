@@ -202,7 +202,8 @@ def grad_input(
     image = x + n * x_n + d * x_d + h * x_h + w * x_w
     value = tl.load(image[:, None] + ((group * columns + c) * x_c)[None, :], mask=both, other=0.0).to(tl.float32)
     half = value if SIGN else 0.5 - 0.5 * value
-    total = _loaded(weight + c, both & (images < 0), PIXELS)  # of nothing
+    nothing = c < tl.full((COLUMNS,), -images, tl.int32)  # by vectors: the interpreter wants no other masks
+    total = _loaded(weight + c, both & nothing[None, :], PIXELS)
     met = tl.full((PIXELS, COLUMNS if NARROW else 1), 0.0, tl.float32)  # sum of dY
     spoilt = tl.full((COLUMNS,), 0.0, tl.float32)  # NaN where a weight is
     own = (group * columns + c) // share * filters  # first filter of each column
