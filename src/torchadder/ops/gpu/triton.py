@@ -23,6 +23,7 @@ from .axes import constants, lifted, sizes, strides
 
 _NARROW = 8  # fewer columns a group, and a tile spans many groups
 _ENOUGH = 264  # programs: two for each multiprocessor of the largest GPUs
+_FUSED = {"enable_fp_fusion": True}  # dX is FADD.SAT and FFMA; Triton's default changes with 3.10
 _PARTS = 1024  # programs that share the sums of a weight gradient
 
 
@@ -131,6 +132,7 @@ def grad_weight_sign(
             COLUMNS=columns,
             UNROLL=unroll,
             **Tile(rows, columns).options,
+            **_FUSED,
         )
     return dw.sum(0).contiguous(memory_format=layout)
 
@@ -165,12 +167,11 @@ def _launch(kernel: Any, work: Work, tiles: list[Tile], *args: Any, **constants:
 
     if not work.pixels:
         return
-    constants["enable_fp_fusion"] = True  # dX is FADD.SAT and FFMA; Triton's default changes with 3.10
     with torch.cuda.device_of(args[0]):
         if _is_timed(args[0]):
-            _timed(kernel, tuple(tiles))[grid](*args, **constants)
+            _timed(kernel, tuple(tiles))[grid](*args, **constants, **_FUSED)
         else:
-            kernel[grid](*args, **constants, **tiles[0].constants, **tiles[0].options)
+            kernel[grid](*args, **constants, **tiles[0].constants, **tiles[0].options, **_FUSED)
 
 
 def _is_timed(tensor: Tensor) -> bool:
