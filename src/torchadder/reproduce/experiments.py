@@ -16,7 +16,7 @@ BINARY = {
     "optimizer": "adam",
     "lr": 0.003,
     "weight_decay": 0.0,
-}  # of Courbariaux et al., arXiv:1602.02830; measured here
+}  # docs/decisions.md, Training, says why
 JPEG = "imagefolder:cifar10-jpeg,normalize=cifar"
 
 
