@@ -12,11 +12,8 @@ from torchadder.train.recipe import GRADIENTS, Recipe, get_recipe
 PAPER = "Chen et al., CVPR 2020, [arXiv:1912.13200](https://arxiv.org/abs/1912.13200)"
 # The best of those that `reproduce eta_sign` sweeps.
 SIGN_ETA = 0.01
-BINARY = {
-    "optimizer": "adam",
-    "lr": 0.003,
-    "weight_decay": 0.0,
-}  # docs/decisions.md, Training, says why
+# For the binary networks; docs/decisions.md, Training, says why.
+BINARY: Mapping[str, Any] = {"optimizer": "adam", "lr": 0.003, "weight_decay": 0.0}
 JPEG = "imagefolder:cifar10-jpeg,normalize=cifar"
 
 
@@ -64,7 +61,11 @@ def _networks(
 
     The binary network takes its own optimiser: signs turn by small steps in one direction, which Adam adds up.
     """
-    networks = {"CNN": {"op": "conv"}, "AdderNet": {"op": "adder"}, "BNN": {"op": "binary", **BINARY}}
+    networks: dict[str, dict[str, Any]] = {
+        "CNN": {"op": "conv"},
+        "AdderNet": {"op": "adder"},
+        "BNN": {"op": "binary", **BINARY},
+    }
     return tuple(
         Row(f"{model} {network}".strip(), recipe, {**own, **changes}, *numbers)
         for (network, own), *numbers in zip(networks.items(), papers, top5, strict=True)
