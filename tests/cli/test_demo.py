@@ -60,7 +60,15 @@ def test_the_browser_is_opened_where_there_is_a_screen(folder, interrupted, caps
     assert interrupted == re.findall(URL, capsys.readouterr().out)[-1:]
 
 
-def test_a_process_answers_and_an_interrupt_ends_it(folder):
+@pytest.fixture
+def hearing():
+    """Processes hear interrupts, which those of a shell's background job ignore, and their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_process_answers_and_an_interrupt_ends_it(folder, hearing):
     command = [sys.executable, "-m", "torchadder", "demo", "run.tadder", "--no-open"]
     environment = {**os.environ, "PYTHONPATH": str(Path(torchadder.__file__).parents[1])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
