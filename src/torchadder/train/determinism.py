@@ -26,7 +26,8 @@ def deterministic_algorithms(on: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        if on:  # (the call alone imports torch's compiler)
+            torch.use_deterministic_algorithms(before[0])
         cudnn.benchmark = before[1]
 
 
