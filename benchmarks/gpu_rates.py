@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from torchadder.bench import record
+from torchadder.bench.timing import DeviceClock
 from torchadder.ops.gpu import nvrtc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,14 +69,9 @@ def measure(name: str) -> dict[str, Any]:
     stream = nvrtc.stream_of(torch.device("cuda", 0))
     out = torch.randint(1, 100, (blocks * THREADS,), dtype=torch.int32, device="cuda")
     out = out.float() if kind == "float" else out
-    times = []
-    for _ in range(REPETITIONS + 1):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        launch(stream, LaunchConfig(grid=blocks, block=THREADS), kernel, out.data_ptr(), np.int32(ROUNDS))
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+    arguments = (LaunchConfig(grid=blocks, block=THREADS), kernel, out.data_ptr(), np.int32(ROUNDS))
+    clock = DeviceClock(out.device, least=0)
+    times = [clock.seconds(partial(launch, stream, *arguments), 1) for _ in range(REPETITIONS + 1)]
     operations = blocks * THREADS * SUMS * ROUNDS * elements
     return {"loop": name, "seconds": times[1:], "giga_ops": operations / statistics.median(times[1:]) / 1e9}
 

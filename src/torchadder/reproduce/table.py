@@ -175,8 +175,8 @@ def machine(environment: Mapping[str, Any]) -> list[str]:
     processor += [f"{environment['cores']} cores"] if "cores" in environment else []
     versions = [f"torch {environment['torch']}"] if "torch" in environment else []
     versions += [f"{environment['kernels']} kernels"] if "kernels" in environment else []
-    gpu = [environment["gpu"]] if environment.get("gpu") else []  # what a benchmark says of it, or a run
-    gpu = [about if isinstance(about, str) else title_of_gpu(about) for about in gpu]
+    about = environment.get("gpu")  # described, of a benchmark; named, of runs
+    gpu = [about if isinstance(about, str) else title_of_gpu(about)] if about else []
     return [", ".join(part) for part in (processor, gpu, versions) if part]
 
 

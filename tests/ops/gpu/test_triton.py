@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason="needs Triton")
 from torchadder.ops.gpu import triton as route
 from torchadder.ops.gpu import triton_kernels
 from torchadder.ops.gpu.triton import Tile
+from torchadder.ops.plan import CHANNELS_LAST
 
 NAMES = (  # the interpreter takes a second for what a GPU does in microseconds
     *("1 of everything", "1x1 kernel", "1x1 kernel, stride 2", "stride 3, last pixels unused"),
@@ -40,8 +41,8 @@ NARROW = {
     "3-d, depthwise": Case(2, 3, 3, size=(4, 3, 5), kernel=(2, 1, 3), padding=(1, 0, 1), groups=3),
 }
 LAYOUTS = {
-    "contiguous": {2: torch.contiguous_format, 3: torch.contiguous_format},
-    "channels_last": {2: torch.channels_last, 3: torch.channels_last_3d},
+    "contiguous": dict.fromkeys(CHANNELS_LAST, torch.contiguous_format),
+    "channels_last": CHANNELS_LAST,
 }
 GENERAL = Case(2, 32, 16, size=(5, 4), kernel=(2, 2), stride=(2, 1), padding=(1, 1), groups=2)
 DEPTHWISE = Case(2, 2, 4, size=(5, 4), kernel=(2, 2), stride=(2, 1), padding=(1, 1), groups=2)

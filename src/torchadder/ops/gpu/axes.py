@@ -27,3 +27,8 @@ def strides(tensor: Tensor) -> tuple[int, ...]:
 def constants(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Stride, padding and dilation of three axes."""
     return lifted(geometry.stride, 1), lifted(geometry.padding, 0), lifted(geometry.dilation, 1)
+
+
+def blocks_of(count: int, size: int) -> int:
+    """How many blocks of `size` hold `count`."""
+    return -(-count // size)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..geometry import Geometry
 from . import axes, nvrtc
+from .axes import blocks_of
 from .nvrtc import Call, Kernel
 from .tuning import Choice
 
@@ -38,6 +39,10 @@ class Tile(NamedTuple):
     def resident(self) -> int:
         """Blocks that a multiprocessor has registers for: 256 threads of up to 255 registers."""
         return 256 // self.threads
+
+    def blocks(self, pixels: int, channels: int, count: int) -> int:
+        """Of so many pixels by so many channels, `count` times."""
+        return blocks_of(pixels, self.rows) * blocks_of(channels, self.columns) * count
 
 
 FORWARD_TILES = (
@@ -132,13 +137,9 @@ def _of_forward(geometry: Geometry, dtype: torch.dtype, x: Layout, weight: Layou
     fours = channels % 4 == 0
     store4 = prod(y.size) % 4 == 0 if pixels_first else filters % 4 == 0
     flags = (fours and x.fours, fours and weight.aligned, pixels_first, store4)
-    calls = []
-    for tile in _ranked(FORWARD_TILES, pixels, filters, geometry.groups):
-        arguments = (TYPES[dtype], *tile[:4], *flags)
-        blocks = _blocks(pixels, tile.rows) * _blocks(filters, tile.columns) * geometry.groups
-        kernel = Kernel("FORWARD", tile.threads, tile.resident, "forward_tile", arguments, TYPES[dtype])
-        calls.append(Call(kernel, (_counted(blocks, "blocks"), 1), numbers))
-    return Choice(calls)
+    return _tiled(
+        "FORWARD", "forward_tile", (), dtype, flags, FORWARD_TILES, (pixels, filters, geometry.groups), numbers
+    )
 
 
 @lru_cache(4096)
@@ -160,14 +161,9 @@ def _of_grad_input(
         pixels_first,
         store4,
     )
-    of_class = x.images * prod(_blocks(*axis) for axis in zip(x.size, stride, strict=True))
-    calls = []
-    for tile in _ranked(GRAD_INPUT_TILES, of_class, channels, geometry.groups * prod(stride)):
-        arguments = (rule, TYPES[dtype], *tile[:4], *flags)
-        blocks = _blocks(of_class, tile.rows) * _blocks(channels, tile.columns) * geometry.groups * prod(stride)
-        kernel = Kernel("GRAD_INPUT", tile.threads, tile.resident, "grad_input_tile", arguments, TYPES[dtype])
-        calls.append(Call(kernel, (_counted(blocks, "blocks"), 1), numbers))
-    return Choice(calls)
+    of_class = x.images * prod(blocks_of(*axis) for axis in zip(x.size, stride, strict=True))
+    work = (of_class, channels, geometry.groups * prod(stride))
+    return _tiled("GRAD_INPUT", "grad_input_tile", (rule,), dtype, flags, GRAD_INPUT_TILES, work, numbers)
 
 
 @lru_cache(4096)
@@ -177,7 +173,26 @@ def _of_grad_weight_sign(
     numbers = (*_shape(geometry, x, weight, grad), *grad.numbers, *x.numbers, *weight.numbers)
     elements = weight.images * weight.channels * prod(weight.size)
     kernel = Kernel("GRAD_WEIGHT_SIGN", THREADS, 1, "grad_weight_sign_split", (TYPES[dtype],), TYPES[dtype])
-    return Choice([Call(kernel, (_blocks(elements, THREADS), splits), numbers)])
+    return Choice([Call(kernel, (blocks_of(elements, THREADS), splits), numbers)])
+
+
+def _tiled(
+    macro: str,
+    function: str,
+    rule: tuple[str, ...],
+    dtype: torch.dtype,
+    flags: tuple[bool, ...],
+    tiles: Sequence[Tile],
+    work: tuple[int, int, int],
+    numbers: tuple[Any, ...],
+) -> Choice:
+    """A call for each tile; `work` is pixels, channels, and how many times as much there is of both."""
+    calls = []
+    for tile in sorted(tiles, key=lambda tile: _clocks(tile, *work)):
+        arguments = (*rule, TYPES[dtype], *tile[:4], *flags)
+        kernel = Kernel(macro, tile.threads, tile.resident, function, arguments, TYPES[dtype])
+        calls.append(Call(kernel, (_counted(tile.blocks(*work), "blocks"), 1), numbers))
+    return Choice(calls)
 
 
 def _narrow(
@@ -190,18 +205,14 @@ def _narrow(
     numbers: tuple[Any, ...],
 ) -> Choice:
     kernel = Kernel(macro, THREADS, 1, function, (*rule, TYPES[dtype], pixels_first), TYPES[dtype])
-    blocks = result.images * _blocks(result.channels * prod(result.size), THREADS)
+    blocks = result.images * blocks_of(result.channels * prod(result.size), THREADS)
     return Choice([Call(kernel, (_counted(blocks, "blocks"), 1), numbers)])
 
 
-def _ranked(tiles: Sequence[Tile], pixels: int, channels: int, count: int) -> list[Tile]:
-    """Tiles by the time that counting gives them: whole waves of blocks over the multiprocessors, over their share."""
-
-    def clocks(tile: Tile) -> float:
-        blocks = _blocks(pixels, tile.rows) * _blocks(channels, tile.columns) * count
-        return _blocks(blocks, nvrtc.multiprocessors()) * tile.rows * tile.columns / tile.share
-
-    return sorted(tiles, key=clocks)
+def _clocks(tile: Tile, pixels: int, channels: int, count: int) -> float:
+    """What counting says of a tile's time: whole waves of blocks over the multiprocessors, over its share."""
+    waves = blocks_of(tile.blocks(pixels, channels, count), nvrtc.multiprocessors())
+    return waves * tile.rows * tile.columns / tile.share
 
 
 def _channels_dense(weight: Tensor) -> Tensor:
@@ -222,10 +233,6 @@ def _shape(geometry: Geometry, x: Layout, weight: Layout, y: Layout) -> tuple[An
         _counted(sum(n * s for n, s in zip((image.channels, *image.size), image.strides[1:], strict=True)), "elements")
     first = (x.images, geometry.groups, weight.images // geometry.groups, weight.channels)
     return tuple(map(np.int32, (*first, *x.size, *y.size, *weight.size, *stride, *padding, *dilation)))
-
-
-def _blocks(count: int, size: int) -> int:
-    return -(-count // size)
 
 
 def _counted(count: int, what: str) -> int:

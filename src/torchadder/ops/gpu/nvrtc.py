@@ -74,6 +74,20 @@ def launch(call: Call, tensors: tuple[Tensor | None, ...]) -> None:
         start(stream_of(device), _configuration(call.blocks, call.kernel.threads), kernel, *pointers, *call.numbers)
 
 
+def seconds(call: Call, tensors: tuple[Tensor | None, ...], repetitions: int) -> list[float]:
+    """Of so many launches, one after the other on the current GPU, after one that is not counted."""
+    launch(call, tensors)
+    times = []
+    for _ in range(repetitions):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        launch(call, tensors)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)  # events count milliseconds
+    return times
+
+
 def stream_of(device: torch.device) -> Any:
     """torch's current stream of a GPU, for cuda.core."""
     return _stream(device.index, torch.cuda.current_stream(device).cuda_stream)
@@ -83,19 +97,12 @@ def stream_of(device: torch.device) -> Any:
 def issue_limit(device: torch.device) -> float:
     """Element operations a second, two FADD each, of a kernel that does nothing else: what bounds every other."""
     index = torch.cuda.current_device() if device.index is None else device.index
-    rounds, least = 4096, float("inf")
+    rounds = 4096
     with torch.cuda.device(index):
         blocks = 16 * multiprocessors()
         call = Call(Kernel("ISSUE", 256, 2, "issue", (), "float"), (blocks, 1), (np.int32(rounds),))
         out = torch.rand(blocks * 256, device="cuda")
-        for _ in range(5):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            launch(call, (out,))
-            end.record()
-            end.synchronize()
-            least = min(least, start.elapsed_time(end) / 1e3)
-    return out.numel() * rounds * 256 / 2 / least
+        return out.numel() * rounds * 256 / 2 / min(seconds(call, (out,), repetitions=5))
 
 
 @cache

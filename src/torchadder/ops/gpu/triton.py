@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..geometry import Geometry
 from . import triton_kernels as kernels
-from .axes import constants, lifted, sizes, strides
+from .axes import blocks_of, constants, lifted, sizes, strides
 
 _NARROW = 8  # fewer columns a group, and a tile spans many groups
 _ENOUGH = 264  # programs: two for each multiprocessor of the largest GPUs
@@ -58,7 +58,7 @@ class Work(NamedTuple):
     narrow: bool
 
     def programs(self, pixels: int, columns: int) -> int:
-        return _blocks(self.pixels, pixels) * self.classes * _blocks(self.columns, columns) * self.groups
+        return blocks_of(self.pixels, pixels) * self.classes * blocks_of(self.columns, columns) * self.groups
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, layout: torch.memory_format) -> Tensor:
@@ -87,7 +87,7 @@ def grad_input(
     """dX (N, C_in, ...), of x's dtype; rule is "hardtanh" or "sign"."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
     filters, channels = weight.shape[0] // geometry.groups, weight.shape[1]
-    of_class = x.shape[0] * prod(_blocks(*axis) for axis in zip(x.shape[2:], geometry.stride, strict=True))
+    of_class = x.shape[0] * prod(blocks_of(*axis) for axis in zip(x.shape[2:], geometry.stride, strict=True))
     work = _work(of_class, prod(geometry.stride), channels, geometry.groups, filters)
     _launch(
         kernels.grad_input,
@@ -113,12 +113,12 @@ def grad_weight_sign(
     narrow = geometry.groups > 1 and min(filters, channels) < _NARROW
     if narrow:  # 32 pixels side by side
         rows, columns, unroll = 1, min(32, _power(weight.shape[0] * channels)), 32
-        tiles = _blocks(weight.shape[0] * channels, columns)
+        tiles = blocks_of(weight.shape[0] * channels, columns)
     else:
         rows, columns, unroll = min(64, _power(filters)), min(64, _power(channels)), 8
-        tiles = _blocks(filters, rows) * _blocks(channels, columns) * geometry.groups
-    parts = max(1, min(_PARTS // (tiles * taps), _blocks(pixels, 8 * unroll)))
-    chunk = _blocks(_blocks(pixels, parts), unroll) * unroll
+        tiles = blocks_of(filters, rows) * blocks_of(channels, columns) * geometry.groups
+    parts = max(1, min(_PARTS // (tiles * taps), blocks_of(pixels, 8 * unroll)))
+    chunk = blocks_of(blocks_of(pixels, parts), unroll) * unroll
     dw = torch.empty((parts * (unroll if narrow else 1), *weight.shape), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         kernels.grad_weight_sign[(tiles, taps, parts)](
@@ -187,10 +187,6 @@ def _timed(kernel: Any, tiles: tuple[Tile, ...]) -> Any:
     kept = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
     do_bench = partial(triton.testing.do_bench, warmup=5, rep=20)  # milliseconds
     return triton.autotune(configs, key, do_bench=do_bench, **kept)(kernel)
-
-
-def _blocks(count: int, size: int) -> int:
-    return -(-count // size)
 
 
 def _power(count: int) -> int:

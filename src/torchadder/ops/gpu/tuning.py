@@ -55,17 +55,8 @@ class Choice:
 
 
 def _measure(call: Call, tensors: tuple[Tensor | None, ...]) -> float:
-    """Milliseconds, the median."""
-    nvrtc.launch(call, tensors)
-    times = []
-    for _ in range(REPETITIONS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        nvrtc.launch(call, tensors)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    """Seconds, the median."""
+    return statistics.median(nvrtc.seconds(call, tensors, REPETITIONS))
 
 
 def _path() -> Path:

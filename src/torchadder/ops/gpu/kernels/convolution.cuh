@@ -11,6 +11,11 @@ struct Strides {
   int c, d, h, w;
 };
 
+__device__ inline long long offset(const Strides &strides, int n, int c, int d, int h, int w) {
+  return n * strides.n + static_cast<long long>(c) * strides.c + static_cast<long long>(d) * strides.d +
+         static_cast<long long>(h) * strides.h + static_cast<long long>(w) * strides.w;
+}
+
 // The taps of one axis that a pixel meets: tap `tap + i * tap_step` at the place `first + i * step` from its own.
 struct Taps {
   int first, step, tap, tap_step, count;

@@ -48,8 +48,7 @@ __device__ void forward_tile(const T *x, const typename DistanceOf<T>::Rule::Val
     d = at.d * s.stride_d - s.padding_d;
     h = at.h * s.stride_h - s.padding_h;
     w = at.w * s.stride_w - s.padding_w;
-    base = at.n * x_strides.n + static_cast<long long>(d) * x_strides.d + static_cast<long long>(h) * x_strides.h +
-           static_cast<long long>(w) * x_strides.w;
+    base = offset(x_strides, at.n, 0, d, h, w);
     return true;
   });
 
@@ -60,9 +59,7 @@ __device__ void forward_tile(const T *x, const typename DistanceOf<T>::Rule::Val
     const int row = first_row + Work::row_of(r);
     const Pixel at = pixel_of(row, s.out_d, s.out_h, s.out_w);
     row_exists[r] = row < pixels;
-    row_at[r] = at.n * y_strides.n + static_cast<long long>(at.d) * y_strides.d +
-                static_cast<long long>(at.h) * y_strides.h + static_cast<long long>(at.w) * y_strides.w +
-                static_cast<long long>(group) * s.filters * y_strides.c;
+    row_at[r] = offset(y_strides, at.n, group * s.filters, at.d, at.h, at.w);
   }
   typename Work::Value constant[C];
 #pragma unroll
@@ -121,13 +118,8 @@ __device__ void grad_input_tile(const T *grad, const T *x, const float *weight, 
     const Pixel at = pixel_of(row, depth, height, width);
     const int d = at.d * s.stride_d + kind_d, h = at.h * s.stride_h + kind_h, w = at.w * s.stride_w + kind_w;
     row_exists[r] = row < pixels && d < s.size_d && h < s.size_h && w < s.size_w;
-    const long long channel = static_cast<long long>(group) * s.channels;
-    row_at[r] = at.n * dx_strides.n + static_cast<long long>(d) * dx_strides.d +
-                static_cast<long long>(h) * dx_strides.h + static_cast<long long>(w) * dx_strides.w +
-                channel * dx_strides.c;
-    const long long own_at = at.n * x_strides.n + static_cast<long long>(d) * x_strides.d +
-                             static_cast<long long>(h) * x_strides.h + static_cast<long long>(w) * x_strides.w +
-                             channel * x_strides.c;
+    row_at[r] = offset(dx_strides, at.n, group * s.channels, d, h, w);
+    const long long own_at = offset(x_strides, at.n, group * s.channels, d, h, w);
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       const int column = first_column + Work::column_of(c);
@@ -139,8 +131,7 @@ __device__ void grad_input_tile(const T *grad, const T *x, const float *weight, 
     if (first_row + row >= pixels) return false;
     const Pixel at = pixel_of(first_row + row, depth, height, width);
     d = at.d, h = at.h, w = at.w;
-    base = at.n * g_strides.n + static_cast<long long>(d) * g_strides.d + static_cast<long long>(h) * g_strides.h +
-           static_cast<long long>(w) * g_strides.w;
+    base = offset(g_strides, at.n, 0, d, h, w);
     return true;
   });
   Work::template store<STORE4>(dx, row_at, row_exists, first_column, s.channels, dx_strides.c, [&](int r, int c) {
@@ -165,11 +156,6 @@ __device__ bool element_of_thread(Element &element, int channels, int depth, int
   element.at.n = blockIdx.x / blocks;
   element.channel = PIXELS_FIRST ? index / plane : index % channels;
   return true;
-}
-
-__device__ inline long long offset(const Strides &strides, int n, int c, int d, int h, int w) {
-  return n * strides.n + static_cast<long long>(c) * strides.c + static_cast<long long>(d) * strides.d +
-         static_cast<long long>(h) * strides.h + static_cast<long long>(w) * strides.w;
 }
 
 template <class T, bool PIXELS_FIRST>
