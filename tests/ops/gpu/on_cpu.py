@@ -25,13 +25,17 @@ class Machine:
     def launch(self, call, tensors):
         """nvrtc.launch."""
         self.launched.append(call.kernel)
-        if call.kernel not in self._kernels:
-            self.compile([call.kernel])
         numbers = [(ctypes.c_int64 if isinstance(n, np.int64) else ctypes.c_int32)(int(n)) for n in call.numbers]
         pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
         values = [ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in (*pointers, *numbers)]
-        run = self._kernels[call.kernel]
+        run = self.function(call.kernel)
         run(*call.blocks, call.kernel.threads, self.backwards, (ctypes.c_void_p * len(values))(*values))
+
+    def function(self, kernel):
+        """The C function that runs it."""
+        if kernel not in self._kernels:
+            self.compile([kernel])
+        return self._kernels[kernel]
 
     def compile(self, kernels):
         """One library with these kernels."""

@@ -89,7 +89,10 @@ def seconds(call: Call, tensors: tuple[Tensor | None, ...], repetitions: int) ->
 
 
 def stream_of(device: torch.device) -> Any:
-    """torch's current stream of a GPU, for cuda.core."""
+    """torch's current stream of a GPU, for cuda.core; its context becomes the thread's, since autograd's have none."""
+    from cuda.core import Device
+
+    Device(device.index).set_current()
     return _stream(device.index, torch.cuda.current_stream(device).cuda_stream)
 
 
@@ -142,6 +145,4 @@ class _Foreign(NamedTuple):
 def _stream(device: int, handle: int) -> Any:
     from cuda.core import Device
 
-    there = Device(device)
-    there.set_current()
-    return there.create_stream(_Foreign(handle))
+    return Device(device).create_stream(_Foreign(handle))
