@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchadder import ops
 from torchadder.functional import adder_conv2d
 from torchadder.ops.geometry import Geometry
+from torchadder.ops.straight import keys_of_plain
 
 GEOMETRY = Geometry((1, 1), (0, 0), (1, 1))
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -29,6 +30,11 @@ class Seen(TorchDispatchMode):
         if func.namespace == "torchadder":
             self.names.append(func._schema.name)
         return func(*args, **(kwargs or {}))
+
+
+def test_keys_of_plain_tensors():
+    assert torch._C._dispatch_keys(torch.empty(0)) == keys_of_plain("CPU")
+    assert str(keys_of_plain("CUDA")) == str(keys_of_plain("CPU")).replace("CPU", "CUDA")
 
 
 def through_vmap(x, weight):

@@ -1,9 +1,11 @@
 """The way to an operator: through torch's dispatcher, or straight to it where the dispatcher has nothing to do.
 
-For plain CPU tensors with no mode, transform, tracer or profiler at work the dispatcher would only pass the call on,
-and its detour through Python takes as long as a small layer. Everything else goes through it: subclasses, fake and
+For plain CPU or GPU tensors with no mode, transform, tracer or profiler at work the dispatcher would only pass the call
+on, and its detour through Python takes as long as a small layer. Everything else goes through it: subclasses, fake and
 wrapped tensors, views with a lazy negation, dispatch modes, functorch, compilation, tracing, profiling.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,24 +17,42 @@ from .geometry import Geometry
 
 _keys = torch._C._dispatch_keys
 _included = torch._C._dispatch_tls_local_include_set
-_PLAIN = _keys(torch.empty(0))  # of a CPU tensor that is nothing more
 _NOTHING_ELSE = _included()
 _operators = torch.ops.torchadder
 
 
-def passes_through(a: Tensor, b: Tensor, c: Tensor | None) -> bool:
-    """Whether the dispatcher would do nothing but call the implementation.
+def keys_of_plain(backend: str) -> Any:
+    """The dispatch keys of a tensor that is nothing more than one of a backend, "CPU" or "CUDA"."""
+    of = torch._C.DispatchKey
+    keys = torch._C.DispatchKeySet(of.__members__[backend])
+    for key in ("ADInplaceOrView", f"Autograd{backend}", f"Autocast{backend}"):
+        keys = keys.add(of.__members__[key])
+    return keys
 
-    Of a parameter less is asked, and more quickly: no transform wraps one, and a subclass of Tensor is of its own type.
-    """
+
+_PLAIN_CPU, _PLAIN_GPU = keys_of_plain("CPU"), keys_of_plain("CUDA")
+
+
+def passes_through(a: Tensor, b: Tensor, c: Tensor | None) -> bool:
+    """Whether the dispatcher would do nothing but call the implementation."""
+    if torch.compiler.is_compiling():
+        return False
+    plain = _PLAIN_CPU if a.is_cpu else _PLAIN_GPU
+    device = a.device
     return (
-        not torch.compiler.is_compiling()
-        and _keys(a) == _PLAIN
-        and ((type(b) is Parameter and b.is_cpu and not b.is_neg()) or _keys(b) == _PLAIN)
-        and (c is None or (type(c) is Parameter and c.is_cpu and not c.is_neg()) or _keys(c) == _PLAIN)
+        _keys(a) == plain
+        and _is_plain(b, device, plain)
+        and (c is None or _is_plain(c, device, plain))
         and _included() == _NOTHING_ELSE
         and not profiler._is_profiler_enabled
     )
+
+
+def _is_plain(tensor: Tensor, device: torch.device, plain: Any) -> bool:
+    """Of a parameter less is asked, and more quickly: no transform wraps one, and a subclass is of its own type."""
+    if tensor.device != device:
+        return False
+    return (type(tensor) is Parameter and not tensor.is_neg()) or _keys(tensor) == plain
 
 
 def adder_conv(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recenter: bool) -> Tensor:

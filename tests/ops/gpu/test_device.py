@@ -64,6 +64,13 @@ def test_agrees_with_the_cpu(case, layout, benchmark, route, monkeypatch):
     assert (again[0].cpu() - dx).abs().max() <= 2 * (3 * terms + 8) * UNIT * size
 
 
+def test_plain_tensors_need_no_dispatcher():
+    x, weight = torch.zeros(1, 3, 4, 4, device=GPU), torch.zeros(5, 3, 3, 3)
+    assert ops.passes_through(x, weight.to(GPU), torch.nn.Parameter(torch.zeros(5, device=GPU)))
+    for elsewhere in (weight, torch.nn.Parameter(weight)):
+        assert not ops.passes_through(x, elsewhere, None)
+
+
 def test_a_captured_graph_replays(route):
     case = LARGE["ResNet-20"]
     x, weight, _ = (t.to(GPU) for t in case.tensors())

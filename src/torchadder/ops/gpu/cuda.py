@@ -61,7 +61,7 @@ GRAD_INPUT_TILES = (
     Tile(256, 16, 8, 4, 0.71),
 )
 TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat", torch.int32: "unsigned"}
-Strides = tuple[int, ...]
+Laid = tuple[tuple[int, ...], tuple[int, ...], bool]  # a tensor's shape, strides, and Layout.aligned
 
 
 class Layout(NamedTuple):
@@ -70,8 +70,15 @@ class Layout(NamedTuple):
     images: int
     channels: int
     size: tuple[int, ...]
-    strides: Strides
+    strides: tuple[int, ...]
     aligned: bool
+
+    @classmethod
+    def of(cls, laid: Laid) -> Layout:
+        shape, strides, aligned = laid
+        images, channels = shape[:2]
+        strides = *strides[:2], *axes.lifted(strides[2:], 0)
+        return cls(images, channels, axes.lifted(shape[2:], 1), strides, aligned)
 
     @property
     def fours(self) -> bool:
@@ -95,7 +102,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     if y.numel():
         weight = _channels_dense(weight)
         bias = None if bias is None else bias.contiguous()
-        _of_forward(geometry, x.dtype, *map(_layout, (x, weight, y))).launch(x, weight, bias, y)
+        _of_forward(geometry, x.dtype, _laid(x), _laid(weight), _laid(y)).launch(x, weight, bias, y)
     return y
 
 
@@ -106,7 +113,8 @@ def grad_input(
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
     if dx.numel():
         weight = _channels_dense(weight)
-        _of_grad_input(geometry, x.dtype, rule, *map(_layout, (grad, x, weight, dx))).launch(grad, x, weight, dx)
+        laid = _laid(grad), _laid(x), _laid(weight), _laid(dx)
+        _of_grad_input(geometry, x.dtype, rule, *laid).launch(grad, x, weight, dx)
     return dx
 
 
@@ -118,16 +126,16 @@ def grad_weight_sign(
     splits = max(1, min(64, pixels // 256))
     partial = torch.empty(splits, c_out, *kernel, channels, device=x.device)
     if pixels:
-        _of_grad_weight_sign(geometry, x.dtype, splits, *map(_layout, (grad, x, weight))).launch(
-            grad, x, weight, partial
-        )
+        laid = _laid(grad), _laid(x), _laid(weight)
+        _of_grad_weight_sign(geometry, x.dtype, splits, *laid).launch(grad, x, weight, partial)
     else:
         partial.zero_()
     return partial.sum(0).movedim(-1, 1).contiguous(memory_format=layout)
 
 
 @lru_cache(4096)
-def _of_forward(geometry: Geometry, dtype: torch.dtype, x: Layout, weight: Layout, y: Layout) -> Choice:
+def _of_forward(geometry: Geometry, dtype: torch.dtype, *laid: Laid) -> Choice:
+    x, weight, y = map(Layout.of, laid)
     filters, channels = y.channels // geometry.groups, weight.channels
     pixels = y.images * prod(y.size)
     numbers = (*_shape(geometry, x, weight, y), *x.numbers, *weight.numbers, *y.numbers)
@@ -143,9 +151,8 @@ def _of_forward(geometry: Geometry, dtype: torch.dtype, x: Layout, weight: Layou
 
 
 @lru_cache(4096)
-def _of_grad_input(
-    geometry: Geometry, dtype: torch.dtype, rule: str, grad: Layout, x: Layout, weight: Layout, dx: Layout
-) -> Choice:
+def _of_grad_input(geometry: Geometry, dtype: torch.dtype, rule: str, *laid: Laid) -> Choice:
+    grad, x, weight, dx = map(Layout.of, laid)
     filters, channels = grad.channels // geometry.groups, weight.channels
     stride, _, dilation = axes.constants(geometry)
     periods = [np.int32(s // gcd(s, d)) for s, d in zip(stride, dilation, strict=True)]
@@ -167,9 +174,8 @@ def _of_grad_input(
 
 
 @lru_cache(4096)
-def _of_grad_weight_sign(
-    geometry: Geometry, dtype: torch.dtype, splits: int, grad: Layout, x: Layout, weight: Layout
-) -> Choice:
+def _of_grad_weight_sign(geometry: Geometry, dtype: torch.dtype, splits: int, *laid: Laid) -> Choice:
+    grad, x, weight = map(Layout.of, laid)
     numbers = (*_shape(geometry, x, weight, grad), *grad.numbers, *x.numbers, *weight.numbers)
     elements = weight.images * weight.channels * prod(weight.size)
     kernel = Kernel("GRAD_WEIGHT_SIGN", THREADS, 1, "grad_weight_sign_split", (TYPES[dtype],), TYPES[dtype])
@@ -220,10 +226,8 @@ def _channels_dense(weight: Tensor) -> Tensor:
     return weight.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _layout(tensor: Tensor) -> Layout:
-    aligned = tensor.data_ptr() % (4 * tensor.element_size()) == 0
-    images, channels = tensor.shape[:2]
-    return Layout(images, channels, axes.sizes(tensor), axes.strides(tensor), aligned)
+def _laid(tensor: Tensor) -> Laid:
+    return tensor.shape, tensor.stride(), tensor.data_ptr() % (4 * tensor.element_size()) == 0
 
 
 def _shape(geometry: Geometry, x: Layout, weight: Layout, y: Layout) -> tuple[Any, ...]:
