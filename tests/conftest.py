@@ -55,8 +55,10 @@ def tiny_recipe(monkeypatch):
 
 
 @pytest.fixture
-def one_thread():
-    """Tiny layers on a busy machine: threads would mostly wait for each other."""
+def one_thread(monkeypatch):
+    """Tiny layers on a busy machine: threads would mostly wait for each other. A GPU is left alone: it is not exact."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

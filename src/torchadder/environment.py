@@ -21,8 +21,9 @@ from torchadder.version import __version__
 def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
     """What a reader needs in order to trust or repeat the run's numbers; plain values for JSON.
 
-    With the GPU under "gpu", where it is the device that they were made on.
+    Where a GPU made them, it stands under "gpu", and no instruction set of the CPU under "kernels".
     """
+    on_gpu = device is not None and device.type == "cuda"
     about: dict[str, Any] = {
         "command": shlex.join([_program(), *sys.argv[1:]]),
         "torchadder": __version__,
@@ -32,9 +33,9 @@ def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "kernels": kernels.isa(),
+        "kernels": None if on_gpu else kernels.isa(),
     }
-    if device is not None and device.type == "cuda":
+    if device is not None and on_gpu:
         about["gpu"] = describe_gpu(device)
     return about
 

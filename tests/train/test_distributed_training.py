@@ -247,8 +247,18 @@ def test_more_processes_than_gpus(monkeypatch):
 
 def test_without_torchrun_nothing_is_joined():
     with joined() as processes:
-        assert processes is ALONE
+        assert processes == ALONE
         assert not dist.is_initialized()
+
+
+def test_without_torchrun_the_first_gpu_is_taken(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    with joined() as processes:
+        assert processes.device == torch.device("cuda", 0)
+    assert chosen == [0]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from rich.progress import Progress as RichProgress
 
 from torchadder import kernels
 from torchadder.analysis import summary
+from torchadder.environment import describe_gpu, title_of_gpu
 from torchadder.models import Model
 from torchadder.train import Progress, Recipe
 from torchadder.train.distributed import tell_once
@@ -121,12 +122,19 @@ def header(recipe: Recipe, model: Model) -> str:
     parts += [f"{counts.mul:,} multiplications in {layers} layers"]
     if recipe.op == "adder":
         rate = {"alr": f"ALR eta {recipe.eta:g}", "ilr": f"ILR x{recipe.ilr_factor:g}", "plain": "plain rate"}
-        parts += [rate[recipe.lr_scheme], f"kernels {kernels.isa()}"]
-    threads = torch.get_num_threads()
-    parts += [f"{threads} thread{'s' if threads > 1 else ''}"]
+        parts += [rate[recipe.lr_scheme]]
+    parts += _where(recipe, next(model.parameters()).device)
     if dist.is_available() and dist.is_initialized():
         parts[-1] += f" in each of {dist.get_world_size()} processes"
     return " · ".join(parts)
+
+
+def _where(recipe: Recipe, device: torch.device) -> list[str]:
+    if device.type == "cuda":
+        return [title_of_gpu(describe_gpu(device))]
+    threads = torch.get_num_threads()
+    count = f"{threads} thread{'s' if threads > 1 else ''}"
+    return [f"kernels {kernels.isa()}", count] if recipe.op == "adder" else [count]
 
 
 def printable(text: object) -> str:

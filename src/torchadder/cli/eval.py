@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import torch
 import typer
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from torchadder.errors import UserError
 from torchadder.models.checkpoint import read_checkpoint
 from torchadder.quant.file import SUFFIX
 from torchadder.train import evaluate as scores_of
+from torchadder.train.distributed import CPU, alone
 
 MANY_CLASSES = 100  # from here on the top-5 accuracy says something
 BATCH = 256
@@ -32,6 +34,7 @@ class Network(NamedTuple):
     dataset: str | None
     words: list[str]
     about: dict[str, Any]
+    device: torch.device = CPU
 
 
 def evaluate(
@@ -53,7 +56,7 @@ def evaluate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Test a trained model, or the integer program that quantize made of one.
+    """Test a trained model, on a GPU if there is one, or the integer program that quantize made of one.
 
     A run directory stands for its best epoch; its last.pt is the last one.
     """
@@ -62,7 +65,7 @@ def evaluate(
     images = open_dataset(
         checkpoint, name, data, (network.channels, network.classes), network.size, partial=partial, on_error=on_error
     )
-    batches = open_batches(images.test, BATCH, workers=workers)
+    batches = open_batches(images.test, BATCH, device=network.device, workers=workers)
     start = time.perf_counter()
     scores = scores_of(network.forward, batches)
     seconds = time.perf_counter() - start
@@ -127,6 +130,8 @@ def _model(path: Path, threads: int | None) -> Network:
     if threads is not None:
         raise UserError(f"--threads is for a {SUFFIX} file; the number of torch's is OMP_NUM_THREADS")
     model, about = read_checkpoint(path)
+    device = alone().device
+    model.to(device)
     config = model.config
     words = [config["name"], config["op"], *([f"epoch {about.epoch}"] if about.epoch is not None else [])]
     return Network(
@@ -137,6 +142,7 @@ def _model(path: Path, threads: int | None) -> Network:
         about.dataset,
         words,
         {"model": config["name"], "op": config["op"], "epoch": about.epoch},
+        device,
     )
 
 

@@ -74,7 +74,7 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train RECIPE; everything about the run lands in one folder.
+    """Train RECIPE, on a GPU if there is one; everything about the run lands in one folder.
 
     A run that was interrupted continues with --resume to the same numbers.
 

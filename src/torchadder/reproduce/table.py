@@ -174,7 +174,7 @@ def machine(environment: Mapping[str, Any]) -> list[str]:
     processor = [environment["processor"]] if "processor" in environment else []
     processor += [f"{environment['cores']} cores"] if "cores" in environment else []
     versions = [f"torch {environment['torch']}"] if "torch" in environment else []
-    versions += [f"{environment['kernels']} kernels"] if "kernels" in environment else []
+    versions += [f"{environment['kernels']} kernels"] if environment.get("kernels") else []
     about = environment.get("gpu")  # described, of a benchmark; named, of runs
     gpu = [about if isinstance(about, str) else title_of_gpu(about)] if about else []
     return [", ".join(part) for part in (processor, gpu, versions) if part]

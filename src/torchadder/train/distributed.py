@@ -137,17 +137,22 @@ class Processes:
 ALONE = Processes()
 
 
+def alone() -> Processes:
+    """A process alone on this machine's best device: its first GPU, or the CPU where there is none."""
+    return Processes(device=_device(0))
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that torchrun started, as a process group that is left at the end, whatever happens.
 
     Over gloo on the CPU, or over nccl where there are GPUs, each process on its own. A process that torchrun did not
-    start, or started alone, has no group.
+    start, or started alone, has no group; it too takes a GPU where there is one.
 
     Raises UserError where a machine has fewer GPUs than processes, and where another process was lost.
     """
     if not _launched():
-        yield ALONE
+        yield alone()
         return
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = _device(local_rank)

@@ -19,7 +19,7 @@ from torchadder.models import Model, create_model
 from torchadder.train.averaging import average_of, calibrate
 from torchadder.train.determinism import deterministic_algorithms, rng_state, set_rng_state
 from torchadder.train.distillation import Distiller, distiller_of
-from torchadder.train.distributed import ALONE, Processes, no_sync
+from torchadder.train.distributed import ALONE, Processes, alone, no_sync
 from torchadder.train.divergence import IMAGES, first_not_finite, is_finite
 from torchadder.train.optimizer import attach_adder_lr, build_optimizer, clip_gradients
 from torchadder.train.progress import Progress
@@ -35,12 +35,13 @@ def train(
     *,
     data_dir: Path | None = None,
     progress: Progress | None = None,
-    processes: Processes = ALONE,
+    processes: Processes | None = None,
     workers: int | None = None,
 ) -> Outcome:
     """Train ``run`` from where it stands to its recipe's last epoch; a finished run returns at once.
 
-    Each of ``processes`` calls it with its own of ``processes.open``; they share the work on their devices.
+    Each of ``processes`` calls it with its own of ``processes.open``; they share the work on their devices. Without
+    them it trains on a GPU, or on the CPU where there is none (CUDA_VISIBLE_DEVICES= hides them).
     ``workers``: processes of each that decode images which stream (default: one a processor, 8 at most).
 
     At the end of every epoch the model is tested on the whole test split and the run is saved. On one CPU
@@ -52,7 +53,7 @@ def train(
     progress = progress or Progress()
     if not run.finished:
         with deterministic_algorithms(run.recipe.deterministic):
-            train_epochs(run, data_dir, progress, processes, workers)
+            train_epochs(run, data_dir, progress, processes or alone(), workers)
     return run.outcome()
 
 
