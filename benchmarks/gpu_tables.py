@@ -7,15 +7,24 @@ from torchadder.reproduce.table import machine, markdown
 
 
 def instructions_table(record: Record) -> str:
-    """One row for each layer and pass, one column for each route, format and dtype: share of FP32 instructions."""
+    """One row for each layer and pass, one column for each route, format and dtype: share of FP32 instructions.
+
+    Marked: loops that spill registers, and those that use what they load before half of their arithmetic is done.
+    """
     cells = {}
     for row in record["rows"]:
         column = f"{row['route']}: {row['format']} {row['dtype']}"
-        cells[f"{row['layer']} {row['operator']}", column] = f"{100 * row['share']:.0f}%{'*' if row['spills'] else ''}"
+        waits = 2 * row.get("hidden_by", row["arithmetic"]) < row["arithmetic"]  # not in records before it was counted
+        marks = ("*" if row["spills"] else "") + ("†" if waits else "")
+        cells[f"{row['layer']} {row['operator']}", column] = f"{100 * row['share']:.0f}%{marks}"
     columns = sorted({column for _, column in cells})
     rows = [[line, *(cells[line, column] for column in columns)] for line in dict.fromkeys(line for line, _ in cells)]
-    versions = f"Triton {record['triton']}, NVRTC {record['nvrtc']}; * spills registers in the loop"
-    caption = f"Compute capability {record['capability'] / 10}; {versions}; {record['date']}."
+    versions = f"Triton {record['triton']}, NVRTC {record['nvrtc']}; {record['date']}"
+    marks = (
+        "* spills registers in the loop; † less than half of the loop's arithmetic stands between a load from global "
+        "memory and the use of what it brings: every round waits for memory"
+    )
+    caption = f"Compute capability {record['capability'] / 10}; {versions}. {marks}."
     return f"{caption}\n\n{markdown(['', *columns], rows)}"
 
 
@@ -34,7 +43,7 @@ def u8_table(record: Record) -> str:
 
 
 def layers_table(record: Record) -> str:
-    """One row for each layer and pass, beside cuDNN with TF32 off and on."""
+    """One row for each layer and pass, beside cuDNN with TF32 off and on, and the formulas of others."""
     header = ["layer", "batch", "pass", "adder ms", "cuDNN ms", "ratio", "to TF32", "share of the limit"]
     rows = [
         [
@@ -45,7 +54,12 @@ def layers_table(record: Record) -> str:
         ]
         for row in record["rows"]
     ]
-    return f"{_caption(record)}\n\n{markdown(header, rows)}"
+    faster = [
+        f"The forward pass of {row['layer']}, batch {row['batch']}, takes broadcasting "
+        f"{row['speedup']['broadcast']:,.0f} times and torch.cdist {row['speedup']['cdist']:,.0f} times as long."
+        for row in record["formulas"]
+    ]
+    return "\n\n".join([_caption(record), markdown(header, rows, left=3), *faster])
 
 
 def train_table(record: Record) -> str:

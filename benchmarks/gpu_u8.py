@@ -28,7 +28,8 @@ MODELS, BATCH, REPETITIONS = ("resnet20", "resnet18", "resnet50"), 128, 11
 
 def words(bytes_: Tensor) -> Tensor:
     """(N, C, H, W) bytes, channels-last, as (N, C / 4, H, W) words."""
-    return bytes_.movedim(1, -1).contiguous().view(torch.int32).movedim(-1, 1)
+    dense = bytes_.movedim(1, -1).clone(memory_format=torch.contiguous_format)  # (1x1 views are called contiguous)
+    return dense.view(torch.int32).movedim(-1, 1)
 
 
 def measure(shape: LayerShape, place: Gpu) -> dict[str, object]:

@@ -65,6 +65,7 @@ def test_tf32_is_for_the_rivals_alone_and_all_is_put_back(pretended):
         rivals = pretended.rivals(calls)
         assert {name: call() for name, call in calls.items()} == dict.fromkeys(calls, (False, True))
         assert {name: call() for name, call in rivals.items()} == {
+            "tf32_adder contiguous": (True, True),
             "tf32 contiguous": (True, True),
             "tf32 channels_last": (True, True),
         }

@@ -132,10 +132,13 @@ def test_rows_of_a_gpu(pretended, monkeypatch):
     seconds |= {"conv channels_last": [9.0], "tf32 contiguous": [1.5], "tf32 channels_last": [1.0]}
     flushed = []
 
+    with_tf32 = {"tf32_adder contiguous": [2.5], "tf32_adder channels_last": [2.0]}
+
     def interleaved(calls, repetitions, clock):
-        assert calls.keys() == seconds.keys()
         flushed.append(len(clock._overwritten))
-        return seconds
+        found = seconds if len(flushed) == 1 else seconds | with_tf32
+        assert calls.keys() == found.keys()
+        return found
 
     monkeypatch.setattr(layers, "interleaved", interleaved)
     forward, grad_weight = layers.measure(TINY[:1], [2], [pretended], ["forward", "grad_weight"], 1, lambda text: None)
@@ -159,6 +162,7 @@ def test_rows_of_a_gpu(pretended, monkeypatch):
         **{"limit_giga_ops": 2.0, "limit_share": pytest.approx(rate / 2)},
     }
     assert (grad_weight["limit_giga_ops"], grad_weight["limit_share"]) == (None, None)
+    assert (grad_weight["ratio"], grad_weight["tf32_ratio"]) == (1.5, 2.0)
     assert flushed == [100, 100]
 
 

@@ -137,13 +137,13 @@ def test_memory_of_a_gpu_is_the_step_without_the_first_ones_trials(allocator):
 
 def test_rows_of_a_gpu(pretended, allocator):
     (row,) = training.measure("lenet5bn", 2, [pretended], 2, lambda text: None)
-    sides = (*training.OPS, "tf32")
+    sides = (*training.OPS, "tf32", "tf32_adder")
     assert set(row["seconds"]) == {f"{side} {layout}" for side in sides for layout in FORMATS}
     assert all(len(values) == 2 and min(values) > 0 for values in row["seconds"].values())
     assert row["device"] == "cpu"
     assert "threads" not in row
     assert set(row["images_per_second"]) == set(row["format"]) == set(sides)
-    assert row["tf32_ratio"] == pytest.approx(row["adder_ms"] / row["tf32_ms"])
+    assert row["tf32_ratio"] == pytest.approx(row["tf32_adder_ms"] / row["tf32_ms"])
     assert row["memory_mib"] == {"adder": {"step": 0.0}, "conv": {"step": 0.0}}
 
 

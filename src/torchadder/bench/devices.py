@@ -39,7 +39,7 @@ class Cpu:
         return HostClock()
 
     def rivals(self, calls: Calls) -> Calls:
-        """More candidates, made of those named "conv ..."."""
+        """More candidates, made of these."""
         return {}
 
     def most(self, batch: int, bytes_an_image: int) -> int:
@@ -66,11 +66,15 @@ class Gpu:
         return DeviceClock(self.device, 0.002, FLUSH) if flush else DeviceClock(self.device, 0.1)
 
     def rivals(self, calls: Calls) -> Calls:
-        """The convolutions again with TF32, which leaves their factors 10 bits behind the point of 23."""
+        """The same where cuDNN may use TF32, which leaves factors 10 bits behind the point of 23.
+
+        "conv ..." becomes "tf32 ...". "adder ..." becomes "tf32_adder ...": its weight gradient is a convolution's, and
+        an AdderNet's first and last layers are convolutions.
+        """
+        sides = {"conv": "tf32", "adder": "tf32_adder"}
         return {
-            f"tf32 {name.removeprefix('conv ')}": partial(_with_tf32, call)
-            for name, call in calls.items()
-            if name.startswith("conv ")
+            f"{sides[side]} {rest}": partial(_with_tf32, call)
+            for (side, _, rest), call in ((name.partition(" "), call) for name, call in calls.items())
         }
 
     def most(self, batch: int, bytes_an_image: int) -> int:

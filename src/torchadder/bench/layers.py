@@ -11,7 +11,7 @@ FADD.SAT and FFMA for the input's gradient, at the rate at which this GPU issues
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
 from typing import Any
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class LayerShape:
-    """A convolution's shape, and how often a model has it."""
+    """A convolution's shape, and how often a model has it; two of one shape are equal."""
 
     c_in: int
     c_out: int
@@ -42,7 +42,7 @@ class LayerShape:
     stride: int
     padding: int
     size: int
-    count: int = 1
+    count: int = field(default=1, compare=False)
 
     @property
     def geometry(self) -> Geometry:
@@ -102,7 +102,9 @@ def measure(
         progress(f"{shape}, batch {batch}, {place}, {which}")
         with place.in_use(), torch.no_grad():
             calls = candidates(shape, batch, which, place.device)
-            seconds = interleaved(calls | place.rivals(calls), repetitions, place.clock(flush=True))
+            convolutions = {name: call for name, call in calls.items() if which not in LIMITED or "conv" in name}
+            rivals = place.rivals(convolutions)
+            seconds = interleaved(calls | rivals, repetitions, place.clock(flush=True))
             rows.append(_row(shape, batch, place, which, seconds))
     return rows
 
@@ -177,13 +179,13 @@ def cdist(x: Tensor, weight: Tensor, shape: LayerShape) -> Tensor:
 
 
 def _tensors(shape: LayerShape, batch: int, device: torch.device = CPU) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     sizes = (
         (batch, shape.c_in, shape.size, shape.size),
         (shape.c_out, shape.c_in, shape.kernel, shape.kernel),
         (batch, shape.c_out, shape.size_out, shape.size_out),
     )
-    x, weight, grad = (torch.randn(size, generator=generator).to(device) for size in sizes)
+    x, weight, grad = (torch.randn(size, generator=generator, device=device) for size in sizes)
     return x.relu(), weight, grad
 
 
@@ -194,7 +196,7 @@ def _about(shape: LayerShape, batch: int, place: Place, which: str) -> dict[str,
 def _row(shape: LayerShape, batch: int, place: Place, which: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
     middle = medians(seconds)
     sides = dict.fromkeys(name.partition(" ")[0] for name in middle)
-    best = {side: min(middle[name] for name in middle if name.startswith(side)) for side in sides}
+    best = {side: min(middle[name] for name in middle if name.startswith(f"{side} ")) for side in sides}
     rates = {side: shape.operations(batch) / best[side] for side in sides}
     row = {
         **_about(shape, batch, place, which),
@@ -205,7 +207,7 @@ def _row(shape: LayerShape, batch: int, place: Place, which: str, seconds: dict[
     }
     if isinstance(place, Gpu):
         limit = place.limit if which in LIMITED else None
-        row["tf32_ratio"] = best["adder"] / best["tf32"]
+        row["tf32_ratio"] = best.get("tf32_adder", best["adder"]) / best["tf32"]
         row["limit_giga_ops"] = limit and limit / 1e9
         row["limit_share"] = limit and rates["adder"] / limit
     return row

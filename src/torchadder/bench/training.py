@@ -31,8 +31,8 @@ def training_step(name: str, op: str, layout: str, batch: int, device: torch.dev
     """One step on random images: the paper's optimiser, the adder side with AdaptiveLR."""
     model = create_model(name, op=op)
     model.to(device=device, memory_format=FORMATS[layout])  # type: ignore[call-overload]
-    images = torch.randn(batch, *model.input_size).to(device).contiguous(memory_format=FORMATS[layout])
-    labels = torch.randint(model.config["num_classes"], (batch,)).to(device)
+    images = torch.randn(batch, *model.input_size, device=device).contiguous(memory_format=FORMATS[layout])
+    labels = torch.randint(model.config["num_classes"], (batch,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     if op == "adder":
         AdaptiveLR(optimizer)
@@ -80,7 +80,7 @@ def measure(
                 "format": better,
                 **{f"{op}_ms": step[op] * 1e3 for op in sides},
                 "ratio": step["adder"] / step["conv"],
-                **({"tf32_ratio": step["adder"] / step["tf32"]} if "tf32" in sides else {}),
+                **({"tf32_ratio": step["tf32_adder"] / step["tf32"]} if "tf32" in sides else {}),
                 "images_per_second": {op: batch / step[op] for op in sides},
                 "memory_mib": memory,
                 "profile": profiles,

@@ -48,7 +48,7 @@ def layers(
     json: Json = False,
 ) -> None:
     """The layers of MODEL one by one, and the formulas that other implementations use."""
-    shapes = [shape for name in _names(model) for shape in layer_bench.layers_of(name)]
+    shapes = list(dict.fromkeys(shape for name in _names(model) for shape in layer_bench.layers_of(name)))
     chosen = _chosen(passes, layer_bench.PASSES, "--passes")
     batches, places = _numbers(batch, "--batch"), _places(device, threads)
     destination, progress = _destination(out, "layers" if device == "cpu" else "layers-cuda"), _progress()

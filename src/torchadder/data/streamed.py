@@ -115,7 +115,8 @@ class StreamedBatches(Loader):
                 piece = self._next(decoded)
                 damaged |= {image.path: image for image in piece.damaged}
                 place = slice(start, start + PART)
-                self._normalize.in_place(images[place].copy_(torch.from_numpy(piece.pixels)))
+                pixels = torch.from_numpy(piece.pixels).to(self.device)  # bytes travel, a quarter of what they become
+                self._normalize.in_place(images[place].copy_(pixels))
                 labels[place].copy_(torch.from_numpy(piece.labels))
             yield images, labels
         if damaged:
