@@ -41,7 +41,7 @@ class Machine:
         """One library with these kernels."""
         lines = ['#include "on_cpu.h"', nvrtc.source()]
         for i, kernel in enumerate(kernels):
-            lines.append(kernel.instance.format(name=f"kernel{i}"))
+            lines.append(kernel.instance(f"kernel{i}"))
             lines.append(f'extern "C" void run{i}(unsigned x, unsigned y, unsigned threads, bool backwards, void** a)')
             lines.append(f"{{ on_cpu::launch(kernel{i}, x, y, threads, backwards, a); }}")
         name = self._folder / f"kernels{len(self._kernels)}"

@@ -1,5 +1,6 @@
 """The CUDA C++ kernels, compiled for the CPU, launched as on a GPU, against brute force; and compiled for GPUs."""
 
+import contextlib
 import copy
 import importlib.util
 import math
@@ -67,7 +68,8 @@ def lifted(case):
 
 def words(t):
     """(N, C, H, W) bytes as (N, C / 4, H, W) words."""
-    return t.movedim(1, -1).contiguous().view(torch.int32).movedim(-1, 1)
+    dense = t.movedim(1, -1).clone(memory_format=torch.contiguous_format)  # (1x1 views are called contiguous)
+    return dense.view(torch.int32).movedim(-1, 1)
 
 
 def results(case, x, weight, grad, layout):
@@ -173,9 +175,10 @@ def test_rounding_to_16_bits_is_torchs(value, dtype):
     torch.testing.assert_close(y.flatten(), torch.tensor([value]).to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("channels", [4, 12, 16])
-def test_bytes_are_summed_four_at_a_time(channels):
-    case = Case(2, channels, 10, size=(6, 5), kernel=(3, 3), stride=(2, 1), padding=(1, 1))
+def test_bytes_are_summed_four_at_a_time(channels, kernel):
+    case = Case(2, channels, 10, size=(6, 5), kernel=(kernel, kernel), stride=(2, 1), padding=(1, 1))
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randint(256, t.shape, dtype=torch.uint8, generator=generator) for t in case.tensors()[:2])
     y = cuda.forward(words(x), words(weight), None, case.geometry, torch.channels_last)
@@ -316,6 +319,7 @@ def benchmark(monkeypatch, tmp_path):
     """torch.backends.cudnn.benchmark on, an empty cache, and a clock by which the last kernel is the fastest."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     measured = []
@@ -379,13 +383,17 @@ def test_what_does_not_compile_is_said_in_a_line(monkeypatch):
 
     monkeypatch.setattr(nvrtc, "compile", compile)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with pytest.raises(RuntimeError, match=r"load for sm_90 \(libnvrtc is not there\): set TORCHADDER_GPU=triton"):
+        nvrtc._loaded(next(production_kernels()), 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="while a CUDA graph is captured: run the layer once before it"):
         nvrtc._loaded(next(production_kernels()), 0)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc at hand")
 def test_nvcc_compiles_every_kernel_and_spills_no_register(tmp_path):
-    lines = [kernel.instance.format(name=f"kernel{i}") for i, kernel in enumerate(production_kernels())]
+    lines = [kernel.instance(f"kernel{i}") for i, kernel in enumerate(production_kernels())]
     file = tmp_path / "kernels.cu"
     file.write_text("\n".join([nvrtc.source(), *lines]))
     command = ["nvcc", "-arch=sm_90", "-std=c++17", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "kernels.cubin", file]

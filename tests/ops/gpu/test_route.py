@@ -19,11 +19,13 @@ NVIDIA = {
     "cc": True,
     "built for": "13.0",
     "version": "3.7.1",
+    "version of cuda.core": "1.2.0",
 }
 CASES = {
     "everything": ({}, "cuda"),
     "no cuda.core": ({"cuda.core": False}, "triton"),
     "cuda.core alone": ({"cuda.bindings": False}, "triton"),
+    "an old cuda.core": ({"version of cuda.core": "0.7.0"}, "triton"),
     "no cuda at all": ({"cuda": False, "cuda.core": False}, "triton"),
     "an AMD GPU": ({"built for": None}, "triton"),
 }
@@ -38,6 +40,7 @@ def place(monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if there[name] else None)
         monkeypatch.setattr(shutil, "which", lambda name: name if there["cc"] else None)
         monkeypatch.setattr(torch.version, "cuda", there["built for"])
+        monkeypatch.setattr(gpu, "version", lambda name: there[f"version of {name.replace('-', '.')}"])
         monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=there["version"]))
         monkeypatch.delenv("TORCHADDER_GPU", raising=False)
         if wanted is not None:

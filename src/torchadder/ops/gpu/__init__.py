@@ -14,6 +14,7 @@ import os
 import shutil
 import warnings
 from functools import cache
+from importlib.metadata import version
 from types import ModuleType
 
 import torch
@@ -23,6 +24,7 @@ from ...errors import UserError
 from ..geometry import Geometry
 
 ROUTES = ("cuda", "triton", "reference")
+CUDA_CORE = 1  # the oldest major version: before it, much was renamed
 TRITON = (3, 3)  # the oldest that compiles the kernels
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -72,9 +74,12 @@ def issue_limit(device: torch.device) -> float:
 def _cuda_lacks() -> str | None:
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
+    extra = f"cu{torch.version.cuda.partition('.')[0]}"
     if any(importlib.util.find_spec(name) is None for name in ("cuda", "cuda.core", "cuda.bindings")):
-        extra = f"cu{torch.version.cuda.partition('.')[0]}"
         return f'cuda.core is not installed with what it needs (pip install "cuda-core[{extra}]")'
+    found = version("cuda-core")
+    if int(found.partition(".")[0]) < CUDA_CORE:
+        return f'cuda.core {found} is too old (pip install "cuda-core[{extra}]>={CUDA_CORE}")'
     return None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+AHEAD = 2_000_000  # clocks, a millisecond: by then the host has made all launches that are timed
 SOURCES = ("numbers", "convolution", "tile", "operators", "kernels")
 
 
@@ -27,11 +30,15 @@ class Kernel(NamedTuple):
     activation: str
 
     @property
-    def instance(self) -> str:
-        """The line of CUDA C++ that makes it a kernel; `name` has to be filled in."""
+    def name(self) -> str:
+        """What a profiler shows, such as torchadder_forward_tile_float_128_128_8_8_1_1_0_1."""
+        return "_".join(["torchadder", self.function, *(str(int(a) if type(a) is bool else a) for a in self.arguments)])
+
+    def instance(self, name: str) -> str:
+        """The line of CUDA C++ that makes it a kernel of that name."""
         arguments = ", ".join(str(a).lower() if isinstance(a, bool) else str(a) for a in self.arguments)
         function = f"{self.function}<{arguments}>" if arguments else self.function
-        return f"{self.macro}({{name}}, {self.threads}, {self.resident}, ({function}), {self.activation})"
+        return f"{self.macro}({name}, {self.threads}, {self.resident}, ({function}), {self.activation})"
 
 
 class Call(NamedTuple):
@@ -50,10 +57,10 @@ def source() -> str:
 
 
 def compile(kernel: Kernel, architecture: str) -> Any:
-    """The cuda.core.ObjectCode of a kernel, named "kernel", for an architecture such as "sm_90". Needs no GPU."""
+    """The cuda.core.ObjectCode of a kernel, for an architecture such as "sm_90". Needs no GPU."""
     from cuda.core import Program, ProgramOptions
 
-    text = f"{source()}\n{kernel.instance.format(name='kernel')}\n"
+    text = f"{source()}\n{kernel.instance(kernel.name)}\n"
     program = Program(text, "c++", ProgramOptions(arch=architecture, std="c++17"))
     try:
         from cuda.core.utils import FileStreamProgramCache
@@ -77,15 +84,14 @@ def launch(call: Call, tensors: tuple[Tensor | None, ...]) -> None:
 def seconds(call: Call, tensors: tuple[Tensor | None, ...], repetitions: int) -> list[float]:
     """Of so many launches, one after the other on the current GPU, after one that is not counted."""
     launch(call, tensors)
-    times = []
-    for _ in range(repetitions):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
+    torch.cuda._sleep(AHEAD)
+    events[0].record()
+    for event in events[1:]:
         launch(call, tensors)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)  # events count milliseconds
-    return times
+        event.record()
+    events[-1].synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in pairwise(events)]  # events count milliseconds
 
 
 def stream_of(device: torch.device) -> Any:
@@ -105,7 +111,7 @@ def issue_limit(device: torch.device) -> float:
         blocks = 16 * multiprocessors()
         call = Call(Kernel("ISSUE", 256, 2, "issue", (), "float"), (blocks, 1), (np.int32(rounds),))
         out = torch.rand(blocks * 256, device="cuda")
-        return out.numel() * rounds * 256 / 2 / min(seconds(call, (out,), repetitions=5))
+        return out.numel() * rounds * 256 / 2 / statistics.median(seconds(call, (out,), repetitions=7))
 
 
 @cache
@@ -118,8 +124,12 @@ def multiprocessors() -> int:
 def _loaded(kernel: Kernel, device: int) -> Any:
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
     try:
-        return compile(kernel, architecture).get_kernel("kernel")
+        return compile(kernel, architecture).get_kernel(kernel.name)
     except Exception as error:  # of NVRTC, the driver, or a library that is not found: no class in common
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "no kernel can be loaded while a CUDA graph is captured: run the layer once before it"
+            ) from error
         raise RuntimeError(
             f"GPU kernels do not compile or load for {architecture} ({error}): set TORCHADDER_GPU=triton, and report it"
         ) from error

@@ -175,7 +175,7 @@ def _launch(kernel: Any, work: Work, tiles: list[Tile], *args: Any, **constants:
 
 
 def _is_timed(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.backends.cudnn.benchmark
+    return tensor.is_cuda and torch.backends.cudnn.benchmark and not torch.cuda.is_current_stream_capturing()
 
 
 @cache

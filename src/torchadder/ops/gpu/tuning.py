@@ -37,17 +37,23 @@ class Choice:
     def _best(self, tensors: tuple[Tensor | None, ...]) -> Call:
         if self._fastest is not None:
             return self._fastest
-        if not torch.backends.cudnn.benchmark or torch.cuda.is_current_stream_capturing():
+        if not torch.backends.cudnn.benchmark:
             return self.calls[0]
+        with torch.cuda.device(tensors[0].device):  # type: ignore[union-attr]
+            if torch.cuda.is_current_stream_capturing():
+                return self.calls[0]
+            self._fastest = self._measured(tensors)
+        return self._fastest
+
+    def _measured(self, tensors: tuple[Tensor | None, ...]) -> Call:
+        """The fastest on the current GPU, as it was found earlier or now."""
         key = self._key()
         known = _kept().get(key)
         if known is None:
             seconds = [_measure(call, tensors) for call in self.calls]
-            known = self.calls[seconds.index(min(seconds))].kernel.instance
+            known = self.calls[seconds.index(min(seconds))].kernel.name
             _keep(key, known)
-        found = [call for call in self.calls if call.kernel.instance == known]
-        self._fastest = found[0] if found else self.calls[0]
-        return self._fastest
+        return next((call for call in self.calls if call.kernel.name == known), self.calls[0])
 
     def _key(self) -> str:
         about = (torch.cuda.get_device_name(), nvrtc.source(), [(c.kernel, c.blocks) for c in self.calls])
@@ -65,6 +71,10 @@ def _path() -> Path:
 
 @functools.cache
 def _kept() -> dict[str, str]:
+    return _read()
+
+
+def _read() -> dict[str, str]:
     try:
         found = json.loads(_path().read_text())
     except (OSError, ValueError):
@@ -72,11 +82,10 @@ def _kept() -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _keep(key: str, instance: str) -> None:
-    kept = _kept()
-    kept[key] = instance
+def _keep(key: str, name: str) -> None:
+    _kept()[key] = name
     try:
         _path().parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(_path(), json.dumps(kept).encode())
+        atomic.write_bytes(_path(), json.dumps(_read() | _kept()).encode())  # other processes measure as well
     except OSError:  # measured again next time
         return
