@@ -1,7 +1,8 @@
 """Count the instructions of the GPU kernels' innermost loops; no GPU needed: python benchmarks/gpu_instructions.py.
 
 A multiprocessor issues four warps' instructions a clock, and an element of an adder convolution takes two: the share of
-those two among all that the loop issues bounds the share of the issue limit that the kernel can reach.
+those two among all that the loop issues bounds the share of the issue limit that the kernel can reach. It
+gets there only if arithmetic hides the latency of global memory: what stands between a load and its use is counted too.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,7 +28,7 @@ from torchadder.bench import record
 from torchadder.errors import UserError
 from torchadder.ops.geometry import Geometry
 
-ARITHMETIC = ("FADD", "FFMA", "FMNMX")
+ARITHMETIC = ("FADD", "FFMA", "FMNMX", "VABSDIFF4")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w+)(.*)")
 LAYERS = {  # n, channels, filters, size, kernel, stride, groups
     "ResNet-18 3x3": (128, 128, 128, 28, 3, 1, 1),
@@ -37,6 +39,7 @@ LAYERS = {  # n, channels, filters, size, kernel, stride, groups
 FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 WARP, MULTIPROCESSORS = 32, 132
 DEPTH = 8  # elements of K that a round of the CUDA C++ kernels' loop takes
+Body = list[tuple[str, str]]  # an instruction's name without suffixes, and the rest: its suffixes and operands
 
 
 class Layer(NamedTuple):
@@ -50,11 +53,15 @@ class Layer(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """Instructions of a loop's body by name, without suffixes; `registers` of a thread and `stack` bytes it spills."""
+    """Instructions of a loop's body by name, without suffixes; `registers` of a thread and `stack` bytes it spills.
+
+    `hidden_by`: arithmetic between each global load and its use, at least.
+    """
 
     counts: Counter[str]
     registers: int
     stack: int
+    hidden_by: int
 
     @property
     def all(self) -> int:
@@ -76,12 +83,20 @@ def hottest_loop(cubin: bytes | Path, kernel: str) -> Loop:
             path.write_bytes(cubin)
         name, code = _section(_printed("nvdisasm", "-c", str(path)), kernel)
         usage = _printed("cuobjdump", "-res-usage", str(path))
-    instructions, labels = [], {}
+    registers, stack = re.search(rf"Function {re.escape(name)}:\s*REG:(\d+) STACK:(\d+)", usage).groups()
+    body = max(innermost_loops(code), key=_arithmetic)
+    return Loop(Counter(name for name, _ in body), int(registers), int(stack), hidden_by(body))
+
+
+def innermost_loops(code: str) -> list[Body]:
+    """Bodies of the loops that enclose no other, or all of the code where nothing loops."""
+    instructions: Body = []
+    labels = {}
     for line in code.splitlines():
         if label := re.match(r"(\.L_\w+):", line):
             labels[label[1]] = len(instructions)
         elif found := INSTRUCTION.search(line):
-            instructions.append(found.groups())
+            instructions.append((found[1], found[2]))
     ranges = {}  # by first instruction: several branches may lead back to it
     for at, (instruction, rest) in enumerate(instructions):
         target = re.search(r"`\((\.L_\w+)\)", rest)
@@ -90,9 +105,44 @@ def hottest_loop(cubin: bytes | Path, kernel: str) -> Loop:
     bodies = [
         instructions[slice(*loop)] for loop in ranges.items() if not any(_encloses(loop, o) for o in ranges.items())
     ]
-    loops = [Counter(name for name, _ in body) for body in bodies or [instructions]]
-    registers, stack = re.search(rf"Function {re.escape(name)}:\s*REG:(\d+) STACK:(\d+)", usage).groups()
-    return max((Loop(counts, int(registers), int(stack)) for counts in loops), key=lambda loop: loop.arithmetic)
+    return bodies or [instructions]
+
+
+def hidden_by(body: Body) -> int:
+    """The least arithmetic that stands between a global load and the first instruction that reads what it brings.
+
+    A round is followed to its end, in the order of the code. Nothing waits for asynchronous copies: where there are no
+    other loads, it is all of the arithmetic.
+    """
+    loads = (at for at, (name, _) in enumerate(body) if name == "LDG")
+    return min((_until_read(body[at][1], body[at + 1 :]) for at in loads), default=_arithmetic(body))
+
+
+def _until_read(load: str, after: Body) -> int:
+    suffixes, _, operands = load.partition(" ")
+    brought = _registers(operands.partition(",")[0], _width(suffixes))
+    return _arithmetic(takewhile(lambda instruction: not brought & _read(*instruction), after))
+
+
+def _read(name: str, rest: str) -> set[int]:
+    """The registers that an instruction reads: all but the first operand, which only stores and barriers read."""
+    suffixes, _, operands = rest.partition(" ")
+    sources = operands if name.startswith(("ST", "BAR")) else operands.partition(",")[2]
+    others, _, last = sources.rpartition(",")  # data or an addend, as wide as the suffixes say; or an address
+    return _registers(others, 1) | _registers(last, 1 if "[" in last else _width(suffixes))
+
+
+def _registers(operands: str, width: int) -> set[int]:
+    found = re.findall(r"\bR(\d+)(\.64)?", operands)
+    return {int(first) + i for first, pair in found for i in range(2 if pair else width)}
+
+
+def _width(suffixes: str) -> int:
+    return 4 if ".128" in suffixes else 2 if ".64" in suffixes or ".WIDE" in suffixes else 1
+
+
+def _arithmetic(body: Iterable[tuple[str, str]]) -> int:
+    return sum(name in ARITHMETIC for name, _ in body)
 
 
 def _encloses(loop: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -187,21 +237,26 @@ def of_cuda(capability: int, layer: Layer) -> Iterator[dict[str, Any]]:
         cuda.grad_input(layer.grad, layer.x, layer.weight, layer.geometry, "hardtanh", layer.layout)
     for operator, call in zip(("forward", "grad_input"), launched, strict=True):
         pixels, columns = (n for n in call.kernel.arguments if type(n) is int and n > 8)
-        loop = hottest_loop(bytes(nvrtc.compile(call.kernel, f"sm_{capability}").code), "kernel")
+        loop = hottest_loop(bytes(nvrtc.compile(call.kernel, f"sm_{capability}").code), call.kernel.name)
         yield {"operator": operator, **_counted(pixels, columns, DEPTH, call.kernel.threads // WARP, loop)}
+
+
+def layer_of(name: str, images: str, dtype: torch.dtype) -> Layer:
+    """One of LAYERS in one of FORMATS."""
+    n, channels, filters, size, kernel, stride, groups = LAYERS[name]
+    geometry, layout = Geometry((stride,) * 2, (kernel // 2,) * 2, (1, 1), groups), FORMATS[images]
+    x = torch.empty(n, channels, size, size, device="meta", dtype=dtype)
+    weight = torch.empty(filters, channels // groups, kernel, kernel, device="meta")
+    grad = torch.empty(geometry.output_shape(x, weight), device="meta", dtype=dtype)
+    return Layer(*(t.to(memory_format=layout) for t in (x, weight, grad)), geometry, layout)
 
 
 def rows(capability: int) -> Iterator[dict[str, Any]]:
     """A row for each route, operator, layer, memory format and dtype: the tile that would be launched untuned."""
-    for name, (n, channels, filters, size, kernel, stride, groups) in LAYERS.items():
-        geometry = Geometry((stride,) * 2, (kernel // 2,) * 2, (1, 1), groups)
-        for images, layout in FORMATS.items():
+    for name in LAYERS:
+        for images in FORMATS:
             for dtype in (torch.float32, torch.bfloat16):
-                x = torch.empty(n, channels, size, size, device="meta", dtype=dtype)
-                weight = torch.empty(filters, channels // groups, kernel, kernel, device="meta")
-                grad = torch.empty(geometry.output_shape(x, weight), device="meta", dtype=dtype)
-                laid_out = (t.to(memory_format=layout) for t in (x, weight, grad))
-                layer = Layer(*laid_out, geometry, layout)
+                layer = layer_of(name, images, dtype)
                 about = {"layer": name, "format": images, "dtype": str(dtype).split(".")[1]}
                 for route, counted in (("cuda", of_cuda), ("triton", of_triton)):
                     yield from ({"route": route, **about, **row} for row in counted(capability, layer))
@@ -213,7 +268,11 @@ def _counted(pixels: int, columns: int, depth: int, warps: int, loop: Loop) -> d
         **{"tile": f"{pixels}x{columns}x{depth}", "warps": warps, "registers": loop.registers, "stack": loop.stack},
         **{"elements": elements, "arithmetic": loop.arithmetic, "instructions": loop.all},
         **{"barriers": loop.counts["BAR"], "shared_loads": loop.counts["LDS"] + loop.counts["LDSM"]},
-        **{"global_loads": loop.counts["LDG"] + loop.counts["LDGSTS"], "spills": loop.counts["LDL"]},
+        **{
+            "global_loads": loop.counts["LDG"] + loop.counts["LDGSTS"],
+            "spills": loop.counts["LDL"] + loop.counts["STL"],
+        },
+        "hidden_by": loop.hidden_by,
         "share": 2 * elements / loop.all,
     }
 

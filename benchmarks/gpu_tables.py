@@ -22,7 +22,7 @@ def instructions_table(record: Record) -> str:
     versions = f"Triton {record['triton']}, NVRTC {record['nvrtc']}; {record['date']}"
     marks = (
         "* spills registers in the loop; † less than half of the loop's arithmetic stands between a load from global "
-        "memory and the use of what it brings: every round waits for memory"
+        "memory and the use of what it brings, so that a warp waits for memory in every round"
     )
     caption = f"Compute capability {record['capability'] / 10}; {versions}. {marks}."
     return f"{caption}\n\n{markdown(['', *columns], rows)}"

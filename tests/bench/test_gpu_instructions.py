@@ -6,6 +6,9 @@ import pytest
 import torch
 from tests.bench.conftest import script
 
+from torchadder.ops.gpu import cuda
+from torchadder.ops.gpu.cuda import FORWARD_TILES, GRAD_INPUT_TILES
+
 PLACE = "desc[UR4][R2.64+0x10]"
 ROUND = "FADD R20, R21, -R22\n" * 3
 
@@ -69,20 +72,25 @@ def test_only_an_innermost_loop_counts(instructions):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cuda") is None, reason="no cuda.core at hand")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("images", ["NHWC", "NCHW"])
-@pytest.mark.parametrize("layer", ["ResNet-18 3x3", "ResNet-20 3x3"])  # the largest and the narrowest tile
-def test_arithmetic_of_a_round_hides_the_loads_of_the_next(instructions, layer, images, dtype, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("images", "dtype"),
+    [("NHWC", torch.float32), ("NHWC", torch.bfloat16), ("NCHW", torch.float32), ("NCHW", torch.float16)],
+    ids=str,
+)
+@pytest.mark.parametrize("place", range(max(len(FORWARD_TILES), len(GRAD_INPUT_TILES))))
+def test_no_round_waits_for_memory_or_spills(instructions, place, images, dtype, monkeypatch, tmp_path):
+    """In the loop of each tile arithmetic hides the loads for the next round, and sums stay in registers."""
     pytest.importorskip("triton.backends.nvidia", reason="needs nvdisasm, which Triton brings along")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    rows = list(instructions.of_cuda(90, instructions.layer_of(layer, images, dtype)))
-    assert all(row["global_loads"] for row in rows)
-    waiting = {
-        f"{row['operator']} {row['tile']}": (row["hidden_by"], row["arithmetic"])
-        for row in rows
-        if 2 * row["hidden_by"] < row["arithmetic"]
-    }
-    assert not waiting
+    for name, tiles in {"FORWARD_TILES": FORWARD_TILES, "GRAD_INPUT_TILES": GRAD_INPUT_TILES}.items():
+        monkeypatch.setattr(cuda, name, tiles[place : place + 1] or tiles[-1:])
+    for choices in (cuda._of_forward, cuda._of_grad_input):
+        choices.cache_clear()
+    for row in instructions.of_cuda(90, instructions.layer_of("ResNet-18 3x3", images, dtype)):
+        about = f"{row['operator']} {row['tile']}"
+        assert row["global_loads"], about
+        assert 2 * row["hidden_by"] >= row["arithmetic"], about
+        assert row["spills"] == 0, about
 
 
 def test_table_marks_loops_that_wait_for_memory():

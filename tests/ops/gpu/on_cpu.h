@@ -43,6 +43,17 @@ inline unsigned short float_to_half(float value) {
   return bits;
 }
 
+template <int N>
+void load_words(unsigned (&to)[N], const void *from, bool exists) {
+  std::memset(to, 0, sizeof to);
+  if (!exists) return;
+  if (reinterpret_cast<std::size_t>(from) % sizeof to != 0) {
+    std::fputs("an access of several words to an address that is no multiple of its size\n", stderr);
+    std::abort();
+  }
+  std::memcpy(to, from, sizeof to);
+}
+
 inline unsigned distance4(unsigned x, unsigned w, unsigned sum) {
   for (int i = 0; i < 32; i += 8) {
     const int difference = static_cast<int>(x >> i & 255) - static_cast<int>(w >> i & 255);

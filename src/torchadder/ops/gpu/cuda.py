@@ -17,28 +17,29 @@ from .axes import blocks_of
 from .nvrtc import Call, Kernel
 from .tuning import Choice
 
-MOST = 1 << 31  # of what 32-bit numbers count: pixels of a batch, elements of an image, blocks
+MOST = (1 << 31) - 256  # of what 32-bit numbers count, a block included: pixels, elements of an image, blocks
 NARROW = 4  # a group of fewer channels or filters leaves a tile mostly empty
 THREADS = 256  # of a block whose threads compute an element each
+WARP, BUSY = 32, 6  # threads of a warp, and warps that keep a multiprocessor's four schedulers at work
 
 
 class Tile(NamedTuple):
-    """Pixels by channels of a block, and of a thread in it; `share`: of FADD and FFMA among the loop's instructions."""
+    """Pixels by channels of a block, and of a thread in it.
+
+    A multiprocessor keeps registers for `resident` blocks: as many as spill none within the loop. `share`: of FADD and
+    FFMA among the loop's instructions.
+    """
 
     rows: int
     columns: int
     r: int
     c: int
+    resident: int
     share: float
 
     @property
     def threads(self) -> int:
         return self.rows // self.r * (self.columns // self.c)
-
-    @property
-    def resident(self) -> int:
-        """Blocks that a multiprocessor has registers for: 256 threads of up to 255 registers."""
-        return 256 // self.threads
 
     def blocks(self, pixels: int, channels: int, count: int) -> int:
         """Of so many pixels by so many channels, `count` times."""
@@ -46,19 +47,21 @@ class Tile(NamedTuple):
 
 
 FORWARD_TILES = (
-    Tile(128, 128, 8, 8, 0.89),
-    Tile(128, 64, 8, 8, 0.87),
-    Tile(64, 64, 8, 8, 0.86),
-    Tile(128, 32, 8, 8, 0.83),
-    Tile(64, 32, 8, 4, 0.78),
-    Tile(256, 16, 8, 4, 0.72),
+    Tile(128, 128, 8, 8, 2, 0.89),
+    Tile(128, 64, 8, 8, 3, 0.86),
+    Tile(64, 64, 8, 8, 6, 0.86),
+    Tile(128, 32, 8, 8, 6, 0.83),
+    Tile(64, 32, 8, 4, 8, 0.77),
+    Tile(64, 32, 4, 4, 5, 0.70),
+    Tile(256, 16, 8, 4, 4, 0.71),
 )
 GRAD_INPUT_TILES = (
-    Tile(128, 128, 8, 8, 0.88),
-    Tile(64, 64, 8, 8, 0.84),
-    Tile(128, 64, 8, 4, 0.79),
-    Tile(128, 32, 8, 4, 0.76),
-    Tile(256, 16, 8, 4, 0.71),
+    Tile(128, 128, 8, 8, 1, 0.88),
+    Tile(64, 64, 8, 4, 3, 0.79),
+    Tile(128, 32, 8, 4, 4, 0.75),
+    Tile(64, 32, 4, 4, 4, 0.65),
+    Tile(256, 16, 8, 4, 2, 0.69),
+    Tile(128, 16, 4, 4, 4, 0.60),
 )
 TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat", torch.int32: "unsigned"}
 Laid = tuple[tuple[int, ...], tuple[int, ...], bool]  # a tensor's shape, strides, and Layout.aligned
@@ -156,7 +159,7 @@ def _of_grad_input(geometry: Geometry, dtype: torch.dtype, rule: str, *laid: Lai
     filters, channels = grad.channels // geometry.groups, weight.channels
     stride, _, dilation = axes.constants(geometry)
     periods = [np.int32(s // gcd(s, d)) for s, d in zip(stride, dilation, strict=True)]
-    shape = _shape(geometry, x, weight, grad)
+    shape = _shape(geometry, x, weight, grad, dx)
     numbers = (*shape, *periods, *grad.numbers, *x.numbers, *weight.numbers, *dx.numbers)
     pixels_first, rule = dx.strides[1] != 1, {"hardtanh": "HardTanh", "sign": "Sign"}[rule]
     if min(filters, channels) < NARROW and geometry.groups > 1:
@@ -216,9 +219,14 @@ def _narrow(
 
 
 def _clocks(tile: Tile, pixels: int, channels: int, count: int) -> float:
-    """What counting says of a tile's time: whole waves of blocks over the multiprocessors, over its share."""
-    waves = blocks_of(tile.blocks(pixels, channels, count), nvrtc.multiprocessors())
-    return waves * tile.rows * tile.columns / tile.share
+    """What counting says of a tile's time, on the multiprocessor that gets the most of its blocks.
+
+    They come in rounds of as many as are resident; the last round may have too few warps to keep it busy.
+    """
+    blocks = blocks_of(tile.blocks(pixels, channels, count), nvrtc.multiprocessors())
+    rest = blocks % tile.resident
+    idle = max(1.0, BUSY / (rest * tile.threads / WARP)) if rest else 1.0
+    return (blocks - rest + rest * idle) * tile.rows * tile.columns / tile.share
 
 
 def _channels_dense(weight: Tensor) -> Tensor:
@@ -230,9 +238,9 @@ def _laid(tensor: Tensor) -> Laid:
     return tensor.shape, tensor.stride(), tensor.data_ptr() % (4 * tensor.element_size()) == 0
 
 
-def _shape(geometry: Geometry, x: Layout, weight: Layout, y: Layout) -> tuple[Any, ...]:
+def _shape(geometry: Geometry, x: Layout, weight: Layout, y: Layout, *others: Layout) -> tuple[Any, ...]:
     stride, padding, dilation = axes.constants(geometry)
-    for image in (x, y):
+    for image in (x, y, *others):
         _counted(image.images * prod(image.size), "pixels")
         _counted(sum(n * s for n, s in zip((image.channels, *image.size), image.strides[1:], strict=True)), "elements")
     first = (x.images, geometry.groups, weight.images // geometry.groups, weight.channels)

@@ -15,6 +15,20 @@ __device__ inline unsigned distance4(unsigned x, unsigned w, unsigned sum) {  //
   asm("vabsdiff4.u32.u32.u32.add %0, %1, %2, %0;" : "+r"(sum) : "r"(x), "r"(w));
   return sum;
 }
+// Words of memory, or zeros. The compiler moves nothing that waits for them up here, as it does behind a branch.
+__device__ inline void load_words(unsigned (&to)[4], const void *from, bool exists) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
+      "  @p ld.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
+      : "=&r"(to[0]), "=&r"(to[1]), "=&r"(to[2]), "=&r"(to[3])
+      : "l"(from), "r"(static_cast<int>(exists)));
+}
+__device__ inline void load_words(unsigned (&to)[2], const void *from, bool exists) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.v2.b32 {%0, %1}, [%2]; }"
+      : "=&r"(to[0]), "=&r"(to[1])
+      : "l"(from), "r"(static_cast<int>(exists)));
+}
 #endif
 
 struct Half {
@@ -55,3 +69,19 @@ template <class T>
 struct alignas(4 * sizeof(T)) Four {
   T at[4];
 };
+
+// The same on their way from memory: `load` waits for nothing, what uses [i] does.
+template <class T>
+struct Words {
+  unsigned words[sizeof(T)];
+  __device__ void load(const T *from, bool exists) { load_words(words, from, exists); }
+  __device__ T operator[](int i) const { return T{static_cast<unsigned short>(words[i / 2] >> 16 * (i % 2))}; }
+};
+template <>
+__device__ inline unsigned Words<unsigned>::operator[](int i) const {
+  return words[i];
+}
+template <>
+__device__ inline float Words<float>::operator[](int i) const {
+  return __uint_as_float(words[i]);
+}

@@ -119,8 +119,12 @@ struct Tile {
       enter_tap();
     };
 
-    Four<Value> rows_brought[ROW_SLOTS], columns_brought[COLUMN_SLOTS], bad_brought[COLUMN_SLOTS];
-    for (auto &four : bad_brought) four = {};
+    // What was brought, as it lies in memory: what looks at it waits, so only `put` does, after all sums.
+    Words<T> row_words[ROW_SLOTS];
+    Four<T> row_values[ROW_SLOTS];
+    Words<Value> column_words[COLUMN_SLOTS];
+    Four<Value> column_values[COLUMN_SLOTS], bad_columns[COLUMN_SLOTS];
+    for (auto &four : bad_columns) four = {};
     const auto bring = [&] {
 #pragma unroll
       for (int s = 0; s < ROW_SLOTS; ++s) {
@@ -128,18 +132,13 @@ struct Tile {
         const int left = inside[s] ? from.depth - k - slot.quarter * 4 : 0;
         const T *source = from.rows + base[s] + row_offset;
         if (ROWS4) {
-          Four<T> four = {};
-          if (left > 0) four = *reinterpret_cast<const Four<T> *>(source);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) rows_brought[s].at[i] = widened(four.at[i]);
+          row_words[s].load(source, left > 0);
         } else {
+          row_values[s] = {};
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            rows_brought[s].at[i] = i < left ? widened(source[static_cast<long long>(i) * from.row.c]) : Value(0);
+            if (i < left) row_values[s].at[i] = source[static_cast<long long>(i) * from.row.c];
         }
-        if (Rule::SATURATES)
-          partial[s] +=
-              (rows_brought[s].at[0] + rows_brought[s].at[1]) + (rows_brought[s].at[2] + rows_brought[s].at[3]);
       }
 #pragma unroll
       for (int s = 0; s < COLUMN_SLOTS; ++s) {
@@ -152,19 +151,14 @@ struct Tile {
                          : columns_left <= 0            ? 0
                                                         : k_left;
         const Value *source = columns[s] + column_offset;
-        Four<Value> four = {};
         if (COLUMNS4) {
-          if (left > 0) four = *reinterpret_cast<const Four<Value> *>(source);
+          column_words[s].load(source, left > 0);
         } else {
           const int step = COLUMNS_DENSE ? from.column : from.column_k;
+          column_values[s] = {};
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            if (i < left) four.at[i] = source[static_cast<long long>(i) * step];
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          columns_brought[s].at[i] = Rule::weight(four.at[i]);
-          if (Rule::SATURATES && four.at[i] != four.at[i]) bad_brought[s].at[i] = four.at[i];
+            if (i < left) column_values[s].at[i] = source[static_cast<long long>(i) * step];
         }
       }
     };
@@ -173,19 +167,30 @@ struct Tile {
       for (int s = 0; s < ROW_SLOTS; ++s) {
         const Slot slot = row_slot(s);
         if (!slot.exists) continue;
+        Value four[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) shared_rows[buffer][slot.quarter * 4 + i][slot.line] = rows_brought[s].at[i];
+        for (int i = 0; i < 4; ++i) {
+          four[i] = widened(ROWS4 ? row_words[s][i] : row_values[s].at[i]);
+          shared_rows[buffer][slot.quarter * 4 + i][slot.line] = four[i];
+        }
+        if (Rule::SATURATES) partial[s] += (four[0] + four[1]) + (four[2] + four[3]);
       }
 #pragma unroll
       for (int s = 0; s < COLUMN_SLOTS; ++s) {
         const Slot slot = column_slot(s);
         if (!slot.exists) continue;
+        Four<Value> four;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const Value w = COLUMNS4 ? column_words[s][i] : column_values[s].at[i];
+          if (Rule::SATURATES && w != w) bad_columns[s].at[i] = w;
+          four.at[i] = Rule::weight(w);
+        }
         if (COLUMNS_DENSE) {
-          *reinterpret_cast<Four<Value> *>(&shared_columns[buffer][slot.line][slot.quarter * 4]) = columns_brought[s];
+          *reinterpret_cast<Four<Value> *>(&shared_columns[buffer][slot.line][slot.quarter * 4]) = four;
         } else {
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
-            shared_columns[buffer][slot.quarter * 4 + i][slot.line] = columns_brought[s].at[i];
+          for (int i = 0; i < 4; ++i) shared_columns[buffer][slot.quarter * 4 + i][slot.line] = four.at[i];
         }
       }
     };
@@ -235,7 +240,7 @@ struct Tile {
       for (int s = 0; s < COLUMN_SLOTS; ++s) {
         const Slot slot = column_slot(s);
         if (slot.exists)
-          *reinterpret_cast<Four<Value> *>(&shared_columns[0][slot.line][slot.quarter * 4]) = bad_brought[s];
+          *reinterpret_cast<Four<Value> *>(&shared_columns[0][slot.line][slot.quarter * 4]) = bad_columns[s];
       }
       __syncthreads();
 #pragma unroll
