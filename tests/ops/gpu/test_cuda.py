@@ -358,7 +358,7 @@ def production_kernels():
             "FORWARD", tile.threads, tile.resident, "forward_tile", ("float", *tile[:4], *flags), "float"
         )
     for tile in GRAD_INPUT_TILES:
-        arguments = ("HardTanh", "Bfloat", *tile[:4], *flags)
+        arguments = ("HardTanh", "Bfloat", *tile[:4], *flags, True)
         yield nvrtc.Kernel("GRAD_INPUT", tile.threads, tile.resident, "grad_input_tile", arguments, "Bfloat")
     yield nvrtc.Kernel("FORWARD", 256, 1, "forward_narrow", ("Half", True), "Half")
     yield nvrtc.Kernel("GRAD_INPUT", 256, 1, "grad_input_narrow", ("Sign", "float", False), "float")

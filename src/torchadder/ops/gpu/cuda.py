@@ -92,6 +92,19 @@ class Layout(NamedTuple):
         return self.aligned and self.strides[1] == 1 and all(s % 4 == 0 for s in used)
 
     @property
+    def pixels_in_fours(self) -> bool:
+        """Whether the pixels of a channel lie densely, four by four at addresses that one access can read."""
+        dense = prod(self.size[1:]), self.size[2], 1
+        strides = zip(self.strides[2:], dense, self.size, strict=True)
+        used = [s for s, n in zip(self.strides, (self.images, self.channels), strict=False) if n > 1]
+        return (
+            self.aligned
+            and all(stride == wanted for stride, wanted, n in strides if n > 1)
+            and prod(self.size) % 4 == 0
+            and all(s % 4 == 0 for s in used)
+        )
+
+    @property
     def numbers(self) -> tuple[Any, ...]:
         return np.int64(self.strides[0]), *(np.int32(s) for s in self.strides[1:])
 
@@ -170,6 +183,7 @@ def _of_grad_input(geometry: Geometry, dtype: torch.dtype, rule: str, *laid: Lai
         channels % 4 == 0 and weight.aligned,
         pixels_first,
         store4,
+        store4 and (x.pixels_in_fours if pixels_first else x.fours),
     )
     of_class = x.images * prod(blocks_of(*axis) for axis in zip(x.size, stride, strict=True))
     work = (of_class, channels, geometry.groups * prod(stride))

@@ -34,6 +34,12 @@ __device__ inline Taps taps_of_input(int kind, int kernel, int stride, int paddi
   return {0, 0, 0, 0, 0};
 }
 
+// The classes of an axis, the input pixels q * stride + kind, in an order in which the first meets the most taps:
+// the one that meets tap 0. The longest work is begun first.
+__device__ inline int kind_of(int place, int stride, int padding) {
+  return stride == 1 ? 0 : (place + stride - padding % stride) % stride;
+}
+
 struct Pixel {
   int n, d, h, w;
 };

@@ -75,7 +75,7 @@ __device__ void forward_tile(const T *x, const typename DistanceOf<T>::Rule::Val
 // weight. With a stride the pixels fall into classes, by their place within it: those of one class meet the same taps.
 // The pixels of a tile are of one class, so that no tap is computed for a pixel that it does not reach.
 template <class Rule, class T, int ROWS, int COLUMNS, int R, int C, bool ROWS4, bool COLUMNS4, bool PIXELS_FIRST,
-          bool STORE4>
+          bool STORE4, bool OWN4>
 __device__ void grad_input_tile(const T *grad, const T *x, const float *weight, T *dx, const Convolution &s,
                                 int period_d, int period_h, int period_w, const Strides &g_strides,
                                 const Strides &x_strides, const Strides &w_strides, const Strides &dx_strides) {
@@ -89,8 +89,9 @@ __device__ void grad_input_tile(const T *grad, const T *x, const float *weight, 
   const int first_row = blockIdx.x / column_blocks % row_blocks * ROWS;
   const int kind = blockIdx.x / column_blocks / row_blocks % classes;
   const int group = blockIdx.x / column_blocks / row_blocks / classes;
-  const int kind_w = kind % s.stride_w, kind_h = kind / s.stride_w % s.stride_h;
-  const int kind_d = kind / s.stride_w / s.stride_h;
+  const int kind_w = kind_of(kind % s.stride_w, s.stride_w, s.padding_w);
+  const int kind_h = kind_of(kind / s.stride_w % s.stride_h, s.stride_h, s.padding_h);
+  const int kind_d = kind_of(kind / s.stride_w / s.stride_h, s.stride_d, s.padding_d);
 
   Source<T, float> from{grad + static_cast<long long>(group) * s.filters * g_strides.c,
                         weight + static_cast<long long>(group) * s.filters * w_strides.n,
@@ -110,7 +111,7 @@ __device__ void grad_input_tile(const T *grad, const T *x, const float *weight, 
                         s.filters};
 
   Work work;
-  long long row_at[R];
+  long long row_at[R], own_at[R];
   bool row_exists[R];
 #pragma unroll
   for (int r = 0; r < R; ++r) {
@@ -119,14 +120,10 @@ __device__ void grad_input_tile(const T *grad, const T *x, const float *weight, 
     const int d = at.d * s.stride_d + kind_d, h = at.h * s.stride_h + kind_h, w = at.w * s.stride_w + kind_w;
     row_exists[r] = row < pixels && d < s.size_d && h < s.size_h && w < s.size_w;
     row_at[r] = offset(dx_strides, at.n, group * s.channels, d, h, w);
-    const long long own_at = offset(x_strides, at.n, group * s.channels, d, h, w);
-#pragma unroll
-    for (int c = 0; c < C; ++c) {
-      const int column = first_column + Work::column_of(c);
-      const bool exists = row_exists[r] && column < s.channels;
-      work.own[r][c] = Rule::own(exists ? widened(x[own_at + static_cast<long long>(column) * x_strides.c]) : 0.0f);
-    }
+    own_at[r] = offset(x_strides, at.n, group * s.channels, d, h, w);
   }
+  Work::template load<OWN4>(x, own_at, row_exists, first_column, s.channels, x_strides.c,
+                            [&](int r, int c, T value) { work.own[r][c] = Rule::own(widened(value)); });
   work.run(from, first_column, [&](int row, long long &base, int &d, int &h, int &w) {
     if (first_row + row >= pixels) return false;
     const Pixel at = pixel_of(first_row + row, depth, height, width);

@@ -258,6 +258,38 @@ struct Tile {
     }
   }
 
+  // use(r, c, what `from` holds there, or zero), read four at a time (LOAD4) where they are neighbours in memory.
+  template <bool LOAD4, class Use>
+  static __device__ void load(const T *from, const long long (&row_at)[R], const bool (&row_exists)[R],
+                              int first_column, int columns, int column_stride, Use use) {
+    if (LOAD4) {
+      constexpr int BY_R = PIXELS_FIRST ? 4 : 1, BY_C = PIXELS_FIRST ? 1 : 4;
+      Words<T> fours[R / BY_R][C / BY_C];
+#pragma unroll
+      for (int r = 0; r < R; r += BY_R) {
+#pragma unroll
+        for (int c = 0; c < C; c += BY_C) {
+          const int column = first_column + column_of(c);
+          fours[r / BY_R][c / BY_C].load(from + row_at[r] + static_cast<long long>(column) * column_stride,
+                                         row_exists[r] && column < columns);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int c = 0; c < C; ++c) use(r, c, fours[r / BY_R][c / BY_C][PIXELS_FIRST ? r % 4 : c % 4]);
+      return;
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        const int column = first_column + column_of(c);
+        const bool exists = row_exists[r] && column < columns;
+        use(r, c, exists ? from[row_at[r] + static_cast<long long>(column) * column_stride] : T{});
+      }
+  }
+
   // value(r, c) to `to`, four at a time (STORE4) where they are neighbours in memory.
   template <bool STORE4, class Value>
   static __device__ void store(T *to, const long long (&row_at)[R], const bool (&row_exists)[R], int first_column,
