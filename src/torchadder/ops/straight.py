@@ -5,8 +5,6 @@ on, and its detour through Python takes as long as a small layer. Everything els
 wrapped tensors, views with a lazy negation, dispatch modes, functorch, compilation, tracing, profiling.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd import profiler
@@ -17,17 +15,17 @@ from .geometry import Geometry
 
 _keys = torch._C._dispatch_keys
 _included = torch._C._dispatch_tls_local_include_set
-_NOTHING_ELSE = _included()
+_NOTHING_ELSE = _included().raw_repr()  # numbers: sets of torch before 2.7 are equal only to themselves
 _operators = torch.ops.torchadder
 
 
-def keys_of_plain(backend: str) -> Any:
-    """The dispatch keys of a tensor that is nothing more than one of a backend, "CPU" or "CUDA"."""
+def keys_of_plain(backend: str) -> int:
+    """The dispatch keys of a tensor that is nothing more than one of a backend, "CPU" or "CUDA", as torch's number."""
     of = torch._C.DispatchKey
     keys = torch._C.DispatchKeySet(of.__members__[backend])
     for key in ("ADInplaceOrView", f"Autograd{backend}", f"Autocast{backend}"):
         keys = keys.add(of.__members__[key])
-    return keys
+    return keys.raw_repr()
 
 
 _PLAIN_CPU, _PLAIN_GPU = keys_of_plain("CPU"), keys_of_plain("CUDA")
@@ -40,19 +38,19 @@ def passes_through(a: Tensor, b: Tensor, c: Tensor | None) -> bool:
     plain = _PLAIN_CPU if a.is_cpu else _PLAIN_GPU
     device = a.device
     return (
-        _keys(a) == plain
+        _keys(a).raw_repr() == plain
         and _is_plain(b, device, plain)
         and (c is None or _is_plain(c, device, plain))
-        and _included() == _NOTHING_ELSE
+        and _included().raw_repr() == _NOTHING_ELSE
         and not profiler._is_profiler_enabled
     )
 
 
-def _is_plain(tensor: Tensor, device: torch.device, plain: Any) -> bool:
+def _is_plain(tensor: Tensor, device: torch.device, plain: int) -> bool:
     """Of a parameter less is asked, and more quickly: no transform wraps one, and a subclass is of its own type."""
     if tensor.device != device:
         return False
-    return (type(tensor) is Parameter and not tensor.is_neg()) or _keys(tensor) == plain
+    return (type(tensor) is Parameter and not tensor.is_neg()) or _keys(tensor).raw_repr() == plain
 
 
 def adder_conv(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recenter: bool) -> Tensor:
