@@ -38,7 +38,6 @@ class GradientRule(NamedTuple):
 
 
 DEFAULT_RULE = GradientRule()
-_any_autocast = torch._C._is_any_autocast_enabled
 
 
 def _plainly(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -246,7 +245,7 @@ def _adder_conv(
     grad: GradientRule,
     recenter: bool,
 ) -> Tensor:
-    if _any_autocast() and autocast.is_on(input):
+    if autocast.is_on(input):
         with torch.autocast(input.device.type, enabled=False):
             x, w, b = (autocast.widened(t) for t in (input, weight, bias))
             if recenter:

@@ -105,10 +105,7 @@ def _shape(first: str, second: str, dims: int, prefix: str = "") -> str:
 
 def by_axis(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
     """One number an axis. Raises ValueError for another count."""
-    try:
-        values = tuple(value) * (dims if len(value) == 1 else 1)  # type: ignore[arg-type]
-    except TypeError:
-        values = (value,) * dims
+    values = tuple(value) * (dims if len(value) == 1 else 1) if isinstance(value, (tuple, list)) else (value,) * dims
     if len(values) != dims:
         raise ValueError(f"{values} has {len(values)} values: expected one or {dims}")
     return values
