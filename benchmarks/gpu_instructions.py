@@ -72,15 +72,14 @@ class Loop(NamedTuple):
         return sum(self.counts[name] for name in ARITHMETIC)
 
 
-def hottest_loop(cubin: bytes | Path, kernel: str) -> Loop:
+def hottest_loop(cubin: bytes, kernel: str) -> Loop:
     """The innermost loop with the most arithmetic, or the whole kernel where nothing loops.
 
     `kernel` is a part of the symbol's name that no other symbol has. Raises UserError for one that is not there.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = cubin if isinstance(cubin, Path) else Path(folder) / "kernel.cubin"
-        if isinstance(cubin, bytes):
-            path.write_bytes(cubin)
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
         name, code = _section(_printed("nvdisasm", "-c", str(path)), kernel)
         usage = _printed("cuobjdump", "-res-usage", str(path))
     registers, stack = re.search(rf"Function {re.escape(name)}:\s*REG:(\d+) STACK:(\d+)", usage).groups()

@@ -64,7 +64,7 @@ def measure(name: str) -> dict[str, Any]:
 
     kind, step, elements = LOOPS[name]
     major, minor = torch.cuda.get_device_capability()
-    blocks = 16 * torch.cuda.get_device_properties(0).multi_processor_count
+    blocks = 16 * nvrtc.multiprocessors()
     kernel = compiled(kind, step, f"sm_{major}{minor}").get_kernel("loop")
     stream = nvrtc.stream_of(torch.device("cuda", 0))
     out = torch.randint(1, 100, (blocks * THREADS,), dtype=torch.int32, device="cuda")

@@ -23,7 +23,7 @@ def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
 
     Where a GPU made them, it stands under "gpu", and no instruction set of the CPU under "kernels".
     """
-    on_gpu = device is not None and device.type == "cuda"
+    place = device if device is not None and device.type == "cuda" else None
     about: dict[str, Any] = {
         "command": shlex.join([_program(), *sys.argv[1:]]),
         "torchadder": __version__,
@@ -33,10 +33,10 @@ def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "kernels": None if on_gpu else kernels.isa(),
+        "kernels": None if place else kernels.isa(),
     }
-    if device is not None and on_gpu:
-        about["gpu"] = describe_gpu(device)
+    if place:
+        about["gpu"] = describe_gpu(place)
     return about
 
 

@@ -102,9 +102,8 @@ def measure(
         progress(f"{shape}, batch {batch}, {place}, {which}")
         with place.in_use(), torch.no_grad():
             calls = candidates(shape, batch, which, place.device)
-            convolutions = {name: call for name, call in calls.items() if which not in LIMITED or "conv" in name}
-            rivals = place.rivals(convolutions)
-            seconds = interleaved(calls | rivals, repetitions, place.clock(flush=True))
+            cudnn = {name: call for name, call in calls.items() if which not in LIMITED or name.startswith("conv ")}
+            seconds = interleaved(calls | place.rivals(cudnn), repetitions, place.clock(flush=True))
             rows.append(_row(shape, batch, place, which, seconds))
     return rows
 

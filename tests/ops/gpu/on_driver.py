@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -69,23 +69,8 @@ def main(folder):
     check()
     stream.cuda_stream = 0x5555
     check()
-    in_a_thread(check)  # as autograd's: no context is current there
-
-
-def in_a_thread(check):
-    failures = []
-
-    def run():
-        try:
-            check()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(1) as thread:  # as autograd's: no context is current there
+        thread.submit(check).result()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 import torch
+from tests.bench.conftest import script
 from tests.ops.gpu.on_cpu import COMPILER, MULTIPROCESSORS, Machine
 from tests.ops.test_conv import CASES, ROUNDED, UNIT, assert_equal, by_filter, exact
 from tests.ops.test_nan import CASES as POISONED
@@ -64,12 +65,6 @@ def lifted(case):
     return Case(
         case.n, case.c_in, case.c_out, (1, *case.size), (1, *case.kernel), stride, padding, dilation, case.groups
     )
-
-
-def words(t):
-    """(N, C, H, W) bytes as (N, C / 4, H, W) words."""
-    dense = t.movedim(1, -1).clone(memory_format=torch.contiguous_format)  # (1x1 views are called contiguous)
-    return dense.view(torch.int32).movedim(-1, 1)
 
 
 def results(case, x, weight, grad, layout):
@@ -181,6 +176,7 @@ def test_bytes_are_summed_four_at_a_time(channels, kernel):
     case = Case(2, channels, 10, size=(6, 5), kernel=(kernel, kernel), stride=(2, 1), padding=(1, 1))
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randint(256, t.shape, dtype=torch.uint8, generator=generator) for t in case.tensors()[:2])
+    words = script("gpu_u8").words
     y = cuda.forward(words(x), words(weight), None, case.geometry, torch.channels_last)
     assert torch.equal(y.double(), brute_force(case, x, weight, case.tensors()[2]).output)
 

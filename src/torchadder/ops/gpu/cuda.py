@@ -95,14 +95,9 @@ class Layout(NamedTuple):
     def pixels_in_fours(self) -> bool:
         """Whether the pixels of a channel lie densely, four by four at addresses that one access can read."""
         dense = prod(self.size[1:]), self.size[2], 1
-        strides = zip(self.strides[2:], dense, self.size, strict=True)
-        used = [s for s, n in zip(self.strides, (self.images, self.channels), strict=False) if n > 1]
-        return (
-            self.aligned
-            and all(stride == wanted for stride, wanted, n in strides if n > 1)
-            and prod(self.size) % 4 == 0
-            and all(s % 4 == 0 for s in used)
-        )
+        within = [s == d for s, d, n in zip(self.strides[2:], dense, self.size, strict=True) if n > 1]
+        used = [s for s, n in zip(self.strides[:2], (self.images, self.channels), strict=True) if n > 1]
+        return self.aligned and prod(self.size) % 4 == 0 and all(within) and all(s % 4 == 0 for s in used)
 
     @property
     def numbers(self) -> tuple[Any, ...]:

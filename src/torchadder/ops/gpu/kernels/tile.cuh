@@ -262,32 +262,24 @@ struct Tile {
   template <bool LOAD4, class Use>
   static __device__ void load(const T *from, const long long (&row_at)[R], const bool (&row_exists)[R],
                               int first_column, int columns, int column_stride, Use use) {
-    if (LOAD4) {
-      constexpr int BY_R = PIXELS_FIRST ? 4 : 1, BY_C = PIXELS_FIRST ? 1 : 4;
-      Words<T> fours[R / BY_R][C / BY_C];
+    constexpr int BY_R = LOAD4 && PIXELS_FIRST ? 4 : 1, BY_C = LOAD4 && !PIXELS_FIRST ? 4 : 1;
 #pragma unroll
-      for (int r = 0; r < R; r += BY_R) {
+    for (int r = 0; r < R; r += BY_R) {
 #pragma unroll
-        for (int c = 0; c < C; c += BY_C) {
-          const int column = first_column + column_of(c);
-          fours[r / BY_R][c / BY_C].load(from + row_at[r] + static_cast<long long>(column) * column_stride,
-                                         row_exists[r] && column < columns);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < R; ++r)
-#pragma unroll
-        for (int c = 0; c < C; ++c) use(r, c, fours[r / BY_R][c / BY_C][PIXELS_FIRST ? r % 4 : c % 4]);
-      return;
-    }
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int c = 0; c < C; ++c) {
+      for (int c = 0; c < C; c += BY_C) {
         const int column = first_column + column_of(c);
         const bool exists = row_exists[r] && column < columns;
-        use(r, c, exists ? from[row_at[r] + static_cast<long long>(column) * column_stride] : T{});
+        const T *place = from + row_at[r] + static_cast<long long>(column) * column_stride;
+        if (LOAD4) {
+          Words<T> four;
+          four.load(place, exists);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) use(r + i % BY_R, c + i % BY_C, four[i]);
+        } else {
+          use(r, c, exists ? *place : T{});
+        }
       }
+    }
   }
 
   // value(r, c) to `to`, four at a time (STORE4) where they are neighbours in memory.
