@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` need Python 3.10+, make and a C++ compiler; pip brings the rest into $(VENV).
+# `make quickstart` and `make test` need Python 3.11+, make and a C++ compiler; pip brings the rest into $(VENV).
 # Overridable: PYTHON=python3.12  VENV=.venv  EPOCHS=5
 
 PYTHON ?= python3
@@ -75,8 +75,8 @@ clean:  ## remove what the build made; runs/ and results/ stay
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV_MADE):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
-		{ echo "error: '$(PYTHON)' is missing or older than Python 3.10; name another one with PYTHON=python3.x"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "error: '$(PYTHON)' is missing or older than Python 3.11; name another one with PYTHON=python3.x"; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "error: $(PYTHON) has no venv module; install it (Debian, Ubuntu: python3-venv) or set PYTHON="; exit 2; }
 	$(PYTHON) -m venv $(VENV)

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchadder.bench import record
 from torchadder.errors import UserError
-from torchadder.reproduce.record import collect
+from torchadder.lab.bench import record
+from torchadder.lab.reproduce.record import collect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from torchadder.reproduce.record import Record
-from torchadder.reproduce.table import machine, markdown
+from torchadder.lab.reproduce.record import Record
+from torchadder.lab.reproduce.table import machine, markdown
 
 LOOPS = {"adder": "u8 adder", "conv": "u8 conv", "binary": "binary"}  # of results/limits-u8.json, by kind of layer
 

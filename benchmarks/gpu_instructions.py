@@ -24,8 +24,8 @@ from unittest import mock
 
 import torch
 
-from torchadder.bench import record
 from torchadder.errors import UserError
+from torchadder.lab.bench import record
 from torchadder.ops.geometry import Geometry
 
 ARITHMETIC = ("FADD", "FFMA", "FMNMX", "VABSDIFF4")

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchadder.bench import record
-from torchadder.bench.timing import DeviceClock
+from torchadder.lab.bench import record
+from torchadder.lab.bench.timing import DeviceClock
 from torchadder.ops.gpu import nvrtc
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from torchadder.reproduce.record import Record
-from torchadder.reproduce.table import machine, markdown
+from torchadder.lab.reproduce.record import Record
+from torchadder.lab.reproduce.table import machine, markdown
 
 
 def instructions_table(record: Record) -> str:

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchadder import ops
-from torchadder.bench import record
-from torchadder.bench.devices import Gpu
-from torchadder.bench.layers import LayerShape, layers_of
-from torchadder.bench.timing import interleaved, medians
+from torchadder.lab.bench import record
+from torchadder.lab.bench.devices import Gpu
+from torchadder.lab.bench.layers import LayerShape, layers_of
+from torchadder.lab.bench.timing import interleaved, medians
 from torchadder.ops.gpu import cuda
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchadder.bench import record
+from torchadder.lab.bench import record
 
 BITS = (8, 6, 5, 4)
 

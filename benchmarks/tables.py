@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import gpu_tables
 from engine_tables import (
     count_of_threads,
     latency_table,
@@ -20,11 +19,11 @@ from engine_tables import (
     summary_table,
 )
 from torchadder import atomic
-from torchadder.bench import record
 from torchadder.errors import UserError
-from torchadder.reproduce import EXPERIMENTS
-from torchadder.reproduce.record import Record, read_records
-from torchadder.reproduce.table import document, machine, markdown, others
+from torchadder.lab.bench import record
+from torchadder.lab.reproduce import EXPERIMENTS
+from torchadder.lab.reproduce.record import Record, read_records
+from torchadder.lab.reproduce.table import document, machine, markdown, others
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
@@ -42,9 +41,6 @@ FILES = {
         "steps",
         "latency",
         "latency-avx2",
-        "gpu-instructions",
-        "gpu-rates",
-        "gpu-u8",
         "layers-cuda",
         "train-cuda",
     ),
@@ -189,11 +185,6 @@ TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  #
     "latency": (latency_table, (("bench-latency.json",),)),
     "latency-avx2": (latency_table, (("bench-latency-avx2.json",),)),
     "quantisation": (quantisation_table, (("quantisation-cifar10.json", "quantisation-mnist.json"),)),
-    "gpu-instructions": (gpu_tables.instructions_table, (("gpu-instructions.json",),)),
-    "gpu-rates": (gpu_tables.rates_table, (("gpu-rates.json",),)),
-    "gpu-u8": (gpu_tables.u8_table, (("gpu-u8.json",),)),
-    "layers-cuda": (gpu_tables.layers_table, (("bench-layers-cuda.json",),)),
-    "train-cuda": (gpu_tables.train_table, (("bench-train-cuda.json",),)),
     "latency-summary": (summary_table, (("bench-latency.json", "bench-latency-avx2.json"),)),
 }
 KNOWN = (*TABLES, *EXPERIMENTS, "other-runs")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case, brute_force
 from torchadder.functional import GradientRule, adder_conv1d, adder_conv2d, adder_conv3d, adder_linear
 from torchadder.ops.registration import INPUT_RULES, WEIGHT_RULES
 

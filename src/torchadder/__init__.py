@@ -1,8 +1,8 @@
 """PyTorch layers that add instead of multiply, with native kernels that make it pay."""
 
 from . import kernels
-from .analysis import summary
 from .convert import convert
+from .counts import summary
 from .engine import Engine
 from .models import create_model, from_pretrained, list_models
 from .models.checkpoint import load_checkpoint

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from torchadder import environment
-from torchadder.bench import candidates, cpu_mask, family, latency, layers, steps, training
 from torchadder.cli import main
+from torchadder.lab.bench import candidates, cpu_mask, family, latency, layers, steps, training
 
 LAYERS = ["bench", "layers", "--model", "lenet5bn", "--batch", "1", "--threads", "1", "--repetitions", "1"]
 LATENCY = ["bench", "latency", "lenet5bn", "--batch", "4", "--threads", "1", "--repetitions", "3"]
@@ -309,7 +309,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line(capsys, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("torchadder.bench.record.atomic.write_bytes", full)
+    monkeypatch.setattr("torchadder.lab.bench.record.atomic.write_bytes", full)
     assert main(TRAIN) == 2
     out, err = capsys.readouterr()
     assert out == ""

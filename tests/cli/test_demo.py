@@ -16,7 +16,7 @@ import pytest
 
 import torchadder
 from torchadder.cli import main
-from torchadder.demo import Server
+from torchadder.lab.demo import Server
 from torchadder.quant import file
 
 URL = r"http://127\.0\.0\.1:\d+/"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from torchadder import kernels
-from torchadder.analysis import diagnosis
-from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case, brute_force
 from torchadder.cli import main
+from torchadder.counts import diagnosis
 from torchadder.data.mnist import MD5
 from torchadder.errors import UserError
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from torchadder.analysis.figures import FIGURES, gallery
 from torchadder.cli import main
+from torchadder.lab.figures import FIGURES, gallery
 from torchadder.models.checkpoint import LAST
 
 

@@ -10,7 +10,7 @@ from torchadder.cli import main
 from torchadder.cli.reproduce import _Lines
 from torchadder.data import registry as datasets
 from torchadder.errors import UserError
-from torchadder.reproduce import EXPERIMENTS, Experiment, Row, queue
+from torchadder.lab.reproduce import EXPERIMENTS, Experiment, Row, queue
 from torchadder.train import loop
 
 REPRODUCE = ["reproduce", "tiny", "--seeds", "1"]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from torchadder.analysis import cost, summary
-from torchadder.bench import one_image
 from torchadder.cli import main
+from torchadder.counts import cost, summary
+from torchadder.lab.bench import one_image
 from torchadder.models import create_model
 from torchadder.models.registry import OPS
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchadder.analysis import summary
+from torchadder.counts import summary
 from torchadder.errors import UserError
 from torchadder.models import create_model, list_models
 from torchadder.models.registry import OPS, register

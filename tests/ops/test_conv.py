@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchadder import kernels, ops
-from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case, brute_force
 from torchadder.ops.geometry import Geometry
 
 UNIT = torch.finfo(torch.float32).eps / 2  # largest relative error of one rounding

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchadder import ops
-from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case, brute_force
 
 CASES = {
     "3x3": Case(3, 6, 10, size=(7, 9), kernel=(3, 3), padding=(1, 1)),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from torchadder import ops
-from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case, brute_force
 from torchadder.ops.geometry import Geometry
 
 CASES = {  # every input pixel meets an output

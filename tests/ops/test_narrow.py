@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torchadder import ops
-from torchadder.analysis.bruteforce import Case
+from torchadder.bruteforce import Case
 from torchadder.functional import adder_conv2d
 from torchadder.ops.geometry import NARROW
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchadder import kernels, ops
-from torchadder.analysis.bruteforce import Case
+from torchadder.bruteforce import Case
 from torchadder.ops.geometry import Geometry
 
 CASES = {  # each has work for three threads

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from torchadder import kernels, ops
-from torchadder.analysis.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case, brute_force
 from torchadder.ops.geometry import Geometry
 
 NAME = re.compile(r"(?P<op>\w+_f32)_(?P<isa>[a-z0-9]+)_(?P<pixels>\d+)x(?P<lanes>\d+)_(?P<sum>any|fma|add)")

@@ -12,14 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from torchadder.bench import cpu_mask, devices, record, training
-from torchadder.bench import family as family_bench
-from torchadder.bench import latency as latency_bench
-from torchadder.bench import layers as layer_bench
-from torchadder.bench import steps as step_bench
 from torchadder.cli import bench_tables
 from torchadder.environment import available_cores
 from torchadder.errors import UserError
+from torchadder.lab.bench import cpu_mask, devices, record, training
+from torchadder.lab.bench import family as family_bench
+from torchadder.lab.bench import latency as latency_bench
+from torchadder.lab.bench import layers as layer_bench
+from torchadder.lab.bench import steps as step_bench
 from torchadder.models import list_models
 from torchadder.models.registry import OPS
 

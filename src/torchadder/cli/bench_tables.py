@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from torchadder.bench import training
+from torchadder.lab.bench import training
 
 
 def family_table(result: dict[str, Any]) -> Table:

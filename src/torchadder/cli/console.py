@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from torchadder import kernels
-from torchadder.analysis import summary
+from torchadder.counts import summary
 from torchadder.environment import describe_gpu, title_of_gpu
 from torchadder.models import Model
 from torchadder.train import Progress, Recipe

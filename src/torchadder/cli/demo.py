@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from torchadder.cli import console
-from torchadder.demo import Server
-from torchadder.demo.answers import Answers
+from torchadder.lab.demo import Server
+from torchadder.lab.demo.answers import Answers
 from torchadder.quant.file import SUFFIX
 
 

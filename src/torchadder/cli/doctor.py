@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchadder.analysis.diagnosis import Diagnosis, diagnose
+from torchadder.doctor import Diagnosis, diagnose
 
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 

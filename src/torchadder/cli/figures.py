@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from torchadder.analysis.figures import FIGURES, Material, make
-from torchadder.analysis.runs import TrainedRun
 from torchadder.cli.options import DataFolder
+from torchadder.lab.figures import FIGURES, Material, make
+from torchadder.lab.runs import TrainedRun
 
 
 def figures(

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from torchadder.analysis import report as page
-from torchadder.analysis.runs import TrainedRun
 from torchadder.cli.options import DataFolder, Workers
+from torchadder.lab import report as page
+from torchadder.lab.runs import TrainedRun
 from torchadder.quant.file import SUFFIX
 
 

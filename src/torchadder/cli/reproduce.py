@@ -14,10 +14,10 @@ from rich.progress import Progress as RichProgress
 
 from torchadder.cli import console
 from torchadder.errors import UserError
+from torchadder.lab.reproduce import EXPERIMENTS, Job, Queue, Report, Result, get_experiment
+from torchadder.lab.reproduce.queue import RESULTS, RUNS
+from torchadder.lab.reproduce.table import fill, plain, tables
 from torchadder.models import Model
-from torchadder.reproduce import EXPERIMENTS, Job, Queue, Report, Result, get_experiment
-from torchadder.reproduce.queue import RESULTS, RUNS
-from torchadder.reproduce.table import fill, plain, tables
 from torchadder.train import Recipe
 from torchadder.train.distributed import several
 

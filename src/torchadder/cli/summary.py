@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from torchadder.analysis import cost
-from torchadder.analysis import summary as count
-from torchadder.bench import one_image
+from torchadder.counts import summary as count
 from torchadder.environment import describe_environment
 from torchadder.errors import UserError
+from torchadder.lab import cost
+from torchadder.lab.bench import one_image
 from torchadder.models import create_model, list_models
 from torchadder.models.registry import OPS
 

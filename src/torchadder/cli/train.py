@@ -10,12 +10,12 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from torchadder.analysis import report as page
-from torchadder.analysis.runs import TrainedRun
 from torchadder.cli import console
 from torchadder.cli.options import WORKERS, with_recipe_options
 from torchadder.data import list_datasets
 from torchadder.errors import UserError
+from torchadder.lab import report as page
+from torchadder.lab.runs import TrainedRun
 from torchadder.train import RECIPES, Outcome, Progress, Run, default_folder, get_recipe
 from torchadder.train import train as train_run
 from torchadder.train.distributed import joined, restarts

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..functional import DEFAULT_RULE, GradientRule
+from torchadder.functional import DEFAULT_RULE, GradientRule
+
 from .flow import Flow, find_flow
 from .report import Conversion, Row
 from .twins import OPS, exchange, is_weighted, settle, twin, why_not

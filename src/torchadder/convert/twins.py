@@ -10,8 +10,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..nn import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear
-from ..nn.binary import Binary, BinaryConv2d, BinaryLinear
+from torchadder.nn import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear
+from torchadder.nn.binary import Binary, BinaryConv2d, BinaryLinear
 
 
 class Twins(NamedTuple):

@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..ops.geometry import NARROW, Geometry, by_axis
-from ..ops.registration import INPUT_RULES, WEIGHT_RULES
+from torchadder import ops
+from torchadder.ops.geometry import NARROW, Geometry, by_axis
+from torchadder.ops.registration import INPUT_RULES, WEIGHT_RULES
+
 from . import autocast
 from . import padding as paddings
 

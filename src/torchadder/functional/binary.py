@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..ops.binary import scale, sign, wide
-from ..ops.geometry import Geometry, by_axis
+from torchadder import ops
+from torchadder.ops.binary import scale, sign, wide
+from torchadder.ops.geometry import Geometry, by_axis
+
 from . import autocast
 from . import padding as paddings
 from .adder import Once

@@ -9,7 +9,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from ..nn import Adder
+from torchadder.nn import Adder
+
 from .registry import Layers, Model, register
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from ..errors import UserError
-from ..nn import AdderConv2d, AdderLinear, BinaryConv2d, BinaryLinear, GradientRule
+from torchadder.errors import UserError
+from torchadder.nn import AdderConv2d, AdderLinear, BinaryConv2d, BinaryLinear, GradientRule
 
 OPS = ("adder", "conv", "binary")
 

@@ -1,6 +1,7 @@
 """Layers that add instead of multiply, with the signatures of their torch.nn twins."""
 
-from ..functional import GradientRule
+from torchadder.functional import GradientRule
+
 from .adder import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear
 from .binary import Binary, BinaryConv2d, BinaryLinear
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import functional as F
-from ..functional import DEFAULT_RULE, GradientRule
+from torchadder import functional as F
+from torchadder.functional import DEFAULT_RULE, GradientRule
 
 
 class Adder(nn.Module):

@@ -6,7 +6,7 @@
 
 from torch import Tensor, nn
 
-from .. import functional as F
+from torchadder import functional as F
 
 
 class Binary:

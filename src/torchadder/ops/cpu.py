@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import kernels
+from torchadder import kernels
+
 from .plan import CHANNELS_LAST, Plan
 
 

@@ -1,0 +1,111 @@
+"""An object in a process of its own: asked over a pipe, with a time limit, and its death is one line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from torchadder.errors import UserError
+
+
+class ProcessError(Exception):
+    """A request that failed, in one line; ``Process.alive`` says whether there can be another."""
+
+
+class Process:
+    """An instance of ``target``, "module:class", made without arguments in a new Python process.
+
+    Args:
+        environment: variables that differ from this process's.
+        folder: the working directory. Modules are found where this process finds them.
+
+    What the process prints goes nowhere, except for its last line where it dies.
+    """
+
+    def __init__(self, target: str, folder: Path, environment: Mapping[str, str] | None = None):
+        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno()), target],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+                pass_fds=[theirs.fileno()],
+            )
+
+    def ask(self, method: str, seconds: float, **arguments: Any) -> Any:
+        """What the object's ``method`` returns; arguments and result are plain values for JSON.
+
+        Raises ProcessError where the method raises anything, where it takes longer than ``seconds``, after which the
+        process is no more, and where the process ends.
+        """
+        try:
+            self._pipe.send_bytes(json.dumps({"method": method, "arguments": arguments}).encode())
+            if not self._pipe.poll(seconds):
+                self.close()
+                raise ProcessError(f"no answer within {seconds:g} s")
+            answer = json.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise ProcessError(self._epitaph()) from error
+        if "error" in answer:
+            raise ProcessError(answer["error"])
+        return answer["value"]
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _epitaph(self) -> str:
+        code = self._process.wait()
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"its process {how}{': ' if last else ''}{last}"
+
+
+def main(descriptor: str, target: str) -> None:
+    """Answer until nobody asks any more."""
+    module, _, name = target.partition(":")
+    with Connection(int(descriptor)) as pipe:
+        served = getattr(importlib.import_module(module), name)()
+        while True:
+            try:
+                request = json.loads(pipe.recv_bytes())
+            except EOFError:
+                return
+            pipe.send_bytes(json.dumps(_answer(served, **request)).encode())
+
+
+def _answer(served: Any, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"value": getattr(served, method)(**arguments)}
+    except UserError as error:
+        return {"error": str(error)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,155 @@
+"""How figures look and how they are written: one style, colours for the colour-blind, the same bytes each time."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchadder import atomic
+from torchadder.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito, "Color Universal Design", 2008: for runs
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Tol, "Colour schemes", SRON/EPS/TN/09-002, 2021, "muted" and black: for classes
+CLASS_COLOURS = (
+    *("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#222222"),
+)
+INK, FAINT = "#222222", "#8A8A8A"
+MARKERS = "os^Dv"
+LINES = ("-", "--", "-.", ":")
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # the one that matplotlib brings along
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.8,
+    "axes.grid": False,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "svg.hashsalt": "torchadder",
+}
+DPI = 120
+
+
+def check() -> None:
+    """Raises UserError where matplotlib is missing."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError('figures need matplotlib: pip install "torchadder[plot]"') from error
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Within, what is drawn and written has the style of all figures."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # not what the user's matplotlibrc says
+        matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
+        yield
+
+
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches, that lays itself out."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+
+
+def write(figure: Figure, stem: Path) -> None:
+    """Write ``stem``.png and ``stem``.svg, without dates and versions. Raises OSError."""
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:], metadata=metadata)
+        atomic.write_bytes(stem.with_name(stem.name + suffix), buffer.getvalue())
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of run ``number``; the pair comes again after 28."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
+
+
+def wrapped(title: str, width: int) -> str:
+    """A title on as many lines as it needs, broken at its commas, else anywhere."""
+    lines = [""]
+    for part in title.split(", "):
+        joined = f"{lines[-1]}, {part}" if lines[-1] else part
+        if len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return ",\n".join(textwrap.fill(line, width) for line in lines if line)
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5, for few decades."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def chosen(names: Sequence[str], most: int) -> list[str]:
+    """At most ``most`` of ``names``, evenly spread, the first and the last among them."""
+    if len(names) <= most:
+        return list(names)
+    return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
+
+
+def rows_and_layers(
+    titles: Sequence[str], columns: int, row_height: float, layers: Sequence[str], legend: Sequence[str]
+) -> tuple[Figure, Any, Axes]:
+    """A figure with a row of axes for each of ``titles``, (rows, columns), and below them axes with x by ``layers``.
+
+    Of what is drawn there the labels will be ``legend``; see ``legend_beside``.
+    """
+    many = len(layers) > 8
+    below = max(2.3 + many * 0.07 * max(map(len, layers)), 0.17 * sum(len(_beside(label)) for label in legend))
+    heights = [0.4 + row_height * len(titles), below]
+    figure = canvas(11, sum(heights))
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+    rows = parts[0].subplots(len(titles), columns, squeeze=False)
+    for row, title in zip(rows, titles, strict=True):
+        row[0].set_ylabel(wrapped(title, 22))
+    axes = parts[1].subplots()
+    axes.set_xticks(range(len(layers)), layers, rotation=90 if many else 0)
+    axes.set_xlim(-0.6, len(layers) - 0.4)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    return figure, rows, axes
+
+
+def legend_beside(axes: Axes) -> None:
+    """A legend to the right of ``axes``, long labels on several lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = ["\n".join(_beside(label)) for label in labels]
+    axes.legend(handles, lines, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _beside(label: str) -> list[str]:
+    return wrapped(label, 34).splitlines()

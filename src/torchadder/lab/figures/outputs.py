@@ -1,0 +1,169 @@
+"""What layers put out before normalisation, as it is and recentred: why adder layers need the latter in 16 bits.
+
+An adder layer's outputs are negative and large, while only their variation about the mean of a channel carries
+something: the normalisation that follows takes the mean away. |mean| / std of a channel says how much larger the one
+is than the other. Recentring adds the constant sum |W| of each filter, and leaves a mean that 16-bit numbers can hold.
+"""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torchadder.data import StreamedSplit, open_batches
+from torchadder.lab.figures.drawing import COLOURS, FAINT, INK, MARKERS, chosen, legend_beside, rows_and_layers
+from torchadder.lab.figures.material import Material, several_networks
+from torchadder.lab.runs import TrainedRun
+from torchadder.lab.weights import kind_of, weighted_layers
+from torchadder.nn import Adder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PIXELS = 1 << 18  # about as many go through the network: 256 images of 32 x 32
+BINS = 60
+DRAWN = 5
+INSIDE = 0.998
+RAW, RECENTRED = "raw", "recentred"
+FORMS = {RAW: COLOURS[1], RECENTRED: COLOURS[0]}
+
+
+def refusal(runs: list[TrainedRun]) -> str | None:
+    return several_networks(runs)
+
+
+def measure(material: Material) -> dict[str, Any]:
+    """What ``layer_outputs`` finds of each run over test images; ``numbers``: over the layers of its own operator."""
+    panels = []
+    for title, run in material:
+        material.tell(f"outputs: {title}", 0, 1)
+        images = _images(material, run)
+        layers = layer_outputs(run.model(), images)
+        numbers = _overall([layer for layer in layers if layer["kind"] == run.recipe.op])
+        panels.append({"title": title, "images": len(images), "numbers": numbers, "layers": layers})
+        material.tell(f"outputs: {title}", 1, 1)
+    return {"panels": panels}
+
+
+def layer_outputs(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
+    """Of each convolution and linear layer what it puts out for ``images``, in the order of definition.
+
+    "raw", and of adder layers "recentred": the histogram of the middle 99.8% of the values, and of each channel that
+    varies ``spread``, |mean| / std over images and positions, and ``rounding``, the root mean square of the error
+    that rounding to bfloat16 makes, over the std.
+    """
+    found: dict[str, dict[str, Any]] = {}
+
+    def look(name: str, layer: Any, inputs: Any, output: Tensor) -> None:
+        found[name] = {"name": name, "kind": kind_of(layer)}
+        channels = output.transpose(0, 1).flatten(1)  # (C, images and positions)
+        if not isinstance(layer, Adder):
+            found[name][RAW] = _of_form(channels)
+            return
+        constant = layer.weight.abs().flatten(1).sum(1, keepdim=True)  # type: ignore[operator]
+        found[name][RAW] = _of_form(channels - constant if layer.recenter else channels)
+        found[name][RECENTRED] = _of_form(channels if layer.recenter else channels + constant)
+
+    layers = weighted_layers(model)
+    handles = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[name] for name in layers if name in found]
+
+
+def _of_form(channels: Tensor) -> dict[str, Any]:
+    values = channels.flatten().sort().values
+    cut = round(len(values) * (1 - INSIDE) / 2)
+    inside = values[cut : len(values) - cut]
+    counts, edges = torch.histogram(inside.double(), BINS)
+    density = counts / (len(values) * (edges[1] - edges[0]))
+    std, mean = torch.std_mean(channels.double(), dim=1)
+    errors = (channels.bfloat16().double() - channels).square().mean(1).sqrt()
+    varies = std > 0
+    return {
+        "edges": edges.tolist(),
+        "density": density.nan_to_num(0, 0, 0).tolist(),
+        "spread": (mean.abs() / std)[varies].tolist(),
+        "rounding": (errors / std)[varies].tolist(),
+    }
+
+
+def _overall(layers: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Median and largest ``spread``, and median ``rounding``, of all channels of ``layers``, of each form."""
+    numbers = {}
+    for form in (RAW, RECENTRED):
+        spreads = [value for layer in layers if form in layer for value in layer[form]["spread"]]
+        errors = [value for layer in layers if form in layer for value in layer[form]["rounding"]]
+        if spreads:
+            median, largest = statistics.median(spreads), max(spreads)
+            numbers[form] = {"median": median, "largest": largest, "rounding": statistics.median(errors)}
+    return numbers
+
+
+def _images(material: Material, run: TrainedRun) -> Tensor:
+    test = material.dataset(run).test
+    size = test.size if isinstance(test, StreamedSplit) else test.pixels.shape[-1]
+    return next(iter(open_batches(test, max(16, PIXELS // size**2), workers=0)))[0]
+
+
+def describe(data: dict[str, Any]) -> str:
+    parts = []
+    for panel in data["panels"]:
+        forms = [
+            f"{form} {numbers['median']:.3g} (largest {numbers['largest']:.3g}), "
+            f"rounding to bfloat16 costs {numbers['rounding']:.2g} std"
+            for form, numbers in panel["numbers"].items()
+        ]
+        parts.append(f"{panel['title']}: {'; '.join(forms)}")
+    return "|mean| / std of a channel, median: " + "; ".join(parts)
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    panels = data["panels"]
+    names = [layer["name"] for layer in panels[0]["layers"]]
+    drawn = chosen(names, DRAWN)
+    series = {
+        f"{panel['title']}, {form}": (number, form) for number, panel in enumerate(panels) for form in panel["numbers"]
+    }
+    figure, rows, axes = rows_and_layers([panel["title"] for panel in panels], len(drawn), 1.6, names, list(series))
+    for row, panel in zip(rows, panels, strict=True):
+        layers = {layer["name"]: layer for layer in panel["layers"]}
+        for place, name in zip(row, drawn, strict=True):
+            _histogram(place, layers[name])
+    for place, (label, (number, form)) in enumerate(series.items()):
+        shift = (place - (len(series) - 1) / 2) * 0.5 / len(series)
+        _spreads(axes, panels[number]["layers"], form, shift, MARKERS[number % len(MARKERS)], label)
+    axes.set_yscale("log")
+    axes.set_title("|mean| / std of a layer's channels: median (mark) to largest (line)", loc="left")
+    legend_beside(axes)
+    return figure
+
+
+def _spreads(axes: Axes, layers: list[dict[str, Any]], form: str, shift: float, marker: str, label: str) -> None:
+    """Median and largest |mean| / std of each layer's channels."""
+    found = {place: layer[form]["spread"] for place, layer in enumerate(layers) if layer.get(form, {}).get("spread")}
+    x = [place + shift for place in found]
+    medians = [statistics.median(spread) for spread in found.values()]
+    axes.vlines(x, medians, [max(spread) for spread in found.values()], color=FORMS[form], linewidth=1)
+    axes.plot(x, medians, marker, color=FORMS[form], markersize=5, label=label)
+
+
+def _histogram(axes: Axes, layer: dict[str, Any]) -> None:
+    for form, colour in FORMS.items():
+        if form in layer:
+            axes.stairs(layer[form]["density"], layer[form]["edges"], fill=True, color=colour, alpha=0.7)
+    axes.axvline(0, color=INK, linewidth=0.6, linestyle=":")
+    axes.set_title(layer["name"], loc="left", fontsize=8)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.locator_params(axis="x", nbins=4)
+    axes.tick_params(colors=FAINT, labelcolor=INK)

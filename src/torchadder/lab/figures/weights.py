@@ -1,0 +1,133 @@
+"""The weights of each layer as a histogram, with the Laplace and the Gaussian density that fit it best.
+
+The paper finds the weights of an AdderNet Laplace-like and those of a CNN Gaussian-like; which density is likelier
+says whether ours are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchadder.lab.figures.drawing import (
+    COLOURS,
+    FAINT,
+    INK,
+    MARKERS,
+    chosen,
+    legend_beside,
+    line_style,
+    rows_and_layers,
+)
+from torchadder.lab.figures.material import Material, several_networks
+from torchadder.lab.runs import TrainedRun
+from torchadder.lab.weights import Gaussian, Laplace, LayerWeights, fits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PATTERNS = {"adder": Laplace.name, "conv": Gaussian.name}  # in the paper
+BINS = 60
+DRAWN = 5  # layers with a histogram of their own; the numbers of all stand below
+INSIDE = 0.998  # share of the weights that the histogram spans, so that a few far out do not squeeze it
+
+
+def refusal(runs: list[TrainedRun]) -> str | None:
+    return several_networks(runs)
+
+
+def measure(material: Material) -> dict[str, Any]:
+    """Of each layer of each run: both fits, and the histogram of its middle 99.8% as a density of all weights.
+
+    ``better``: in how many of the layers of the network's own operator each density is the likelier one, and
+    ``gain``: the mean over these layers of the Laplace's log-likelihood less the Gaussian's, nats a weight.
+    """
+    panels = []
+    for title, run in material:
+        layers = fits(run.model())
+        own = [layer for layer in layers if layer.kind == run.recipe.op]
+        better = {name: sum(layer.better.name == name for layer in own) for name in (Laplace.name, Gaussian.name)}
+        gain = sum(layer.laplace.log_likelihood - layer.gaussian.log_likelihood for layer in own) / len(own)
+        numbers = {"better": better, "gain": gain}
+        panels.append({"title": title, "op": run.recipe.op, **numbers, "layers": [_layer(layer) for layer in layers]})
+    return {"panels": panels}
+
+
+def _layer(layer: LayerWeights) -> dict[str, Any]:
+    values = layer.values.double()
+    order = values.sort().values
+    cut = round(len(order) * (1 - INSIDE) / 2)
+    edges = torch.linspace(order[cut].item(), order[-1 - cut].item(), BINS + 1, dtype=torch.float64)
+    counts = torch.histogram(values, edges).hist
+    density = counts / (len(values) * (edges[1] - edges[0]))
+    found: dict[str, Any] = {"name": layer.name, "kind": layer.kind, "weights": len(values)}
+    for fit in (layer.laplace, layer.gaussian):
+        found[fit.name.lower()] = asdict(fit)
+    return {**found, "edges": edges.tolist(), "density": density.tolist()}
+
+
+def describe(data: dict[str, Any]) -> str:
+    parts = []
+    for panel in data["panels"]:
+        better = panel["better"]
+        name = max(better, key=better.__getitem__)
+        nats = panel["gain"] if name == Laplace.name else -panel["gain"]
+        parts += [
+            f"{panel['title']}: {name} likelier in {better[name]} of {sum(better.values())} layers, "
+            f"on average by {nats:+.3f} nats a weight"
+        ]
+    return "; ".join(parts) + _verdict(data["panels"])
+
+
+def _verdict(panels: list[dict[str, Any]]) -> str:
+    wrong = []
+    for panel in panels:
+        better, expected = panel["better"], PATTERNS.get(panel["op"])
+        if expected and 2 * better[expected] <= sum(better.values()):
+            wrong.append(f"most layers of {panel['title']} are not {expected}-like")
+    if wrong:
+        return ". Not as in the paper: " + ", ".join(wrong)
+    return ". As in the paper" if any(panel["op"] in PATTERNS for panel in panels) else ""
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    panels = data["panels"]
+    names = [layer["name"] for layer in panels[0]["layers"]]
+    drawn = chosen(names, DRAWN)
+    titles = [panel["title"] for panel in panels]
+    figure, rows, axes = rows_and_layers(titles, len(drawn), 1.9, names, titles)
+    for row, panel in zip(rows, panels, strict=True):
+        layers = {layer["name"]: layer for layer in panel["layers"]}
+        for place, name in zip(row, drawn, strict=True):
+            _histogram(place, layers[name])
+    for number, panel in enumerate(panels):
+        gains = [layer["laplace"]["log_likelihood"] - layer["gaussian"]["log_likelihood"] for layer in panel["layers"]]
+        style = line_style(number) | {"linestyle": "none"}
+        axes.plot(gains, marker=MARKERS[number % len(MARKERS)], markersize=5, label=panel["title"], **style)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_ylabel("nats a weight")
+    axes.set_title(
+        "log-likelihood of the Laplace less that of the Gaussian: above 0 the Laplace fits better", loc="left"
+    )
+    legend_beside(axes)
+    return figure
+
+
+def _histogram(axes: Axes, layer: dict[str, Any]) -> None:
+    edges = torch.tensor(layer["edges"], dtype=torch.float64)
+    axes.stairs(layer["density"], layer["edges"], fill=True, color="#D0D0D0")
+    x = torch.linspace(edges[0].item(), edges[-1].item(), 400, dtype=torch.float64)
+    for number, (kind, dashes) in enumerate(((Laplace, "-"), (Gaussian, "--"))):
+        fit = kind(**layer[kind.name.lower()])
+        label = f"{kind.name} {fit.log_likelihood:.3f}"
+        axes.plot(x, fit.density(x), dashes, color=COLOURS[1 - number], linewidth=1.2, label=label)
+    axes.set_title(f"{layer['name']}\n{layer['weights']:,} weights", loc="left", fontsize=8)
+    axes.set_yticks([])
+    axes.locator_params(axis="x", nbins=4)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(loc="upper left", fontsize=7, handlelength=1.2, borderaxespad=0, labelcolor=INK)
+    axes.tick_params(colors=FAINT, labelcolor=INK)

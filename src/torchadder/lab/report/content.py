@@ -1,0 +1,350 @@
+"""What the page says of a run: numbers and texts, taken from the run directory, its model and the test images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchadder.counts import summary
+from torchadder.counts.table import Summary
+from torchadder.data import Dataset, Split, open_batches
+from torchadder.data.pixels import load_pillow
+from torchadder.engine import Engine
+from torchadder.errors import UserError
+from torchadder.lab.bench.record import portable_command
+from torchadder.lab.cost import Cost, costs
+from torchadder.lab.predictions import Predictions, predict
+from torchadder.lab.reproduce import EXPERIMENTS
+from torchadder.lab.reproduce.record import effective
+from torchadder.lab.runs import TrainedRun
+from torchadder.lab.weights import LayerWeights, fits
+from torchadder.models import Model
+from torchadder.quant.file import SUFFIX
+from torchadder.train.recipe import RECIPES, Recipe
+
+BATCH = 256
+MISTAKES = 24
+LARGEST_SIDE = 64  # pixels of an image on the page
+REPETITIONS = 51  # of the measurement of a latency
+NEEDED = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "images_per_second")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a recipe. ``default``: of the recipe of that name; ``used``: whether operator and scheme heed it."""
+
+    name: str
+    value: Any
+    default: Any
+    used: bool
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.value != self.default)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The result of a run and what it took. ``best_epoch`` was chosen on the test images. Accuracies in percent."""
+
+    accuracy: float
+    best_accuracy: float
+    best_epoch: int
+    epochs: int
+    planned: int
+    seconds: float
+    images_per_second: float
+    peak_mib: float | None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a paper has for the recipe. ``epochs``: of the recipe in full; ``gap``: ours minus theirs, in points.
+
+    ``gap`` is None where the run is shorter than that, or not finished.
+    """
+
+    accuracy: float
+    source: str
+    epochs: int
+    gap: float | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A mistake as an image: a PNG in a data URI, its classes by name, and the probability of the wrong one."""
+
+    uri: str
+    index: int
+    label: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class IntegerProgram:
+    """A .tadder file. ``accuracy``: over the test images, None where there are none; ``seconds``: median of one
+    image on one thread; ``about``: what the file says of itself."""
+
+    file: str
+    accuracy: float | None
+    seconds: float
+    file_bytes: int
+    arena_bytes: int
+    about: Mapping[str, Any]
+
+
+class Missing(NamedTuple):
+    """A part that the page lacks. ``text``: which, and why; ``details`` may name folders, and stay off the page."""
+
+    text: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.details})" if self.details else self.text
+
+
+@dataclass
+class Content:
+    """All that the page says of one run."""
+
+    title: str
+    run: TrainedRun
+    settings: dict[str, list[Setting]]  # by the group of --help
+    environment: dict[str, str]
+    headline: Headline
+    paper: Paper | None
+    layers: Summary
+    costs: list[Cost]
+    weights: list[LayerWeights]
+    classes: list[str]
+    predictions: Predictions | None = None
+    pictures: list[Picture] = field(default_factory=list)
+    stretched: bool = False
+    programs: list[IntegerProgram] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+
+
+def collect(
+    run: TrainedRun, title: str, dataset: Dataset | Missing, program: Path | None = None, workers: int | None = None
+) -> Content:
+    """The content for ``run``. ``dataset``: what it was tested on, or why that is not at hand.
+
+    ``program``: a .tadder file to describe beside those in the run directory. Raises UserError where the run is
+    damaged, the data set or the program is not for its model.
+    """
+    check_metrics(run)
+    model = run.model()
+    layers = summary(model, model.input_size)
+    missing: list[Missing] = []
+    content = Content(
+        title,
+        run,
+        settings_of(run.recipe),
+        environment_of(run.environment),
+        headline_of(run),
+        paper_of(run),
+        layers,
+        costs(layers),
+        _weights(model, missing),
+        [str(label) for label in range(model.config["num_classes"])],
+        missing=missing,
+    )
+    if isinstance(dataset, Missing):
+        missing.append(dataset)
+    else:
+        _check_fits(run, model, dataset)
+        if dataset.classes:
+            content.classes = [*dataset.classes]
+        batches = open_batches(dataset.test, BATCH, workers=workers)
+        content.predictions = predict(model, batches, model.config["num_classes"], MISTAKES)
+        _add_pictures(content, dataset)
+    images = None if isinstance(dataset, Missing) else dataset
+    if program is not None:
+        content.programs.append(_program(program, model, images, workers))
+    for path in sorted(run.folder.glob(f"*{SUFFIX}")):
+        if program is None or path.resolve() != program.resolve():
+            try:
+                content.programs.append(_program(path, model, images, workers))
+            except UserError as error:
+                missing.append(
+                    Missing(f"no integer program {path.name}: it is not sound, or not of this run", str(error))
+                )
+    if not content.programs:
+        missing.append(
+            Missing(f"no int8 accuracy and latency: the run directory holds no {SUFFIX} file of torchadder quantize")
+        )
+    return content
+
+
+def check_metrics(run: TrainedRun) -> None:
+    """Raises UserError where a line of the metrics lacks a number that the page needs."""
+    for row in run.metrics:
+        for name in NEEDED:
+            value = row.get(name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise UserError(
+                    f"{run.folder} is damaged: epoch {row.get('epoch')} of metrics.jsonl has {name} = {value!r}, "
+                    "expected a number"
+                )
+
+
+def settings_of(recipe: Recipe) -> dict[str, list[Setting]]:
+    """Every field, in the order of the recipe; a recipe that no longer exists is compared with the fields' defaults."""
+    known = RECIPES.get(recipe.name)
+    heeded = effective(asdict(recipe))
+    found: dict[str, list[Setting]] = {}
+    for option in fields(Recipe):
+        value = getattr(recipe, option.name)
+        default = option.default if option.metadata else value
+        if known is not None:
+            default = getattr(known, option.name)
+        group = option.metadata["group"] if option.metadata else "Recipe"
+        used = option.name == "seed" or heeded[option.name] is not None
+        found.setdefault(group, []).append(Setting(option.name, value, default, used))
+    return found
+
+
+def environment_of(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Its entries as text. Paths of the machine leave the command, since a page is sent; resumptions are counted."""
+    found = {}
+    for name, value in environment.items():
+        if name == "resumed":
+            if isinstance(value, list) and value:
+                after = (str(entry.get("after_epoch", "?")) for entry in value if isinstance(entry, dict))
+                found["resumed after epoch"] = ", ".join(after)
+        elif name == "command":
+            try:
+                found[name] = portable_command(str(value))
+            except ValueError:  # no command line that a shell would take
+                continue
+        elif value is not None:
+            found[name] = str(value)
+    return found
+
+
+def headline_of(run: TrainedRun) -> Headline:
+    rows = run.metrics
+    best = max(rows, key=lambda row: row["test_accuracy"])
+    peaks = [row["peak_rss_mib"] for row in rows if isinstance(row.get("peak_rss_mib"), (int, float))]
+    return Headline(
+        accuracy=rows[-1]["test_accuracy"],
+        best_accuracy=best["test_accuracy"],
+        best_epoch=best["epoch"],
+        epochs=rows[-1]["epoch"],
+        planned=run.recipe.epochs,
+        seconds=sum(row["seconds"] for row in rows),
+        images_per_second=statistics.median(row["images_per_second"] for row in rows),
+        peak_mib=max(peaks, default=None),
+    )
+
+
+def paper_of(run: TrainedRun) -> Paper | None:
+    """The number of the first table that has the recipe, in full or shortened to the run's epochs."""
+    ours = effective(asdict(run.recipe))
+    for experiment in EXPERIMENTS.values():
+        for row in experiment.rows:
+            if row.paper is None or experiment.source is None:
+                continue
+            full = effective(asdict(row.recipe_for()))
+            if ours != {**full, "epochs": ours["epochs"]} or ours["epochs"] > full["epochs"]:
+                continue
+            done = run.metrics[-1]["epoch"] == full["epochs"]
+            gap = round(round(run.metrics[-1]["test_accuracy"], 2) - row.paper, 2) + 0.0 if done else None  # no -0.0
+            source = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", experiment.source)
+            return Paper(row.paper, f"{source}: {experiment.title}, {row.label}", full["epochs"], gap)
+    return None
+
+
+def _weights(model: Model, missing: list[Missing]) -> list[LayerWeights]:
+    try:
+        return fits(model)
+    except UserError as error:
+        missing.append(Missing(f"no weight histograms: {error}"))
+        return []
+
+
+def _check_fits(run: TrainedRun, model: Model, dataset: Dataset) -> None:
+    takes = model.config["in_chans"], model.config["num_classes"]
+    if takes != (dataset.in_chans, dataset.num_classes):
+        raise UserError(
+            f"{run.folder} takes {takes[0]} channels and knows {takes[1]} classes; {dataset.name} has "
+            f"{dataset.in_chans} and {dataset.num_classes}: it is not the data set that the run was trained on"
+        )
+
+
+def _program(path: Path, model: Model, dataset: Dataset | None, workers: int | None) -> IntegerProgram:
+    engine = Engine(path)
+    channels, *size = engine.shape
+    takes = (channels, engine.classes)
+    ours = (model.config["in_chans"], model.config["num_classes"])
+    if takes != ours:
+        raise UserError(
+            f"{path.name} takes {takes[0]} channels and knows {takes[1]} classes, the run's model {ours[0]} and "
+            f"{ours[1]}: it is no program of this run"
+        )
+    accuracy = None
+    if dataset is not None:
+        test = dataset.test
+        found = [*test.pixels.shape[2:]] if isinstance(test, Split) else [test.size, test.size]
+        if size != found:
+            raise UserError(
+                f"{path.name} takes images of {size[0]} x {size[1]}; those of {dataset.name} have "
+                f"{found[0]} x {found[1]}: it is no program of this run"
+            )
+        accuracy = predict(engine, open_batches(test, BATCH, workers=workers), engine.classes, keep=0).accuracy
+    seconds = statistics.median(Engine(path, threads=1).benchmark(1, REPETITIONS))
+    return IntegerProgram(path.name, accuracy, seconds, engine.file_bytes, engine.arena_bytes, engine.about)
+
+
+def _add_pictures(content: Content, dataset: Dataset) -> None:
+    assert content.predictions is not None
+    normalization = dataset.test.normalization or dataset.normalization
+    content.stretched = normalization is None
+    try:
+        for mistake in content.predictions.mistakes:
+            x = mistake.image
+            pixels = stretched(x) if normalization is None else x * normalization.std + normalization.mean
+            label, predicted = content.classes[mistake.label], content.classes[mistake.predicted]
+            content.pictures.append(Picture(data_uri(pixels), mistake.index, label, predicted, mistake.confidence))
+    except UserError as error:
+        content.missing.append(Missing(f"no images of the mistakes: {error}"))
+
+
+def stretched(x: Tensor) -> Tensor:
+    """An image (C, H, W) of whatever range, from 0 to 1."""
+    low, high = x.min(), x.max()
+    return (x - low) / (high - low).clamp(min=1e-12)
+
+
+def data_uri(pixels: Tensor) -> str:
+    """A PNG of an image float32 (C, H, W) whose pixels are 0 to 1; of other than 3 channels the mean, in grey.
+
+    Larger ones shrink to LARGEST_SIDE. Raises UserError without Pillow.
+    """
+    scale = max(pixels.shape[1:]) / LARGEST_SIDE
+    if scale > 1:
+        size = [max(1, round(side / scale)) for side in pixels.shape[1:]]
+        pixels = F.interpolate(pixels[None], size, mode="area")[0]
+    pixels = pixels if len(pixels) == 3 else pixels.mean(0, keepdim=True)
+    levels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    array = levels[0] if len(levels) == 1 else levels.permute(1, 2, 0)
+    content = io.BytesIO()
+    load_pillow().fromarray(array.numpy()).save(content, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def rounded(value: float, digits: int = 5) -> float | None:
+    """``value`` with so many significant digits; None in place of what JSON cannot hold."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None

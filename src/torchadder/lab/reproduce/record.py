@@ -1,0 +1,223 @@
+"""The record of training runs: from finished run directories to one file of results/, and back."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from torchadder.environment import title_of_gpu
+from torchadder.errors import UserError
+from torchadder.lab.bench import record
+from torchadder.train.recipe import GRADIENTS, Recipe
+from torchadder.train.run import ENVIRONMENT, METRICS, RECIPE
+
+Record = dict[str, Any]
+
+# What must be equal before two runs are one measurement; where it is not, every run carries its own.
+WHERE = ("processor", "platform", "torchadder", "torch", "numpy", "python", "threads", "processes", "kernels", "gpu")
+# What a row says of its runs together.
+MEASURED = (
+    *("epochs", "n", "seeds", "mean", "std", "top5", "minutes"),
+    *("seconds_per_epoch", "images_per_second", "peak_rss_mib", "threads"),
+)
+# The fields of a recipe without effect on an operator, on a scheme, or without a teacher.
+UNUSED = {
+    "products": ("lr_scheme", "eta", "ilr_factor", "weight_grad", "input_grad"),
+    "alr": ("ilr_factor",),
+    "ilr": ("eta",),
+    "plain": ("eta", "ilr_factor"),
+    "untaught": ("teacher", "progressive", "temperature", "logit_weight", "feature_weight"),
+}
+
+
+def effective(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that decide its numbers, the seed aside; None where operator or scheme ignore one.
+
+    A field that the version which wrote ``recipe`` did not have takes its default. A teacher goes by the last name in
+    its path: records are published.
+    """
+    known = {f.name: recipe.get(f.name, f.default) for f in fields(Recipe)}
+    complete = {**known, **recipe}
+    unused = UNUSED[complete["lr_scheme"] if complete["op"] == "adder" else "products"]
+    if complete["teacher"]:
+        complete["teacher"] = Path(complete["teacher"]).name or complete["teacher"]
+    else:
+        unused += UNUSED["untaught"]
+    return {name: None if name in unused else value for name, value in complete.items() if name != "seed"}
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """One finished run: recipe, seed, final accuracy, cost, date, command and environment.
+
+    Raises UserError for anything else than a finished run.
+    """
+    text = _text(folder / RECIPE)
+    try:
+        recipe = Recipe.from_json(text)
+    except UserError as error:
+        raise UserError(f"{folder / RECIPE}: {error}") from error
+    epochs = _epochs(folder / METRICS)
+    done = sum(epoch in epochs for epoch in range(1, recipe.epochs + 1))
+    if done < recipe.epochs:
+        raise UserError(f"{folder} is not finished ({done} of {recipe.epochs} epochs): continue it with --resume")
+    try:
+        rows = [epochs[epoch] for epoch in range(1, recipe.epochs + 1)]
+        environment = json.loads(_text(folder / ENVIRONMENT))
+        return {
+            "seed": recipe.seed,
+            "accuracy": rows[-1]["test_accuracy"],
+            "top5": rows[-1].get("test_top5_accuracy"),  # older versions did not take it
+            "seconds_per_epoch": statistics.median(row["seconds"] for row in rows),
+            "minutes": sum(row["seconds"] for row in rows) / 60,
+            "images_per_second": statistics.median(row["images_per_second"] for row in rows),
+            "peak_rss_mib": max(row["peak_rss_mib"] for row in rows),
+            "date": _date(folder / METRICS),
+            "command": record.portable_command(environment["command"]),
+            "environment": _where(environment),
+            "recipe": effective(asdict(recipe)),
+            "folder": folder,
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} holds no run of this version of torchadder ({error!r})") from error
+
+
+def collect(folders: Sequence[Path]) -> Record:
+    """The record: a row for each recipe, seeds aside, in order of appearance. Raises UserError for a seed twice."""
+    return assemble([read_run(folder) for folder in folders])
+
+
+def assemble(runs: Sequence[dict[str, Any]]) -> Record:
+    """The record of one or more runs that read_run returned. Raises UserError for a seed twice."""
+    differing = [name for name in WHERE if any(_differ(runs[0], run, name) for run in runs)]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        group = groups.setdefault(json.dumps(run["recipe"]), [])
+        for other in group:
+            if other["seed"] == run["seed"]:
+                raise UserError(f"{other['folder']} and {run['folder']} are one recipe and one seed: leave one out")
+        group.append(run)
+    return {
+        "benchmark": "runs",
+        "date": max(run["date"] for run in runs),
+        "environment": {
+            name: value
+            for name in WHERE
+            if name not in differing and (value := runs[0]["environment"][name]) is not None
+        },
+        "differing": differing,
+        "rows": [_row(group, differing) for group in groups.values()],
+    }
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """The records of runs among the JSON files of ``folder``, by file name; of a row what tables need, and the recipe.
+
+    Raises UserError for a damaged file.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            if content.get("benchmark") == "runs":
+                about = {name: content[name] for name in ("date", "environment", "differing")}
+                found[path.name] = {**about, "rows": [_measured(row) for row in content["rows"]]}
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            raise UserError(f"{path.name} is no record ({error!r}): measure it again") from error
+    return found
+
+
+def _measured(row: dict[str, Any]) -> dict[str, Any]:
+    return {**{name: {"top5": None, **row}[name] for name in MEASURED}, "recipe": effective(row["recipe"])}
+
+
+def _row(runs: list[dict[str, Any]], differing: list[str]) -> dict[str, Any]:
+    runs = sorted(runs, key=lambda run: run["seed"])
+    recipe = runs[0]["recipe"]
+    accuracies, top5s = ([run[name] for run in runs] for name in ("accuracy", "top5"))
+    return {
+        **{name: recipe[name] for name in ("op", "lr_scheme", "eta")},
+        "grad": gradients(recipe),
+        "epochs": recipe["epochs"],
+        "n": len(runs),
+        "seeds": [run["seed"] for run in runs],
+        "accuracy": accuracies,
+        "mean": statistics.mean(accuracies),
+        "std": statistics.stdev(accuracies) if len(runs) > 1 else None,
+        "top5": None if None in top5s else statistics.mean(top5s),
+        "seconds_per_epoch": statistics.median(run["seconds_per_epoch"] for run in runs),
+        "minutes": statistics.median(run["minutes"] for run in runs),
+        "images_per_second": statistics.median(run["images_per_second"] for run in runs),
+        "peak_rss_mib": max(run["peak_rss_mib"] for run in runs),
+        "threads": sorted({count for run in runs for count in _values(run["environment"]["threads"])}),
+        "recipe": recipe,
+        "runs": [
+            {
+                **{name: value for name, value in run.items() if name not in ("recipe", "folder", "environment")},
+                "environment": {name: run["environment"][name] for name in differing},
+            }
+            for run in runs
+        ],
+    }
+
+
+def gradients(recipe: dict[str, Any]) -> str | None:
+    """ "full" or "sign", as --grad takes them; both rules by name where they are mixed; None without adder layers."""
+    if recipe["op"] != "adder":
+        return None
+    chosen = {name: recipe[name] for name in ("weight_grad", "input_grad")}
+    mixed = f"weight {chosen['weight_grad']}, input {chosen['input_grad']}"
+    return next((name for name, rules in GRADIENTS.items() if rules == chosen), mixed)
+
+
+def _where(environment: dict[str, Any]) -> dict[str, Any]:
+    """The run's environment; a field that changed when the run was resumed becomes the list of its values."""
+    stages = [environment, *environment.get("resumed", [])]
+    stages = [{"processes": 1, **stage, "gpu": _gpu(stage)} for stage in stages]  # older versions had one process
+    values = {name: list(dict.fromkeys(stage[name] for stage in stages)) for name in WHERE}
+    return {name: found[0] if len(found) == 1 else found for name, found in values.items()}
+
+
+def _gpu(environment: dict[str, Any]) -> str | None:
+    """The GPU that a run was trained on, and whose kernels its adder layers ran."""
+    about = environment.get("gpu")
+    return title_of_gpu(about) if about else None
+
+
+def _values(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _differ(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
+    value = other["environment"][name]
+    return isinstance(value, list) or value != one["environment"][name]
+
+
+def _epochs(path: Path) -> dict[int, dict[str, Any]]:
+    """The lines of metrics.jsonl by epoch; of an epoch that was run again, the last."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in _text(path).splitlines():
+        try:
+            row = json.loads(line)
+            rows[row["epoch"]] = row
+        except (ValueError, KeyError, TypeError):  # torn by a kill
+            continue
+    return rows
+
+
+def _date(path: Path) -> str:
+    """The day, in UTC, on which the file was last written: that of the last epoch."""
+    written = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
+    return written.strftime("%Y-%m-%d")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise UserError(f"{path.parent} is no run of torchadder train: cannot read {path.name} ({reason})") from error

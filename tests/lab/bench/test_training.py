@@ -1,0 +1,174 @@
+"""The training step that is timed, and the memory that is counted for it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+
+from torchadder.lab.bench import training
+from torchadder.lab.bench.devices import Cpu
+from torchadder.lab.bench.layers import FORMATS
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The models that the benchmark makes, and the optimisers that got an AdaptiveLR."""
+    made = {"models": [], "adaptive": []}
+    create, adaptive = training.create_model, training.AdaptiveLR
+
+    def note_model(name, op):
+        made["models"].append(create(name, op=op))
+        return made["models"][-1]
+
+    def note_adaptive(optimizer):
+        made["adaptive"].append(optimizer)
+        return adaptive(optimizer)
+
+    monkeypatch.setattr(training, "create_model", note_model)
+    monkeypatch.setattr(training, "AdaptiveLR", note_adaptive)
+    return made
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("op", training.OPS)
+def test_a_step_trains_every_weight(made, op, layout):
+    step = training.training_step("lenet5bn", op, layout, 3)
+    (model,) = made["models"]
+    before = [p.detach().clone() for p in model.parameters()]
+    step()
+    step()
+    after = list(model.parameters())
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert all(p.isfinite().all() for p in after)
+    assert len(made["adaptive"]) == (op == "adder")
+
+
+def test_rows(monkeypatch):
+    asked = []
+
+    def memory(name, op, layout, batch, count):
+        asked.append((name, op, layout, batch, count))
+        return {"step": {"adder": 3.0, "conv": 2.0}[op], "total": 100.0}
+
+    monkeypatch.setattr(training, "peak_memory", memory)
+    seconds = {"adder contiguous": [4.0], "adder channels_last": [3.0], "conv contiguous": [2.0]}
+    seconds["conv channels_last"] = [8.0]
+    monkeypatch.setattr(training, "profile", lambda step, device: {"aten::mm": 1.0})
+    monkeypatch.setattr(training, "interleaved", lambda steps, repetitions, clock: seconds)
+    first, second = training.measure("lenet5bn", 2, [Cpu(1), Cpu(2)], 1, lambda text: None)
+    assert (first["threads"], second["threads"]) == (1, 2)
+    assert first == {
+        **{"model": "lenet5bn", "batch": 2, "threads": 1, "seconds": seconds},
+        "format": {"adder": "channels_last", "conv": "contiguous"},
+        **{"adder_ms": 3000.0, "conv_ms": 2000.0, "ratio": 1.5, "memory_ratio": 1.5},
+        "images_per_second": {"adder": pytest.approx(2 / 3), "conv": 1.0},
+        "memory_mib": {"adder": {"step": 3.0, "total": 100.0}, "conv": {"step": 2.0, "total": 100.0}},
+        "profile": {"adder": {"aten::mm": 1.0}, "conv": {"aten::mm": 1.0}},
+    }
+    assert asked[:2] == [("lenet5bn", "adder", "channels_last", 2, 1), ("lenet5bn", "conv", "contiguous", 2, 1)]
+
+
+def test_real_steps_are_timed_once_each_repetition(monkeypatch):
+    monkeypatch.setattr(training, "peak_memory", lambda *arguments: {"step": 1.0, "total": 1.0})
+    (row,) = training.measure("lenet5bn", 2, [Cpu(1)], 2, lambda text: None)
+    assert set(row["seconds"]) == {f"{op} {layout}" for op in training.OPS for layout in FORMATS}
+    assert all(len(values) == 2 and min(values) > 0 for values in row["seconds"].values())
+    assert row["ratio"] > 0
+
+
+def test_a_step_too_small_to_be_seen_has_no_memory_ratio(monkeypatch):
+    monkeypatch.setattr(training, "peak_memory", lambda *arguments: {"step": 0.0, "total": 1.0})
+    (row,) = training.measure("lenet5bn", 2, [Cpu(1)], 1, lambda text: None)
+    assert row["memory_ratio"] is None
+
+
+def test_memory_of_a_fresh_process():
+    memory = training.peak_memory("lenet5bn", "adder", "contiguous", 64, 1)
+    assert memory["step"] > 64 * 6 * 28 * 28 * 4 / 2**20  # at least the first layer's output
+    assert memory["total"] > memory["step"]
+
+
+def test_a_process_that_dies_is_named():
+    with pytest.raises(RuntimeError, match="ended with code 1"):
+        training.peak_memory("no such model", "adder", "contiguous", 2, 1)
+
+
+def test_profile_lists_operators_the_longest_first():
+    times = training.profile(training.training_step("lenet5bn", "adder", "contiguous", 8), steps=1)
+    assert "torchadder::adder_conv_grad_input" in times
+    assert list(times.values()) == sorted(times.values(), reverse=True)
+    assert all(value > 0 for value in times.values())
+
+
+@pytest.fixture
+def allocator(monkeypatch):
+    """A GPU's allocator, in MiB: what is held, and the most since it was last asked to forget."""
+    allocator = SimpleNamespace(held=100.0, most=100.0)
+
+    def take(mib, back=0.0):
+        allocator.held += mib
+        allocator.most = max(allocator.most, allocator.held)
+        allocator.held -= back
+
+    allocator.take = take
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocator.held * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: allocator.most * 2**20)
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: setattr(allocator, "most", allocator.held)
+    )
+    return allocator
+
+
+def test_memory_of_a_gpu_is_the_step_without_the_first_ones_trials(allocator):
+    trials = [1000.0]
+
+    def make():
+        allocator.take(7.0)  # weights
+
+        def step():
+            scratch = trials.pop() if trials else 5.0
+            allocator.take(scratch, back=scratch)
+
+        return step
+
+    assert training.peak_of_allocator(make, torch.device("cpu")) == {"step": 12.0}
+
+
+def test_rows_of_a_gpu(pretended, allocator):
+    (row,) = training.measure("lenet5bn", 2, [pretended], 2, lambda text: None)
+    sides = (*training.OPS, "tf32", "tf32_adder")
+    assert set(row["seconds"]) == {f"{side} {layout}" for side in sides for layout in FORMATS}
+    assert all(len(values) == 2 and min(values) > 0 for values in row["seconds"].values())
+    assert row["device"] == "cpu"
+    assert "threads" not in row
+    assert set(row["images_per_second"]) == set(row["format"]) == set(sides)
+    assert row["tf32_ratio"] == pytest.approx(row["tf32_adder_ms"] / row["tf32_ms"])
+    assert row["memory_mib"] == {"adder": {"step": 0.0}, "conv": {"step": 0.0}}
+
+
+def test_kernels_count_once():
+    def event(key, device, microseconds, annotated=False):
+        return SimpleNamespace(
+            key=key, device_type=device, self_device_time_total=microseconds, is_user_annotation=annotated
+        )
+
+    events = [
+        event("aten::mm", DeviceType.CPU, 9000.0),
+        event("Optimizer.step", DeviceType.CUDA, 9000.0, annotated=True),
+        event("sgemm", DeviceType.CUDA, 6000.0),
+        event("Memset (Device)", DeviceType.CUDA, 3000.0),
+    ]
+    assert training.of_kernels(events, steps=3) == {"sgemm": 2.0, "Memset (Device)": 1.0}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_memory_and_kernels_of_a_real_gpu():
+    device = torch.device("cuda", 0)
+    memory = training.peak_of_allocator(
+        lambda: training.training_step("lenet5bn", "adder", "contiguous", 64, device), device
+    )
+    assert memory["step"] > 64 * 6 * 28 * 28 * 4 / 2**20  # at least the first layer's output
+    times = training.profile(training.training_step("lenet5bn", "conv", "contiguous", 8, device), device, steps=1)
+    assert times
+    assert all(value > 0 for value in times.values())

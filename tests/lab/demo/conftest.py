@@ -1,0 +1,62 @@
+"""Programs with random weights, grey for drawings and in colour for images, and servers that answer for them."""
+
+import json
+import threading
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch import nn
+
+from torchadder.lab.bench.networks import with_statistics
+from torchadder.lab.demo import Server
+from torchadder.lab.demo.answers import Answers
+from torchadder.models import create_model
+from torchadder.quant import file, quantize
+
+GREY = {
+    "model": "lenet5bn",
+    "op": "adder",
+    "dataset": "mnist",
+    "bits": 8,
+    "mode": "L",
+    "mean": "0.1307",
+    "std": "0.3081",
+}
+COLOUR = {"model": "tiny", "mode": "RGB", "mean": "0.5 0.4 0.3", "std": "0.2 0.25 0.3", "part": "whole"}
+NAMES = ["<b>cat</b>", "dog", "frog"]
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """A folder with grey.tadder, a LeNet-5-BN of adder layers, and colour.tadder, for images of 3 x 12 x 16."""
+    folder = tmp_path_factory.mktemp("programs")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        images = torch.randn(16, 1, 32, 32)
+        lenet = with_statistics(create_model("lenet5bn"), images)
+        file.write(quantize(lenet, [images], method="max"), folder / "grey.tadder", {**GREY, "part": "whole"})
+        images = torch.randn(16, 3, 12, 16)
+        layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 5 * 7, 3)
+        program = quantize(nn.Sequential(*layers), [images], method="max")
+        file.write(program, folder / "colour.tadder", {**COLOUR, "classes": json.dumps(NAMES)})
+    return folder
+
+
+@pytest.fixture
+def serve(one_thread):
+    """Start a server in a thread: Answers, or what stands in for them -> Server. It ends with the test."""
+    with ExitStack() as stack:
+
+        def start(answers):
+            server = stack.enter_context(Server(answers))
+            threading.Thread(target=server.serve_forever, args=[0.01]).start()
+            stack.callback(server.shutdown)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def grey(programs, serve):
+    return serve(Answers(programs / "grey.tadder"))

@@ -1,0 +1,58 @@
+"""Two tiny trained runs whose every name is hostile to a page, an integer program of one, and pages about them."""
+
+import pytest
+import torch
+from tests.conftest import patterns
+
+from torchadder import quant
+from torchadder.counts import report
+from torchadder.data import registry as datasets
+from torchadder.lab.runs import TrainedRun
+from torchadder.quant.file import write
+from torchadder.train import Recipe, Run, train
+
+ATTACK = '</script><script>window.pwned = 1</script><img src=x onerror="window.pwned = 1">'
+CLASSES = (ATTACK, "{{ 7 * 7 }}", "${1}", '"quoted" & co', "<!-- four", "five", "six", "seven", "eight", "nine")
+FOLDER = "<img src=x onerror=window.pwned=1>"
+
+
+def pixels(data_dir=None):
+    return patterns(ATTACK, 2, 64, 30, CLASSES)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Run directories by operator; the adder's holds int8.tadder."""
+    root = tmp_path_factory.mktemp("runs") / FOLDER
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = {op: root / f"{op} {FOLDER}" for op in ("adder", "conv")}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(datasets._DATASETS, ATTACK, pixels)
+        for op, folder in found.items():
+            recipe = Recipe(ATTACK, model="lenet5bn", dataset=ATTACK, op=op, epochs=3, batch_size=16)
+            train(Run.open(folder, recipe))
+        images = pixels().train.images
+        write(quant.quantize(TrainedRun.read(found["adder"]).model(), [images]), found["adder"] / "int8.tadder")
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.fixture
+def world(monkeypatch, one_thread, folders):
+    """The data set is known, and the runs are there: by operator."""
+    monkeypatch.setitem(datasets._DATASETS, ATTACK, pixels)
+    return {op: TrainedRun.read(folder) for op, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def pages(folders, tmp_path_factory):
+    """Pages about the AdderNet (one), about both (two), and without data (bare): paths."""
+    place = tmp_path_factory.mktemp("pages")
+    adder, conv = (TrainedRun.read(folders[op]) for op in ("adder", "conv"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(datasets._DATASETS, ATTACK, pixels)
+        report.write([adder], place / "one.html")
+        report.write([adder, conv], place / "two.html")
+    report.write([conv], place / "bare.html")
+    return {path.stem: path for path in place.glob("*.html")}

@@ -1,0 +1,213 @@
+"""The page in a real browser, from disk: it draws, keeps silent, zooms, fits narrow screens and can be read by all."""
+
+import itertools
+
+import pytest
+from tests.lab.report.conftest import ATTACK
+
+CHARTS = {"one": 7, "two": 12, "bare": 7}
+
+# every text with its contrast to what is painted behind it, as far as it is below a limit
+CONTRAST = """(limit) => {
+  const context = Object.assign(document.createElement("canvas"), {width: 1, height: 1})
+    .getContext("2d", {willReadFrequently: true});
+  const channels = (color) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = (rgba) => rgba.slice(0, 3).map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const found = channels(getComputedStyle(e).backgroundColor);
+      if (found[3] === 255) return found;
+    }
+  };
+  const ratio = (color, element) => {
+    const [a, b] = [luminance(channels(color)), luminance(behind(element))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  };
+  for (const details of document.querySelectorAll("details")) details.open = true;
+  const texts = [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() && !e.closest("script")
+    && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()));
+  const colors = texts.map((e) => [e, e.closest("svg") ? getComputedStyle(e).fill : getComputedStyle(e).color]);
+  const lines = [...document.querySelectorAll("svg .mark-line path")].map((e) => [e, getComputedStyle(e).stroke]);
+  const low = (pairs, limit) => pairs.filter(([e, color]) => !(ratio(color, e) >= limit))
+    .map(([e, color]) => `${e.tagName}.${e.className} ${e.textContent.slice(0, 30)} ${color} ${ratio(color, e)}`);
+  return {checked: texts.length, lines: lines.length, low: [...low(colors, 4.5), ...low(lines, 3)]};
+}"""
+
+
+@pytest.fixture
+def opened(visited, pages):
+    """(name of a page, width, scheme) -> it in the browser, all charts drawn; any noise of it fails the test."""
+
+    def open_page(name, width=1280, scheme="light", **options):
+        url = pages[name].as_uri()
+        options |= {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+        return visited(url, "html[data-drawn]", lambda requested: requested == url, **options)
+
+    return open_page
+
+
+def colour(page, selector="body", name="backgroundColor"):
+    return page.eval_on_selector(selector, f"e => getComputedStyle(e).{name}")
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("one", "light"), ("one", "dark"), ("two", "dark"), ("bare", "light")])
+def test_the_page_draws_can_be_read_and_stays_itself(opened, name, scheme):
+    page = opened(name, scheme=scheme)
+    assert page.locator(".chart svg").count() == CHARTS[name]
+    assert page.locator("svg .mark-line path").count() >= 2 * CHARTS[name]
+    found = page.evaluate(CONTRAST, 4.5)
+    assert found["low"] == []
+    assert found["checked"] > 200
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("img[src=x]").count() == 0
+    if name != "two":
+        assert page.inner_text("h1") == " ".join(ATTACK.split())
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_a_narrow_screen_scrolls_in_one_direction(opened, name):
+    page = opened(name, width=360)
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    wide = page.eval_on_selector_all(".scroll", "all => all.filter((e) => e.scrollWidth > e.clientWidth).length")
+    assert wide > 0
+    sizes = page.eval_on_selector_all(".chart svg", "all => all.map((e) => e.getBoundingClientRect().width)")
+    assert 250 < min(sizes) <= max(sizes) <= 360
+
+
+def test_the_theme_is_that_of_the_system_until_the_button_says_otherwise(opened):
+    page = opened("one", scheme="dark")
+    dark = colour(page)
+    axis = colour(page, ".chart svg text", "fill")
+    page.get_by_role("button", name="Light theme").click()
+    assert colour(page) == "rgb(255, 255, 255)" != dark
+    assert colour(page, ".chart svg text", "fill") != axis
+    page.get_by_role("button", name="Dark theme").click()
+    assert (colour(page), colour(page, ".chart svg text", "fill")) == (dark, axis)
+    page.get_by_role("button", name="Light theme").click()
+    page.emulate_media(media="print")
+    assert colour(page) == "rgb(255, 255, 255)"
+    page.emulate_media(media="screen")
+    page.reload()
+    assert colour(page) == dark
+
+
+def test_print_is_light_and_without_controls(opened):
+    page = opened("one", scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert colour(page) == "rgb(255, 255, 255)"
+    for selector in ("nav", "#controls", "#theme"):
+        assert not page.locator(selector).is_visible()
+
+
+DRAWN = """([figure, epochs, lines]) => {
+  const chart = document.querySelector(`[data-figure=${figure}] svg`);
+  const labels = [...chart.querySelector(".role-axis-label").querySelectorAll("text")];
+  const found = labels.map((e) => +e.textContent).sort((a, b) => a - b);
+  return found.join() === epochs.join() && chart.querySelectorAll(".mark-line.role-mark path").length === lines;
+}"""
+
+
+def wait_for(page, epochs, lines):
+    """Until both charts have these epochs along their axes and so many lines."""
+    for figure in ("accuracy", "loss"):
+        page.wait_for_function(DRAWN, arg=[figure, epochs, lines])
+
+
+def test_keys_zoom_hide_lines_and_reset(opened):
+    page = opened("two")
+    wait_for(page, [1, 2, 3], 4)
+    page.get_by_label("from").focus()
+    page.keyboard.press("ArrowRight")
+    wait_for(page, [2, 3], 4)
+    assert page.locator("output").all_inner_texts() == ["2", "3"]
+    page.get_by_role("checkbox", name="training").focus()
+    page.keyboard.press("Space")
+    wait_for(page, [2, 3], 2)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    wait_for(page, [2, 3], 1)
+    page.get_by_role("button", name="Show all").focus()
+    page.keyboard.press("Enter")
+    wait_for(page, [1, 2, 3], 4)
+
+
+def test_dragging_zooms_both_charts_and_a_pointer_shows_numbers(opened, world):
+    page = opened("two")
+    chart = page.locator("[data-figure=accuracy] svg")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.5 * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.7 * box["width"], y, steps=3)
+    page.mouse.move(box["x"] + 0.98 * box["width"], y, steps=3)
+    page.mouse.up()
+    wait_for(page, [2, 3], 4)
+    assert page.locator("output").all_inner_texts() == ["2", "3"]
+    page.mouse.move(box["x"] + 0.9 * box["width"], y)
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    text = page.inner_text("#vg-tooltip-element")
+    for run in world.values():
+        assert f"test\t{run.metrics[2]['test_accuracy']:.2f}" in text
+    page.get_by_role("button", name="Show all").click()
+    wait_for(page, [1, 2, 3], 4)
+
+
+def test_every_control_can_be_reached_by_keys_and_shows_it(opened):
+    page = opened("one")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().top") >= 0
+    reachable = "a[href], button, input, summary, .scroll"
+    count = page.locator(reachable).locator("visible=true").count()
+    seen = set()
+    for _ in range(count):
+        seen.add(page.evaluate(f"[...document.querySelectorAll({reachable!r})].indexOf(document.activeElement)"))
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        page.keyboard.press("Tab")
+    assert len(seen) == count > 10
+    assert -1 not in seen
+
+
+def test_what_a_screen_reader_meets(opened):
+    page = opened("two")
+    assert page.get_by_role("main").count() == 1
+    assert page.get_by_role("heading", level=1).count() == 1
+    levels = page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map((e) => +e.tagName[1])")
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    assert page.eval_on_selector_all("[id]", "all => all.length - new Set(all.map((e) => e.id)).size") == 0
+    for attribute in ("aria-labelledby", "href"):
+        targets = page.eval_on_selector_all(f"[{attribute}]", f"all => all.map((e) => e.getAttribute({attribute!r}))")
+        for target in targets:
+            if attribute != "href" or target.startswith("#"):
+                assert page.locator(f"[id='{target.removeprefix('#')}']").count() == 1
+    assert page.locator("img:not([alt])").count() == 0
+    assert page.locator("table").count() == page.locator(".scroll[role=region][aria-label] table").count() > 5
+    assert page.locator(".matrix th[scope=col]").count() == 2 * 12
+
+
+def test_motion_is_reduced_where_it_is_asked_for(opened):
+    page = opened("one", reduced_motion="reduce")
+    assert colour(page, "html", "scrollBehavior") == "auto"
+    page.emulate_media(reduced_motion="no-preference")
+    assert colour(page, "html", "scrollBehavior") == "smooth"
+
+
+def test_without_scripts_the_numbers_are_there(browser, pages, world):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(pages["one"].as_uri())
+    assert "charts need a browser that runs scripts" in page.inner_text("main")
+    assert not page.locator("#controls").is_visible()
+    page.locator("summary").first.click()
+    for metrics in world["adder"].metrics:
+        assert f"{metrics['test_loss']:.4f}" in page.inner_text("main")
+    context.close()

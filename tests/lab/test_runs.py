@@ -1,0 +1,78 @@
+"""Run directories as they are read: what is there, what is told apart, what is refused."""
+
+import json
+
+import pytest
+
+from torchadder.errors import UserError
+from torchadder.lab.runs import TrainedRun, titles
+from torchadder.models.checkpoint import LAST
+from torchadder.train import Run
+from torchadder.train.run import METRICS
+
+
+def test_a_run_is_read_as_it_was_written(trained):
+    folder = trained(seed=3)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    run = TrainedRun.read(folder)
+    assert (run.recipe.seed, run.recipe.epochs) == (3, 2)
+    assert [row["epoch"] for row in run.metrics] == [1, 2]
+    assert "torch" in run.environment
+    assert run.model().config["name"] == run.recipe.model
+    assert len(run.dataset().test) > 0
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_model_is_that_of_the_last_epoch(trained):
+    run = TrainedRun.read(trained())
+    state = Run.open(run.folder, run.recipe, resume=True).state["model"]
+    assert all(bool((value == state[name]).all()) for name, value in run.model().state_dict().items())
+
+
+def test_a_lost_record_of_the_machine_is_no_error(trained):
+    folder = trained()
+    (folder / "environment.json").write_text("[")
+    assert TrainedRun.read(folder).environment == {}
+
+
+BROKEN = [  # what is done to a run, what the message must say
+    (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no run"),
+    (lambda folder: (folder / LAST).unlink(), "has no checkpoint"),
+    (lambda folder: (folder / LAST).write_bytes(b"torn"), "last.pt"),
+    (lambda folder: (folder / METRICS).unlink(), "no metrics"),
+    (lambda folder: (folder / "recipe.json").write_text(json.dumps({"name": "x"})), "recipe.json"),
+]
+
+
+@pytest.mark.parametrize(("harm", "words"), BROKEN)
+def test_a_broken_run_is_refused(trained, harm, words):
+    folder = trained()
+    harm(folder)
+    with pytest.raises(UserError, match=words) as refusal:
+        TrainedRun.read(folder)
+    assert "\n" not in str(refusal.value)
+
+
+TITLES = [  # changes of each run -> titles
+    ([{}], ["AdderNet, full gradient, ALR, eta 0.2"]),
+    ([{"op": "conv"}, {"op": "binary"}], ["CNN", "BNN"]),
+    ([{"op": "conv"}, {"op": "conv", "seed": 1}], ["CNN, seed 0", "CNN, seed 1"]),
+    (
+        [{"weight_grad": "sign", "lr_scheme": "ilr"}, {"eta": 0.5, "epochs": 1}],
+        ["AdderNet, sign gradient, ILR", "AdderNet, full gradient, ALR, eta 0.5"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), TITLES)
+def test_titles_tell_runs_apart(trained, changes, expected):
+    runs = [TrainedRun.read(trained(f"run{i}", **change)) for i, change in enumerate(changes)]
+    assert titles(runs) == expected
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"), [(("here/a", "there/b"), ["CNN, a", "CNN, b"]), (("here/a", "there/a"), None)]
+)
+def test_runs_alike_are_told_apart_by_their_folders(trained, folders, expected):
+    runs = [TrainedRun.read(trained(folder, op="conv", epochs=1)) for folder in folders]
+    assert titles(runs) == (expected or [f"CNN, {run.folder}" for run in runs])
