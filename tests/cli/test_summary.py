@@ -14,7 +14,7 @@ from torchadder.models.registry import OPS
 
 REFUSED = [  # arguments -> the words on stderr
     (["lenet6"], "unknown model 'lenet6'; known: lenet5bn"),
-    (["lenet5bn", "--op", "xor"], "unknown op 'xor'; known: adder, conv, binary"),
+    (["lenet5bn", "--op", "xor"], "xor is unknown: expected one of adder, conv, binary"),
     (["lenet5bn", "--input-size", "32"], "--input-size 32: expected CxHxW"),
     (["lenet5bn", "--input-size", "1x32x-2"], "--input-size 1x32x-2: every size must be at least 1"),
     (["lenet5bn", "--input-size", "1x28x28"], "does not run on an input of 1x28x28"),

@@ -146,7 +146,7 @@ def test_a_model_that_is_not_its_config_is_not_saved(tmp_path, model, change, wo
 
 def test_a_run_directory_is_not_overwritten(tmp_path, model):
     save_checkpoint(tmp_path, model, dataset="mnist", epoch=1, accuracy=90.0)
-    with pytest.raises(UserError, match="is a run directory; save the model into another one"):
+    with pytest.raises(UserError, match="is a run directory; save the model into another directory"):
         model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["epoch"] == 1
 
@@ -161,7 +161,7 @@ def test_a_run_directory_is_not_overwritten(tmp_path, model):
         ("owner/", None, "neither a directory"),
         ("../name", None, "neither a directory"),
         ("owner/na me", None, "neither a directory"),
-        ("", "main", "revision 'main' is one of the hub, but . is here"),
+        ("", "main", "revision=main is for the hub, but . is a local path"),
         (".", None, "holds no best.safetensors or model.safetensors"),
     ],
 )
@@ -211,7 +211,7 @@ def test_a_run_in_the_hub_s_cache_is_not_what_was_asked_for(repository, model):
         ("model.safetensors", None, "owner/name on the hub holds no model.safetensors"),
         ("model.safetensors", b"junk", "model.safetensors is damaged"),
         ("config.json", b"junk", "does not say which model it holds"),
-        ("config.json", b'{"model_type": "bert"}', "its configuration describes no model of ours"),
+        ("config.json", b'{"model_type": "bert"}', "its configuration describes no known model"),
         ("config.json", b'{"model": {"name": "resnet20"}}', "does not fit resnet20: missing layer1"),
     ],
 )

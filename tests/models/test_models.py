@@ -38,13 +38,13 @@ SIGN = GradientRule("sign", "sign")
 
 REFUSED = [  # arguments -> the words that the message must contain
     ({"name": "lenet6"}, "unknown model 'lenet6'; known: lenet5bn"),
-    ({"name": "lenet5bn", "op": "xor"}, "unknown op 'xor'; known: adder, conv, binary"),
-    ({"name": "lenet5bn", "num_classes": 0}, "num_classes must be at least 1, got 0"),
-    ({"name": "resnet20", "in_chans": -3}, "in_chans must be at least 1, got -3"),
-    ({"name": "resnet20", "op": "conv", "grad": SIGN}, "op 'conv' has no gradient rule"),
-    ({"name": "resnet20", "op": "binary", "grad": SIGN}, "op 'binary' has no gradient rule"),
-    ({"name": "resnet20", "op": "conv", "recenter": True}, "op 'conv' has no adder layers to recenter"),
-    ({"name": "resnet20", "op": "binary", "recenter": True}, "op 'binary' has no adder layers to recenter"),
+    ({"name": "lenet5bn", "op": "xor"}, "xor is unknown: expected one of adder, conv, binary"),
+    ({"name": "lenet5bn", "num_classes": 0}, "num_classes=0 is out of range: expected at least 1"),
+    ({"name": "resnet20", "in_chans": -3}, "in_chans=-3 is out of range: expected at least 1"),
+    ({"name": "resnet20", "op": "conv", "grad": SIGN}, "op=conv has no gradient rule"),
+    ({"name": "resnet20", "op": "binary", "grad": SIGN}, "op=binary has no gradient rule"),
+    ({"name": "resnet20", "op": "conv", "recenter": True}, "op=conv has no adder layers"),
+    ({"name": "resnet20", "op": "binary", "recenter": True}, "op=binary has no adder layers"),
     ({"name": "resnet20", "grad": {"weight": "half"}}, "'half'"),
     ({"name": "resnet20", "grad": {"bias": "full"}}, "bias"),
 ]

@@ -105,7 +105,7 @@ def rename(old, new):
 
 
 REFUSED = [  # change to a good state -> words in the message
-    (change(fc1__adder=None), "model.pth fits no model of ours; the nearest is lenet5bn: missing fc1.adder$"),
+    (change(fc1__adder=None), "model.pth fits no known model; the nearest is lenet5bn: missing fc1.adder$"),
     (change(**{"a\nb": torch.ones(1)}), r"unexpected 'a\\nb'$"),
     (change(fc3__weight=torch.ones(1)), "the nearest is lenet5bn: unexpected fc3.weight$"),
     (change(conv1__adder=torch.ones(6, 1, 3, 3)), r"conv1.adder has shape \(6, 1, 3, 3\), expected \(6, 1, 5, 5\)$"),
@@ -119,7 +119,7 @@ REFUSED = [  # change to a good state -> words in the message
         rename("module.", "net."),
         r"nearest is lenet5bn: missing conv1.adder, .* and 22 more; unexpected net.conv1.adder, .* and 22 more$",
     ),
-    (lambda state: {"weights": torch.ones(2, 2)}, "fits no model of ours; .* unexpected weights$"),
+    (lambda state: {"weights": torch.ones(2, 2)}, "fits no known model; .* unexpected weights$"),
     (lambda state: {**state, "epoch": 3}, "holds no state dict: 'epoch' is of type int$"),
     (lambda state: {**state, 3: torch.ones(1)}, "holds no state dict: 3 is of type Tensor$"),
     (lambda state: {}, "holds an empty state dict$"),
@@ -141,7 +141,7 @@ def test_refused(tmp_path, model, changed, words):
 @pytest.mark.parametrize("op", ["xor", ""])
 def test_unknown_operator(tmp_path, model, op):
     path = write(tmp_path / "model.pth", model.state_dict())
-    with pytest.raises(UserError, match=f"unknown op '{op}'"):
+    with pytest.raises(UserError, match=f"op={op} is unknown"):
         load_checkpoint(path, op)
 
 

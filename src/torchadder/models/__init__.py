@@ -1,6 +1,6 @@
-"""The networks of the paper, each as AdderNet and as its CNN and BNN twins, by name."""
+"""Build the networks of the paper by name, each as AdderNet, CNN or binary network."""
 
-from . import lenet, resnet, vgg  # noqa: F401  importing a family registers its names
+from . import lenet, resnet, vgg  # noqa: F401  each registers its names
 from .hub import from_pretrained
 from .registry import Model, create_model, list_models
 

@@ -1,4 +1,7 @@
-"""Pretrained models in a directory (config.json and model.safetensors) or on the Hugging Face hub."""
+"""Save and load pretrained models: as config.json and model.safetensors in a directory or on the Hugging Face hub.
+
+This file adds the methods save_pretrained, from_pretrained and push_to_hub to Model.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,37 @@ from torch import Tensor, nn
 
 from torchadder import atomic
 from torchadder.errors import UserError
-from torchadder.models.checkpoint import BEST, CONFIG, WEIGHTS, load_checkpoint
-from torchadder.models.registry import Model
-from torchadder.models.state import blueprint, difference, first_line, tensors_of
 from torchadder.version import __version__
+
+from .checkpoint import (
+    BEST,
+    CONFIG,
+    WEIGHTS,
+    compare_states,
+    cpu_state,
+    create_on_meta,
+    first_line,
+    load_checkpoint,
+)
+from .registry import Model
 
 README = "README.md"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def save_pretrained(model: Model, directory: str | os.PathLike[str]) -> None:
-    """Write ``model`` into ``directory``, which is made where it does not exist; from_pretrained reads it.
+    """Write ``model`` into ``directory``, which is created if necessary; from_pretrained reads it.
 
-    model.safetensors holds the state as it is, config.json the arguments of create_model, the library and its
-    version. Each file appears whole or not at all.
+    model.safetensors holds the state in its own dtype, config.json the arguments of create_model, the name of the
+    library and its version. Each file appears whole or not at all.
 
-    Raises UserError for a run directory (training owns its config.json), and where the model is no longer what
-    its ``config`` says, for example after convert(); OSError where the disk refuses.
+    Raises UserError for a run directory, whose config.json training writes, and where the model is no longer what
+    its ``config`` builds, for example after convert(); OSError where a file cannot be written.
     """
     folder = Path(directory)
     if (folder / BEST).exists():
-        raise UserError(f"{folder} is a run directory; save the model into another one")
-    tensors = tensors_of(model)
+        raise UserError(f"{folder} is a run directory; save the model into another directory")
+    tensors = cpu_state(model)
     _check_config(model, tensors)
     about = {"library_name": "torchadder", "library_version": __version__, "model": model.config}
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,24 +57,24 @@ def save_pretrained(model: Model, directory: str | os.PathLike[str]) -> None:
 
 
 def from_pretrained(name: str | os.PathLike[str], revision: str | None = None) -> Model:
-    """The model in a local directory, or on the hub under the name owner/name; a directory comes first.
+    """Load a model from a local path, or from the hub by its name owner/name; a local path comes first.
 
-    A path may be any checkpoint that load_checkpoint reads. From the hub come config.json and model.safetensors
-    and nothing else; ``revision`` is a branch, tag or commit there.
+    A path may be any checkpoint that load_checkpoint reads. From the hub only config.json and model.safetensors are
+    fetched; ``revision`` is a branch, tag or commit there.
 
     Returns a float32 Model in evaluation mode on the CPU. Raises UserError as load_checkpoint does, and where
-    the hub has no such repository, refuses it, or cannot be reached.
+    the hub has no such repository, refuses access to it, or cannot be reached.
     """
     path = Path(name)
     if path.exists():
         if revision is not None:
-            raise UserError(f"revision {revision!r} is one of the hub, but {path} is here; leave it out")
+            raise UserError(f"revision={revision} is for the hub, but {path} is a local path: leave it out")
         return load_checkpoint(path)
     repo_id = _repo_id(os.fspath(name))
     hub = _huggingface_hub()
     try:
         folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # its network libraries fail in every way there is
+    except Exception as error:  # its network libraries raise errors of many types
         raise _refusal(repo_id, revision, error) from error
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{repo_id} on the hub holds no {WEIGHTS}, so it is no model saved by push_to_hub")
@@ -77,12 +89,12 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str = "Upload a torchadder model",
 ) -> str:
-    """Upload ``model`` as save_pretrained writes it, with a short model card where there is none; return its URL.
+    """Upload ``model`` as save_pretrained writes it and return the URL; add a model card where there is none.
 
-    The repository is made where it does not exist, and ``private`` then decides who sees it. ``token``: the one
-    to write with, else that of ``hf auth login``.
+    The repository is created if necessary, and ``private`` then decides who sees it. ``token``: an access token with
+    the right to write; None takes that of ``hf auth login``.
 
-    Raises UserError as save_pretrained does, and where the hub refuses or cannot be reached.
+    Raises UserError as save_pretrained does, and where the hub refuses access or cannot be reached.
     """
     repo_id = _repo_id(repo_id)
     hub = _huggingface_hub()
@@ -100,7 +112,7 @@ def push_to_hub(
 
 
 def model_card(model: Model, repo_id: str) -> str:
-    """The text of README.md on the hub: what the model is, and the lines that load it."""
+    """Return the text of README.md on the hub: a description of the model and the lines that load it."""
     config = {key: value for key, value in model.config.items() if value is not None}
     name = config.pop("name")
     arguments = ", ".join([repr(name), *(f"{key}={value!r}" for key, value in config.items())])
@@ -127,11 +139,11 @@ The same network without these weights: `torchadder.create_model({arguments})`.
 
 
 def _check_config(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    twin = blueprint(**model.config)
+    expected = create_on_meta(**model.config)
     advice = "set model.config to the arguments of create_model that build it, or save its state_dict yourself"
-    if problems := difference(twin.state_dict(), tensors):
+    if problems := compare_states(expected.state_dict(), tensors):
         raise UserError(f"this model is not what its config builds ({problems}): {advice}")
-    classes = _layer_classes(twin)
+    classes = _layer_classes(expected)
     for name, found in _layer_classes(model).items():
         if found is not classes[name]:
             raise UserError(
@@ -141,7 +153,10 @@ def _check_config(model: Model, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _layer_classes(model: nn.Module) -> dict[str, type[nn.Module]]:
-    """The class of every layer with a filter tensor; normalisations may be exchanged (SyncBatchNorm)."""
+    """Map the name of every layer with a weight of two or more dimensions to its class.
+
+    Normalisations are left out, since a run of several processes replaces them (SyncBatchNorm).
+    """
     weights = ((name, module, getattr(module, "weight", None)) for name, module in model.named_modules())
     return {name: type(module) for name, module, weight in weights if weight is not None and weight.dim() > 1}
 
@@ -161,7 +176,7 @@ def _huggingface_hub() -> Any:
 
 
 def _refusal(repo_id: str, revision: str | None, error: Exception) -> UserError:
-    """The line for an error of huggingface_hub."""
+    """Translate an error of huggingface_hub into one line."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -177,3 +192,16 @@ def _refusal(repo_id: str, revision: str | None, error: Exception) -> UserError:
             f"there is no directory {repo_id} here, it is not in the hub's cache, and the hub is out of reach"
         )
     return UserError(f"{repo_id}: the hub refused ({first_line(error)})")
+
+
+def _from_pretrained(cls: type[Model], name: str | os.PathLike[str], revision: str | None = None) -> Model:
+    """Load a model as models.from_pretrained does. Raises UserError also where it is not of this class."""
+    model = from_pretrained(name, revision)
+    if not isinstance(model, cls):
+        raise UserError(f"{name} holds {model.config['name']}, a {type(model).__name__}, not a {cls.__name__}")
+    return model
+
+
+Model.save_pretrained = save_pretrained
+Model.push_to_hub = push_to_hub
+Model.from_pretrained = classmethod(_from_pretrained)  # type: ignore[assignment]

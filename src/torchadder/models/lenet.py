@@ -1,6 +1,7 @@
-"""LeNets for MNIST, in which every layer is an adder layer: LeNet-5 with batch normalisation, and LeNet++.
+"""Define the LeNets for MNIST: LeNet-5 with batch normalisation, and LeNet++.
 
-In the binary networks the first and the last layer are ordinary ones.
+Every layer has the operator of the network, except the first and the last layer of a binary network, which are
+ordinary ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .registry import Layers, Model, register
 class LeNet5BN(nn.Sequential, Model):
     """C5(6)-BN-ReLU-MP2, C5(16)-BN-ReLU-MP2, C5(120)-BN-ReLU, FC84-BN-ReLU, FC-BN (paper, section 4.1).
 
-    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). Other sizes are refused by fc1: the third convolution
+    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). fc1 raises an error for other sizes: the third convolution
     must end at one pixel. No layer has a bias, since a batch normalisation follows each.
     """
 
@@ -46,15 +47,15 @@ class LeNet5BN(nn.Sequential, Model):
 
 
 class LeNetPP(Model):
-    """LeNet++, whose features are points in a plane or in space: the figure of clusters (CNN: sectors by angle).
+    """LeNet++, whose features have two or three dimensions, to be drawn: clusters of an AdderNet, sectors of a CNN.
 
-    Three stages of two 5x5 layers, 2x32C5-MP2-2x64C5-MP2-2x128C5-MP2, a feature layer of 2 or 3 and the classifier;
-    BN follows every layer but an ordinary classifier, an activation every convolution. Widths and kernels are those
-    of "A Discriminative Feature Learning Approach for Deep Face Recognition", Wen et al., ECCV 2016, which the paper
-    follows; that network has PReLU and no BN, which an adder layer cannot do without. The logits of a CNN have none:
-    it would shift each class, and the angle alone would no longer tell them apart.
+    Three stages of two 5x5 layers, 2x32C5-MP2-2x64C5-MP2-2x128C5-MP2, a feature layer with 2 or 3 outputs and the
+    classifier. BN follows every layer except an ordinary classifier; an activation follows every convolution. Widths
+    and kernels are those of "A Discriminative Feature Learning Approach for Deep Face Recognition", Wen et al.,
+    ECCV 2016, which the paper follows. That network has PReLU and no BN; an adder layer needs BN. No BN follows an
+    ordinary classifier, because it would shift each class, and the angle alone would no longer separate the classes.
 
-    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). Other sizes are refused by the feature layer.
+    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). The feature layer raises an error for other sizes.
     """
 
     def __init__(self, layers: Layers, num_classes: int, in_chans: int, dimensions: int):
@@ -76,7 +77,7 @@ class LeNetPP(Model):
         self.bn8 = nn.BatchNorm1d(num_classes) if isinstance(self.fc, Adder) else nn.Identity()
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier sees: (N, in_chans, 32, 32) -> (N, 2), or (N, 3) of lenetpp_3d."""
+        """Return the inputs of the classifier: (N, in_chans, 32, 32) -> (N, 2), or (N, 3) for lenetpp_3d."""
         return self.bn7(self.feature(self.stages(x)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""The models by name: one decorator to add a network, one function to build any of them with any operator."""
+"""Register networks by name, and build any of them with any operator."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -18,46 +17,27 @@ OPS = ("adder", "conv", "binary")
 class Model(nn.Module):
     """A network of the registry. ``create_model(**model.config)`` builds the same one again, weights aside.
 
-    ``config``: name, op, num_classes, in_chans, grad, recenter; plain values, which a checkpoint can carry as JSON.
-    ``input_size``: (C, H, W) of the images that the paper feeds it.
+    ``config``: name, op, num_classes, in_chans, grad, recenter; plain values, which a checkpoint can hold as JSON.
+    ``input_size``: (C, H, W) of the paper's images for this network.
     """
 
     config: dict[str, Any]
     input_size: tuple[int, int, int]
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write model.safetensors and config.json into ``directory``; see models.hub.save_pretrained."""
-        from . import hub
-
-        hub.save_pretrained(self, directory)
-
-    @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> Model:
-        """The model in a directory, or of the name owner/name on the hub; see models.hub.from_pretrained.
-
-        Raises UserError also where it is no model of this class.
-        """
-        from . import hub
-
-        model = hub.from_pretrained(name, revision)
-        if not isinstance(model, cls):
-            raise UserError(f"{name} holds {model.config['name']}, a {type(model).__name__}, not a {cls.__name__}")
-        return model
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the model to the Hugging Face hub, return its URL; the options are models.hub.push_to_hub's."""
-        from . import hub
-
-        return hub.push_to_hub(self, repo_id, **options)
+    # Methods that hub.py adds: they need create_model, and with it this class.
+    save_pretrained: ClassVar[Callable[..., None]]
+    push_to_hub: ClassVar[Callable[..., str]]
+    from_pretrained: ClassVar[Callable[..., Model]]
 
 
 class Layers(NamedTuple):
-    """What a network of one operator is made of.
+    """The layer classes of a network with one operator.
 
-    ``conv2d`` and ``linear`` are called as nn.Conv2d and nn.Linear are, ``activation`` without arguments. The
-    activation of a binary network is the identity: the sign that a binary layer takes of its input is the
-    nonlinearity, and after a ReLU every sign would be +1. ``first`` and ``last`` make the outermost layers of the
-    LeNets: of the operator as all others, but ordinary ones in a binary network, as XNOR-Net's authors have it.
+    ``conv2d`` and ``linear`` take the arguments of nn.Conv2d and nn.Linear, ``activation`` takes none. The
+    activation of a binary network is the identity: a binary layer takes the sign of its input, which is the
+    nonlinearity, and after a ReLU every sign would be +1. ``first`` and ``last`` build the outermost layers of the
+    LeNets: with the operator of the others, but ordinary ones in a binary network, as in XNOR-Net
+    (Rastegari et al., ECCV 2016, arXiv 1603.05279).
     """
 
     conv2d: Callable[..., nn.Module]
@@ -68,7 +48,7 @@ class Layers(NamedTuple):
 
 
 class Builder(NamedTuple):
-    """A registered network: how to build it, and the task that it has in the paper."""
+    """A registered network: the function that builds it, and its task in the paper (images of size x size)."""
 
     build: Callable[[Layers, int, int], Model]
     num_classes: int
@@ -82,7 +62,7 @@ BuildFunction = TypeVar("BuildFunction", bound=Callable[[Layers, int, int], Mode
 
 
 def register(name: str, *, num_classes: int, in_chans: int, size: int) -> Callable[[BuildFunction], BuildFunction]:
-    """Register ``build(layers, num_classes, in_chans)`` under ``name``; the paper's task is its default."""
+    """Register ``build(layers, num_classes, in_chans)`` under ``name``, with the paper's task as default."""
 
     def decorate(build: BuildFunction) -> BuildFunction:
         if name in _MODELS:
@@ -94,25 +74,28 @@ def register(name: str, *, num_classes: int, in_chans: int, size: int) -> Callab
 
 
 def layers_of(op: str, grad: GradientRule | None = None, recenter: bool = False) -> Layers:
-    """The layers of ``op``; ``grad`` (None: the paper's rule) and ``recenter`` are those of its adder layers."""
+    """Return the layer classes of ``op``; ``grad`` (None: the paper's rule) and ``recenter`` are for adder layers.
+
+    Raises UserError for an unknown op, and for a rule or recenter=True without adder layers.
+    """
     relu = partial(nn.ReLU, inplace=True)
     if op == "adder":
         options: dict[str, Any] = {"grad": grad or GradientRule(), "recenter": recenter}
         conv2d, linear = partial(AdderConv2d, **options), partial(AdderLinear, **options)
         return Layers(conv2d, linear, relu, first=conv2d, last=linear)
     if op not in OPS:
-        raise UserError(f"unknown op {op!r}; known: {', '.join(OPS)}")
+        raise UserError(f"op={op} is unknown: expected one of {', '.join(OPS)}")
     if grad is not None:
-        raise UserError(f"op {op!r} has no gradient rule, but grad={grad} was given; leave it out")
+        raise UserError(f"op={op} has no gradient rule, but grad={grad} was given: leave it out")
     if recenter:
-        raise UserError(f"op {op!r} has no adder layers to recenter, but recenter=True was given; leave it out")
+        raise UserError(f"op={op} has no adder layers, but recenter=True was given: leave it out")
     if op == "binary":
         return Layers(BinaryConv2d, BinaryLinear, nn.Identity, first=nn.Conv2d, last=nn.Linear)
     return Layers(nn.Conv2d, nn.Linear, relu, first=nn.Conv2d, last=nn.Linear)
 
 
 def list_models() -> list[str]:
-    """The names that create_model knows, sorted."""
+    """Return the names that create_model takes, sorted."""
     return sorted(_MODELS)
 
 
@@ -128,8 +111,8 @@ def create_model(
 
     Args:
         name: one of ``list_models()``.
-        op: "adder" (L1 distance, no multiplication), "conv" (the CNN twin) or "binary" (the BNN twin); weights
-            have the same names and shapes in all three (of LeNet++ but the last normalisation).
+        op: "adder" (L1 distance, no multiplication), "conv" (the CNN) or "binary" (the binary network); weights
+            have the same names and shapes in all three, except the last normalisation of LeNet++.
         num_classes, in_chans: default to the paper's task, e.g. 10 and 1 for lenet5bn.
         grad: gradient rule of the adder layers, a GradientRule or its fields as a mapping.
         recenter: every adder layer adds sum |W| to its outputs, which 16-bit training needs (AdderConv2d).
@@ -137,8 +120,8 @@ def create_model(
     Returns a float32 Model in training mode, each layer initialised as its class does it: (N, in_chans, H, W) ->
     logits (N, num_classes).
 
-    Raises UserError (not ValueError: the command line prints the same line) for an unknown name or op, a
-    count below 1, a gradient rule that does not exist, and for a rule or recenter=True without adder layers.
+    Raises UserError for an unknown name or op, a count below 1, an unknown gradient rule, and for a rule or
+    recenter=True without adder layers.
     """
     if name not in _MODELS:
         raise UserError(f"unknown model {name!r}; known: {', '.join(list_models())}")
@@ -147,7 +130,7 @@ def create_model(
     channels = builder.in_chans if in_chans is None else in_chans
     for what, count in (("num_classes", classes), ("in_chans", channels)):
         if count < 1:
-            raise UserError(f"{what} must be at least 1, got {count}")
+            raise UserError(f"{what}={count} is out of range: expected at least 1")
     rule = _rule_of(op, grad)
     model = builder.build(layers_of(op, rule, recenter), classes, channels)
     model.config = {
@@ -169,5 +152,5 @@ def _rule_of(op: str, grad: GradientRule | Mapping[str, str] | None) -> Gradient
         rule = GradientRule(**grad) if isinstance(grad, Mapping) else grad  # type: ignore[arg-type]
         rule.check()
     except (TypeError, ValueError) as error:
-        raise UserError(f"gradient rule {grad!r}: {error}") from error
+        raise UserError(f"grad={grad!r} is no gradient rule: {error}") from error
     return rule

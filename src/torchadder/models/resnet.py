@@ -1,7 +1,7 @@
-"""ResNets for CIFAR and ImageNet: all adder layers except the first and the last, which stay convolutions.
+"""Define the ResNets for CIFAR and ImageNet. The first and the last layer are ordinary convolutions.
 
-Module names are the official code's, so that its checkpoints map key by key (`.adder` -> `.weight`). The blocks
-are those of "Deep Residual Learning for Image Recognition", He et al., CVPR 2016, arXiv 1512.03385.
+Module names are those of the AdderNet authors' code, so that its checkpoints map key by key (`.adder` -> `.weight`).
+The blocks are those of "Deep Residual Learning for Image Recognition", He et al., CVPR 2016, arXiv 1512.03385.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 beside a shortcut: (N, C_in, H, W) -> (N, 4 * channels, H / stride, W / stride).
 
-    The stride is in the 3x3 layer, as in the official code and torchvision; He et al. have it in the first 1x1.
+    The 3x3 layer has the stride, as in the authors' code and torchvision; He et al. have it in the first 1x1 layer.
     """
 
     expansion = 4
@@ -74,10 +74,11 @@ class ResNet(nn.Sequential, Model):
     Shapes: (N, in_chans, H, W) -> (N, num_classes), any H and W.
 
     Args:
-        stem: the convolution in front; the first stage has its width, each further one twice that at half the size.
-        depths: blocks in each stage.
-        pool: what follows the stem.
-        bias: of the classifier. Idle, since BN follows, but the official ResNet-50 has one.
+        stem: the first convolution. The first stage has its width; each further stage has twice the width of the
+            one before it, and half its size.
+        depths: number of blocks in each stage.
+        pool: the pooling after the stem.
+        bias: give the classifier a bias. It has no effect, since BN follows, but the authors' ResNet-50 has one.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ def resnet32(layers: Layers, num_classes: int, in_chans: int) -> Model:
 
 @register("resnet18", num_classes=1000, in_chans=3, size=224)
 def resnet18(layers: Layers, num_classes: int, in_chans: int) -> Model:
-    """The official code has no ResNet-18: stem and head are those of its ResNet-50."""
+    """Build ResNet-18; the authors' code has none, so stem and head are those of its ResNet-50."""
     return _imagenet(layers, BasicBlock, (2, 2, 2, 2), num_classes, in_chans)
 
 

@@ -1,4 +1,4 @@
-"""VGG-small for CIFAR: six 3x3 layers, adder layers except the first; the classifier stays a product."""
+"""Define VGG-small for CIFAR: six 3x3 layers and a classifier. The first and the last layer are ordinary ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ WIDTHS = (128, 128, 256, 256, 512, 512)
 class VGGSmall(nn.Sequential, Model):
     """2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-FC, with BN and an activation after each 3x3 layer (paper, section 4.2).
 
-    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). Other sizes are refused by fc. The paper's notation says no
-    more of the head than FC: as in the official ResNets, it has no activation and ends in BN.
+    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). fc raises an error for other sizes. The paper's notation says
+    only FC for the head: as in the authors' ResNets, it has no activation and ends in BN.
     """
 
     def __init__(self, layers: Layers, num_classes: int, in_chans: int):
