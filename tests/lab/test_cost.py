@@ -5,8 +5,9 @@ import json
 import pytest
 from torch import nn
 
-from torchadder.counts import cost, summary
+from torchadder.counts import summary
 from torchadder.errors import UserError
+from torchadder.lab import cost
 from torchadder.lab.cost import CostTable, read_tables
 from torchadder.models import create_model
 from torchadder.models.registry import OPS

@@ -5,8 +5,8 @@ import torch
 from tests.conftest import patterns
 
 from torchadder import quant
-from torchadder.counts import report
 from torchadder.data import registry as datasets
+from torchadder.lab import report
 from torchadder.lab.runs import TrainedRun
 from torchadder.quant.file import write
 from torchadder.train import Recipe, Run, train

@@ -11,9 +11,9 @@ import sys
 import pytest
 from tests.lab.report.conftest import ATTACK, CLASSES, FOLDER
 
-from torchadder.counts import report
 from torchadder.data import registry as datasets
 from torchadder.errors import UserError
+from torchadder.lab import report
 from torchadder.lab.report import charts, page
 from torchadder.lab.runs import TrainedRun
 from torchadder.train import RECIPES
