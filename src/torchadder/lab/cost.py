@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torchadder.counts.table import Summary
+from torchadder.counts import Summary
 from torchadder.errors import UserError
 
 BUILT_IN = Path(__file__).with_name("costs.toml")

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchadder.counts import summary
-from torchadder.counts.table import Summary
+from torchadder.counts import Summary, summary
 from torchadder.data import Dataset, Split, open_batches
 from torchadder.data.pixels import load_pillow
 from torchadder.engine import Engine
