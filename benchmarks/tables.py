@@ -18,7 +18,7 @@ from engine_tables import (
     steps_table,
     summary_table,
 )
-from torchadder import atomic
+from torchadder import files
 from torchadder.errors import UserError
 from torchadder.lab.bench import record
 from torchadder.lab.reproduce import EXPERIMENTS
@@ -196,9 +196,9 @@ def table(name: str, results: Path) -> str:
         return document(EXPERIMENTS[name], read_records(results))
     if name == "other-runs":
         return others(read_records(results)) or MISSING
-    build, files = TABLES[name]
+    build, sources = TABLES[name]
     parts = []
-    for paths in ([results / file for file in together] for together in files):
+    for paths in ([results / file for file in together] for together in sources):
         if not all(path.exists() for path in paths):
             continue
         try:
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             print(f"out of date: {names}; run python benchmarks/tables.py", file=sys.stderr)
             return 1
         for path, text in found.items():
-            atomic.write_bytes(path, text.encode())
+            files.write_bytes(path, text.encode())
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

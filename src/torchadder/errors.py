@@ -1,5 +1,9 @@
-"""The one exception that means: the caller can fix this. Its text is one line: what, which value, what to do."""
+"""Define the exception for mistakes of a caller."""
 
 
 class UserError(ValueError):
-    """A mistake or a missing thing on the user's side; the command line prints it as one line and exits with 2."""
+    """Report a mistake or a missing thing that the caller can correct.
+
+    The text is one line: what is wrong, with which value (``name=value``), and what to do. The command line prints it
+    and exits with code 2.
+    """

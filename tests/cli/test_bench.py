@@ -309,7 +309,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line(capsys, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("torchadder.lab.bench.record.atomic.write_bytes", full)
+    monkeypatch.setattr("torchadder.lab.bench.record.files.write_bytes", full)
     assert main(TRAIN) == 2
     out, err = capsys.readouterr()
     assert out == ""

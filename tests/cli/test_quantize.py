@@ -98,9 +98,9 @@ def test_a_data_set_that_does_not_say_its_normalisation(folder, capsys):
 
 
 BAD = [  # arguments after quantize, words of the line
-    (["run", "-o", "new.bin"], "--out new.bin: expected a name that ends in .tadder"),
-    (["run", "-o", "nowhere/new.tadder"], "cannot write nowhere/new.tadder: nowhere is no folder"),
-    (["run", "-o", "folder.tadder"], "cannot write folder.tadder: it is a folder"),
+    (["run", "-o", "new.bin"], "new.bin: expected a name that ends in .tadder"),
+    (["run", "-o", "nowhere/new.tadder"], "nowhere/new.tadder: nowhere is no folder; create it first"),
+    (["run", "-o", "folder.tadder"], "folder.tadder: is a folder; choose another file name"),
     (["run"], "Missing option '--out' / '-o'"),
     (["run", "-o", "new.tadder", "--method", "kl"], "--method kl is unknown: expected mse, max, percentile"),
     (["run", "-o", "new.tadder", "--bits", "9"], "'--bits'"),

@@ -21,7 +21,7 @@ from tests.data.cifar_files import binary
 from tests.train import torchrun
 from torch.utils._pytree import tree_flatten
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.cli import main
 from torchadder.data import registry as datasets
 from torchadder.errors import UserError
@@ -165,7 +165,7 @@ def not_a_number(data_dir):
     return dataset
 
 
-def disk_full(path, data, write=atomic.write_bytes):
+def disk_full(path, data, write=files.write_bytes):
     if path.name == "last.pt":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     write(path, data)
@@ -193,7 +193,7 @@ ERRORS = {  # what is wrong -> data set, flags, what is replaced, the line, the 
     "nothing to resume": (tiny, ["--resume"], {}, "holds no run to resume", 2),
     "not finite": (not_a_number, [], {}, "numbers in epoch 1, first in the images. Look at the data", 2),
     "not finite together": (not_a_number, ["--sync-bn"], {}, "epoch 1, first in the images. Look at the data", 2),
-    "disk full": (tiny, [], {(atomic, "write_bytes"): disk_full}, "No space left on device", 2),
+    "disk full": (tiny, [], {(files, "write_bytes"): disk_full}, "No space left on device", 2),
     "a bug": (tiny, [], BUG, "unexpected ValueError: a bug of ours; run again with --debug", 1),
     "interrupted": (tiny, [], STOP, "0/2 epochs are saved, continue with the same command and --resume", 130),
 }

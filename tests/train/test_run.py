@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.data import registry as datasets
 from torchadder.errors import UserError
 from torchadder.models.checkpoint import load_checkpoint
@@ -172,7 +172,7 @@ def test_two_threads_continue_exactly(tiny_recipe, tmp_path):
 @pytest.mark.parametrize("name", ["best.safetensors", "config.json", "last.pt"])
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_killed_between_two_writes(whole, tiny_recipe, tmp_path, monkeypatch, name, epoch):
-    write, begun = atomic.write_bytes, []
+    write, begun = files.write_bytes, []
 
     def write_until(path, data):
         begun.append(path.name)
@@ -181,7 +181,7 @@ def test_killed_between_two_writes(whole, tiny_recipe, tmp_path, monkeypatch, na
         write(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(atomic, "write_bytes", write_until)
+        patched.setattr(files, "write_bytes", write_until)
         with pytest.raises(Stop):
             start(tmp_path / "run", tiny_recipe)
     start(tmp_path / "run", tiny_recipe, resume=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
-from torchadder import atomic, quant
+from torchadder import files, quant
 from torchadder.cli.eval import BATCH, open_dataset
 from torchadder.cli.options import DataFolder, DatasetName, OnError, Partial, Workers
 from torchadder.data import Dataset, open_batches
@@ -62,7 +62,7 @@ def quantize(
     """
     if method not in METHODS:
         raise UserError(f"--method {method} is unknown: expected {', '.join(METHODS)}")
-    atomic.check_writable(out, SUFFIX)
+    files.check_writable(out, SUFFIX)
     model, origin = read_checkpoint(checkpoint)
     config = model.config
     takes = config["in_chans"], config["num_classes"]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.data.folders import cache_folder
 from torchadder.data.idx import format_idx, parse_idx, uncompress, write_idx_gz
 from torchadder.data.idx_dataset import IdxDataset
@@ -123,12 +123,12 @@ def _download(dataset: str, url: str, limit: int) -> bytes:
     return content.getvalue()
 
 
-def _keep(dataset: str, title: str, files: Mapping[Path, bytes]) -> None:
+def _keep(dataset: str, title: str, contents: Mapping[Path, bytes]) -> None:
     folder = cache_folder(dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, content in files.items():
-            atomic.write_bytes(path, content)
+        for path, content in contents.items():
+            files.write_bytes(path, content)
     except OSError as error:
         raise UserError(f"cannot write {title} to {folder}: {error.strerror or error}") from error
     _say(dataset, f"kept in {folder}")

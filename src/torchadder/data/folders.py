@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchadder import cache
+from torchadder import files
 from torchadder.errors import UserError
 
 SUBFOLDERS = {  # where below a place a data set in IDX files may lie, torchvision's and Debian's names included
@@ -17,7 +17,7 @@ SUBFOLDERS = {  # where below a place a data set in IDX files may lie, torchvisi
 
 def cache_folder(dataset: str) -> Path:
     """Where fetched files are kept: torchadder/DATASET in $XDG_CACHE_HOME, or in ~/.cache."""
-    return cache.folder() / dataset
+    return files.cache_folder() / dataset
 
 
 def places(data_dir: Path | None) -> list[Path]:
@@ -28,7 +28,7 @@ def places(data_dir: Path | None) -> list[Path]:
     if data_dir is not None:
         return [_folder(data_dir, "--data")]
     variable = os.environ.get("TORCHADDER_DATA")
-    return [_folder(Path(variable), "TORCHADDER_DATA"), cache.folder()] if variable else [cache.folder()]
+    return [_folder(Path(variable), "TORCHADDER_DATA"), files.cache_folder()] if variable else [files.cache_folder()]
 
 
 def candidates_of(name: str, data_dir: Path | None) -> list[Path]:
@@ -56,7 +56,7 @@ def find_files(dataset: str, names: Sequence[str], data_dir: Path | None) -> lis
             found = [path for name in names if (path := _one(folder, name))]
             if len(found) == len(names):
                 return found
-            if found and place != cache.folder():  # a fetch into the cache that was cut short is simply repeated
+            if found and place != files.cache_folder():  # a fetch into the cache that was cut short is simply repeated
                 missing = ", ".join(f"{n}.gz" for n in names if not _one(folder, n))
                 raise UserError(f"{folder} holds a part of {dataset}, but not {missing}")
     if data_dir is not None:

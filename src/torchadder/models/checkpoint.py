@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.errors import UserError
 from torchadder.models.registry import Model, create_model, list_models
 from torchadder.nn import Adder
@@ -63,8 +63,8 @@ def save_checkpoint(folder: Path, model: Model, *, dataset: str, epoch: int, acc
     Each file appears whole or not at all. Raises OSError where it cannot be written.
     """
     about = asdict(Checkpoint(model.config, dataset, epoch, accuracy))
-    atomic.write_bytes(folder / BEST, save(cpu_state(model), metadata={"torchadder": json.dumps(about)}))
-    atomic.write_bytes(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+    files.write_bytes(folder / BEST, save(cpu_state(model), metadata={"torchadder": json.dumps(about)}))
+    files.write_bytes(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def load_checkpoint(path: str | Path, op: str = "adder") -> Model:

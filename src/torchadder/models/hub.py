@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.errors import UserError
 from torchadder.version import __version__
 
@@ -52,8 +52,8 @@ def save_pretrained(model: Model, directory: str | os.PathLike[str]) -> None:
     _check_config(model, tensors)
     about = {"library_name": "torchadder", "library_version": __version__, "model": model.config}
     folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    atomic.write_bytes(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+    files.write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    files.write_bytes(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def from_pretrained(name: str | os.PathLike[str], revision: str | None = None) -> Model:

@@ -30,7 +30,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.errors import UserError
 from torchadder.ops.geometry import Geometry
 from torchadder.quant.program import (
@@ -53,7 +53,7 @@ WEIGHTS = {"adder": torch.uint8, "conv": torch.int8, "binary": torch.int8}
 def write(program: Program, path: Path, about: Mapping[str, str | int | float] | None = None) -> None:
     """Save ``program``, whole or not at all; ``about`` is kept beside it. Raises UserError where the disk refuses."""
     try:
-        atomic.write_bytes(path, to_bytes(program, about))
+        files.write_bytes(path, to_bytes(program, about))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.environment import describe_environment
 from torchadder.errors import UserError
 from torchadder.models import Model
@@ -117,13 +117,13 @@ class Run:
             if not holds_run(self.folder):
                 (self.folder / METRICS).unlink(missing_ok=True)
                 self._write_json(ENVIRONMENT, {**about, "resumed": []})
-                atomic.write_bytes(self.folder / RECIPE, self.recipe.to_json().encode())  # last: now it is a run
+                files.write_bytes(self.folder / RECIPE, self.recipe.to_json().encode())  # last: now it is a run
                 return
             environment = _read_json(self.folder / ENVIRONMENT)
             environment.setdefault("resumed", []).append({"after_epoch": self.epoch, **about})
             self._write_json(ENVIRONMENT, environment)
             kept = "".join(json.dumps(row) + "\n" for row in self.metrics())
-            atomic.write_bytes(self.folder / METRICS, kept.encode())
+            files.write_bytes(self.folder / METRICS, kept.encode())
 
     def end_epoch(self, row: dict[str, Any], model: Model, state: dict[str, Any]) -> None:
         """Save the end of an epoch: its line of metrics, the model if it is the best so far, then last.pt.
@@ -154,7 +154,7 @@ class Run:
                     save_checkpoint(self.folder, model, **about)
                 buffer = io.BytesIO()  # torch.save into a file turns a full disk into a RuntimeError of its own
                 torch.save(state, buffer)
-                atomic.write_bytes(self.folder / LAST, buffer.getvalue())
+                files.write_bytes(self.folder / LAST, buffer.getvalue())
         self.state, self.epoch, self.best, self._seconds = state, epoch, best, seconds
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -189,7 +189,7 @@ class Run:
         )
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
-        atomic.write_bytes(self.folder / name, (json.dumps(content, indent=2) + "\n").encode())
+        files.write_bytes(self.folder / name, (json.dumps(content, indent=2) + "\n").encode())
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

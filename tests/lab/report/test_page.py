@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_the_old_page(world, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page.atomic, "write_bytes", full)
+    monkeypatch.setattr(page.files, "write_bytes", full)
     (tmp_path / "page.html").write_text("old")
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         report.write([world["conv"]], tmp_path / "page.html", test=False)

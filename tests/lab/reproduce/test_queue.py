@@ -280,7 +280,7 @@ def test_a_disk_that_is_full_when_the_record_is_written(table, monkeypatch):
     with pytest.raises(UserError, match=r"^cannot write .*reproduce-tiny-epochs-1\.json \(No space left on device\)"):
         queue.run()
     log = Log()
-    queue.run(report=log)  # atomic.write_bytes has taken the link away
+    queue.run(report=log)  # files.write_bytes has taken the link away
     assert log.epochs == [("AdderNet", 0, 1)]
 
 

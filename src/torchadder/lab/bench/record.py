@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.environment import describe_environment
 
 # Variables that hold torch's own kernels to an instruction set: a reader must know if one was set.
@@ -70,7 +70,7 @@ def write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """
     record = _rounded(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    files.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     return record
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def write(figure: Figure, stem: Path) -> None:
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix[1:], metadata=metadata)
-        atomic.write_bytes(stem.with_name(stem.name + suffix), buffer.getvalue())
+        files.write_bytes(stem.with_name(stem.name + suffix), buffer.getvalue())
 
 
 def line_style(number: int) -> dict[str, Any]:

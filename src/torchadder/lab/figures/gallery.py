@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.environment import describe_environment
 from torchadder.errors import UserError
 from torchadder.lab.bench.record import portable_command, today
@@ -109,7 +109,7 @@ def _write(name: str, data: dict[str, Any], material: Material, out: Path) -> Ma
     try:
         with drawing.styled():
             drawing.write(FIGURES[name].draw(data), out / name)
-        atomic.write_bytes(out / f"{name}.json", text.encode())
+        files.write_bytes(out / f"{name}.json", text.encode())
     except OSError as error:
         raise UserError(f"cannot write into {out}: {error.strerror or error}") from error
     return Made(name, out / name, line, data)

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torchadder import atomic
+from torchadder import files
 from torchadder.data import Dataset, Split
 from torchadder.errors import UserError
 from torchadder.lab import cost
@@ -59,11 +59,11 @@ def write(
     Raises UserError for missing packages, a path that cannot be written, runs that cannot be on one page or are
     damaged, and data in ``data_dir`` or a program that are not for them.
     """
-    atomic.check_writable(path, SUFFIX)
+    files.check_writable(path, SUFFIX)
     _check(runs, program)
     contents = _collect(runs, data_dir, test, program, workers)
     try:
-        atomic.write_bytes(path, render(contents).encode())
+        files.write_bytes(path, render(contents).encode())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     several = len(contents) > 1

@@ -1,0 +1,61 @@
+"""Write files whole or not at all, check that a file can be written, and name the cache folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torchadder.errors import UserError
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Replace the content of ``path`` by ``data``, also when the disk is full or the process is killed.
+
+    Writes a temporary file in the same folder, calls fsync, then renames it. Raises OSError (full disk, no
+    permission); ``path`` then keeps its old content.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def check_writable(path: Path, suffix: str | None = None) -> None:
+    """Check that a file can be written to ``path``, before long work whose result goes there. Creates nothing.
+
+    Args:
+        path: the file, named ``out`` in messages.
+        suffix: the required end of its name, ".html" for example; None accepts any name.
+
+    Raises UserError for another suffix, a folder at ``path``, a missing parent folder, and missing permission.
+    """
+    if suffix is not None and path.suffix != suffix:
+        raise UserError(f"out={path}: expected a name that ends in {suffix}")
+    if path.is_dir():
+        raise UserError(f"out={path}: is a folder; choose another file name")
+    if not path.parent.is_dir():
+        raise UserError(f"out={path}: {path.parent} is no folder; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"out={path}: no permission to write into {path.parent}; choose another folder")
+
+
+def cache_folder() -> Path:
+    """Return the folder for files kept between runs, `torchadder` in $XDG_CACHE_HOME or ~/.cache; it may not exist."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "torchadder"
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # The rename reaches the disk only when its folder does.
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
