@@ -153,8 +153,8 @@ def test_a_program_belongs_to_one_run(world, tmp_path):
     ("path", "message"),
     [
         ("page.txt", "expected a name that ends in .html"),
-        ("none/page.html", "is no folder, create it first"),
-        ("folder.html", "it is a folder"),
+        ("none/page.html", "is no folder; create it first"),
+        ("folder.html", "is a folder"),
     ],
 )
 def test_a_place_that_cannot_be_written(world, tmp_path, path, message):
