@@ -6,10 +6,10 @@
 #include <cstdio>
 #include <vector>
 
-#include "functors.h"
-#include "vector_avx2.h"
+#include "conv/functors.h"
+#include "conv/vector_avx2.h"
 #if defined(__AVX512DQ__)
-#include "vector_avx512.h"
+#include "conv/vector_avx512.h"
 #endif
 
 using namespace torchadder;

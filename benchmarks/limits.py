@@ -13,15 +13,13 @@ from typing import Any
 from torchadder.lab.bench import record
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-w")
-
-
-PROGRAMS = {"limits": "native/src", "limits_u8": "native/engine"}
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-w", f"-I{ROOT / 'native'}")
+PROGRAMS = ("limits", "limits_u8")
 
 
 def main() -> int:
-    for name, folder in PROGRAMS.items():
-        printed = compiled_and_run(ROOT / "benchmarks" / f"{name}.cpp", ROOT / folder)
+    for name in PROGRAMS:
+        printed = compiled_and_run(ROOT / "benchmarks" / f"{name}.cpp")
         kind = name.replace("_", "-")
         record.write(ROOT / "results" / f"{kind}.json", record.make(kind, printed["n"], printed["rows"]))
         for row in printed["rows"]:
@@ -29,12 +27,12 @@ def main() -> int:
     return 0
 
 
-def compiled_and_run(source: Path, headers: Path) -> Any:
-    """What the program of ``source`` prints."""
+def compiled_and_run(source: Path) -> Any:
+    """Return the JSON object that the program of ``source`` prints."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / source.stem
         compiler = os.environ.get("CXX", "c++")
-        subprocess.run([compiler, *FLAGS, f"-I{headers}", str(source), "-o", str(program)], check=True)
+        subprocess.run([compiler, *FLAGS, str(source), "-o", str(program)], check=True)
         return json.loads(subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout)
 
 

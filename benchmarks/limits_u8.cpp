@@ -7,10 +7,10 @@
 #include <cstdio>
 #include <vector>
 
-#include "adder_by_max.h"
-#include "layer_kernel.h"
+#include "engine/adder_by_max.h"
+#include "engine/layer_kernel.h"
 #if defined(__AVX512BW__)
-#include "lanes_avx512.h"
+#include "engine/lanes_avx512.h"
 #endif
 
 using namespace torchadder::engine;

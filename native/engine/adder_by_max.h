@@ -5,7 +5,7 @@
 // four pixels take 8 psadbw and 8 additions, the fifth 2 of each max, maddubs and addition: 22 instructions for 3
 // ports.
 #pragma once
-#include "layer_kernel.h"
+#include "engine/layer_kernel.h"
 
 namespace torchadder::engine {
 namespace {

@@ -6,11 +6,10 @@
 #include <memory>
 #include <vector>
 
-#include "error.h"
-#include "executor.h"
-#include "kernels.h"
+#include "common/error.h"
+#include "engine/executor.h"
+#include "engine/kernels.h"
 #include "torchadder_engine.h"
-#include "unsound.h"
 
 using namespace torchadder::engine;
 using torchadder::fail;
@@ -51,6 +50,17 @@ int run(torchadder_engine *engine, const float *images, const uint8_t *codes, in
 }  // namespace
 
 extern "C" {
+
+int torchadder_engine_check(const void *bytes, size_t size) {
+  try {
+    Program::read({static_cast<const char *>(bytes), size});
+    return 0;
+  } catch (const std::bad_alloc &) {
+    return fail("it needs more memory than there is");
+  } catch (const std::exception &error) {
+    return fail("%s", error.what());
+  }
+}
 
 torchadder_engine *torchadder_engine_load(const char *path, int threads) {
   try {

@@ -1,11 +1,11 @@
-#include "executor.h"
+#include "engine/executor.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <thread>
 
-#include "threads.h"
+#include "common/threads.h"
 
 namespace torchadder::engine {
 namespace {
@@ -53,7 +53,7 @@ void Executor::Barrier::wait(int size) {
 
 void Executor::run(const float *images, const uint8_t *codes, int64_t count, float *logits, double *seconds) {
   const std::lock_guard<std::mutex> lock(turn_);
-  const int64_t size = plan_.program.shape.codes(), classes = plan_.program.steps.back().to.channels;
+  const int64_t size = plan_.program.shape.size(), classes = plan_.program.steps.back().to.channels;
   const auto image = [&](int64_t i) {
     return Image{images ? images + i * size : nullptr, codes ? codes + i * size : nullptr, logits + i * classes};
   };
@@ -110,7 +110,7 @@ void Executor::input(const Image &image, uint8_t *arena, const Team &team) const
   uint8_t *const origin = arena + to.origin();
   if (image.numbers) {
     plan_.kernels->moves.codes({image.numbers, shape.height, shape.width, shape.channels, program.scale.data(),
-                                program.zero.data(), program.highest, origin, to.row()},
+                                program.zero_point.data(), program.qmax, origin, to.row()},
                                rows.begin, rows.end);
     return;
   }
@@ -152,7 +152,7 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   if (number + 1 < plan_.values.size()) {
     const Layout &to = plan_.values[number + 1];
     job.multiplier = layer.multiplier.data(), job.offset = layer.offset.data(), job.shift = layer.shift.data();
-    job.highest = step.requantisation.highest, job.pre = step.requantisation.pre;
+    job.highest = step.requantization.qmax, job.pre = step.requantization.pre_shift;
     job.result = arena + to.origin(), job.result_row = to.row(), job.result_pixel = to.pixel;
     if (step.shortcut >= 0) {
       const Layout &shortcut = plan_.values[static_cast<std::size_t>(step.shortcut)];
@@ -161,7 +161,7 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
       job.shortcut_row = shortcut.row(), job.shortcut_pixel = shortcut.pixel;
     }
   } else {
-    job.logits = image.logits, job.gain = step.logits.gain.data(), job.bias = step.logits.bias.data();
+    job.logits = image.logits, job.gain = step.logits.scale.data(), job.bias = step.logits.bias.data();
   }
   // Threads share pixels, which all read the same weights, or else pairs of blocks.
   const int64_t pixels = step.to.height * step.to.width, pairs = (layer.blocks + 1) / 2;
@@ -190,7 +190,7 @@ void Executor::max_pool(std::size_t number, uint8_t *arena, const Team &team) co
 void Executor::average_pool(std::size_t number, uint8_t *arena, const Team &team) const {
   const Step &step = plan_.program.steps[number];
   const Layout &from = plan_.values[static_cast<std::size_t>(step.source)], &to = plan_.values[number + 1];
-  const Requantisation &by = step.requantisation;
+  const Requantization &by = step.requantization;
   PoolJob job{};
   job.source_row = from.row(), job.channels = from.pixel;
   job.height = step.kernel[0], job.width = step.kernel[1];
@@ -206,7 +206,8 @@ void Executor::average_pool(std::size_t number, uint8_t *arena, const Team &team
         plan_.kernels->moves.channel_sums(job, first, last, sums);
         for (int64_t c = first; c < last; ++c) {
           const auto at = static_cast<std::size_t>(c);
-          result[c] = requantised(sums[c - first], by.pre, by.multiplier[at], by.offset[at], by.shift[at], by.highest);
+          result[c] =
+              requantised(sums[c - first], by.pre_shift, by.multiplier[at], by.offset[at], by.shift[at], by.qmax);
         }
       }
     }

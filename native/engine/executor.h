@@ -4,7 +4,7 @@
 #include <mutex>
 #include <vector>
 
-#include "plan.h"
+#include "engine/plan.h"
 
 namespace torchadder::engine {
 

@@ -1,9 +1,9 @@
-#include "json.h"
+#include "engine/json.h"
 
 #include <algorithm>
 #include <charconv>
 
-#include "unsound.h"
+#include "common/error.h"
 
 namespace torchadder::engine {
 
@@ -14,14 +14,14 @@ class JsonParser {
   Json whole_text() {
     Json value = parse(0);
     skip_space();
-    if (!rest_.empty()) broken();
+    if (!rest_.empty()) syntax_error();
     return value;
   }
 
  private:
-  static constexpr int kDepth = 16;
+  static constexpr int kMaxDepth = 16;
 
-  [[noreturn]] void broken() const { unsound("its head is no JSON at byte %zu", size_ - rest_.size()); }
+  [[noreturn]] void syntax_error() const { reject("its head is not JSON at byte %zu", size_ - rest_.size()); }
 
   void skip_space() {
     const std::size_t n = rest_.find_first_not_of(" \t\r\n");
@@ -29,7 +29,7 @@ class JsonParser {
   }
 
   char next() {
-    if (rest_.empty()) broken();
+    if (rest_.empty()) syntax_error();
     const char c = rest_.front();
     rest_.remove_prefix(1);
     return c;
@@ -43,13 +43,13 @@ class JsonParser {
   }
 
   void expect(char c) {
-    if (!take(c)) broken();
+    if (!take(c)) syntax_error();
   }
 
   Json parse(int depth) {
-    if (depth > kDepth) unsound("its head is nested more than %d deep", kDepth);
+    if (depth > kMaxDepth) reject("its head is nested more than %d levels deep", kMaxDepth);
     skip_space();
-    if (rest_.empty()) broken();
+    if (rest_.empty()) syntax_error();
     Json value;
     switch (rest_.front()) {
       case '{':
@@ -78,9 +78,10 @@ class JsonParser {
   }
 
   void word(std::string_view expected, Json &value, Json::Kind kind) {
-    if (rest_.substr(0, expected.size()) != expected) broken();
+    if (rest_.substr(0, expected.size()) != expected) syntax_error();
     rest_.remove_prefix(expected.size());
     value.kind_ = kind;
+    value.text_ = expected;
   }
 
   void object(Json &value, int depth) {
@@ -89,7 +90,7 @@ class JsonParser {
     if (take('}')) return;
     do {
       skip_space();
-      if (rest_.empty() || rest_.front() != '"') broken();
+      if (rest_.empty() || rest_.front() != '"') syntax_error();
       std::string name = text();
       expect(':');
       value.object_.emplace_back(std::move(name), parse(depth + 1));
@@ -99,7 +100,7 @@ class JsonParser {
     const auto same = [](const auto &a, const auto &b) { return a.first == b.first; };
     std::sort(value.object_.begin(), value.object_.end(), before);
     const auto twice = std::adjacent_find(value.object_.begin(), value.object_.end(), same);
-    if (twice != value.object_.end()) unsound("its head has '%.60s' twice", twice->first.c_str());
+    if (twice != value.object_.end()) reject("its head has the name '%.60s' twice", twice->first.c_str());
   }
 
   void list(Json &value, int depth) {
@@ -116,8 +117,9 @@ class JsonParser {
     const std::string_view digits = rest_.substr(0, n);
     const char *first = digits.data(), *last = first + digits.size();
     const std::size_t sign = !digits.empty() && digits[0] == '-';
-    if (digits.size() == sign || digits[sign] < '0' || digits[sign] > '9') broken();
-    if (digits[sign] == '0' && digits.size() > sign + 1 && digits[sign + 1] >= '0' && digits[sign + 1] <= '9') broken();
+    if (digits.size() == sign || digits[sign] < '0' || digits[sign] > '9') syntax_error();
+    if (digits[sign] == '0' && digits.size() > sign + 1 && digits[sign + 1] >= '0' && digits[sign + 1] <= '9')
+      syntax_error();
     const auto [end, error] = std::from_chars(first, last, value.whole_);
     value.kind_ = error == std::errc() && end == last ? Json::Kind::whole : Json::Kind::real;
     value.text_ = digits;
@@ -133,7 +135,7 @@ class JsonParser {
       else if ((c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'))
         code = code * 16 + static_cast<unsigned>((c | 32) - 'a' + 10);
       else
-        broken();
+        syntax_error();
     }
     return code;
   }
@@ -159,16 +161,16 @@ class JsonParser {
     const char c = next();
     if (c != 'u') {
       const std::size_t i = kFrom.find(c);
-      if (i == kFrom.npos) broken();
+      if (i == kFrom.npos) syntax_error();
       to += kTo[i];
       return;
     }
     unsigned code = hex4();
-    if (code >= 0xDC00 && code < 0xE000) broken();
+    if (code >= 0xDC00 && code < 0xE000) syntax_error();
     if (code >= 0xD800 && code < 0xDC00) {
-      if (next() != '\\' || next() != 'u') broken();
+      if (next() != '\\' || next() != 'u') syntax_error();
       const unsigned low = hex4();
-      if (low < 0xDC00 || low >= 0xE000) broken();
+      if (low < 0xDC00 || low >= 0xE000) syntax_error();
       code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
     }
     append_utf8(to, code);
@@ -180,7 +182,7 @@ class JsonParser {
     for (;;) {
       const char c = next();
       if (c == '"') return found;
-      if (static_cast<unsigned char>(c) < 0x20) broken();
+      if (static_cast<unsigned char>(c) < 0x20) syntax_error();
       if (c == '\\')
         escape(found);
       else
@@ -194,31 +196,38 @@ class JsonParser {
 
 Json Json::parse(std::string_view text) { return JsonParser(text).whole_text(); }
 
+std::string Json::shown() const {
+  if (kind_ == Kind::list) return "a list";
+  if (kind_ == Kind::object) return "an object";
+  return kind_ == Kind::text ? "'" + text_.substr(0, 40) + "'" : text_.substr(0, 40);
+}
+
 int64_t Json::whole(const char *what, int64_t low, int64_t high) const {
-  if (kind_ != Kind::whole) unsound("%s is no whole number", what);
+  if (kind_ != Kind::whole) reject("%s is %s, expected a whole number", what, shown().c_str());
   if (whole_ < low || whole_ > high)
-    unsound("%s %lld is out of range: expected %lld to %lld", what, static_cast<long long>(whole_),
-            static_cast<long long>(low), static_cast<long long>(high));
+    reject("%s %lld is out of range: expected %lld to %lld", what, static_cast<long long>(whole_),
+           static_cast<long long>(low), static_cast<long long>(high));
   return whole_;
 }
 
 const std::string &Json::text(const char *what) const {
-  if (kind_ != Kind::text) unsound("%s is no text", what);
+  if (kind_ != Kind::text) reject("%s is %s, expected a text", what, shown().c_str());
   return text_;
 }
 
-const std::string &Json::plain(const char *what) const {
-  if (kind_ != Kind::text && kind_ != Kind::whole && kind_ != Kind::real) unsound("%s is no text and no number", what);
+const std::string &Json::text_or_number(const char *what) const {
+  if (kind_ != Kind::text && kind_ != Kind::whole && kind_ != Kind::real)
+    reject("%s is %s, expected a text or a number", what, shown().c_str());
   return text_;
 }
 
 const std::vector<Json> &Json::list(const char *what) const {
-  if (kind_ != Kind::list) unsound("%s is no list", what);
+  if (kind_ != Kind::list) reject("%s is %s, expected a list", what, shown().c_str());
   return list_;
 }
 
 const std::vector<std::pair<std::string, Json>> &Json::object(const char *what) const {
-  if (kind_ != Kind::object) unsound("%s is no object", what);
+  if (kind_ != Kind::object) reject("%s is %s, expected an object", what, shown().c_str());
   return object_;
 }
 
@@ -231,7 +240,7 @@ const Json *Json::find(const char *name) const {
 const Json &Json::at(const char *name) const {
   object("its head");
   const Json *found = find(name);
-  if (!found) unsound("it lacks '%s'", name);
+  if (!found) reject("it lacks '%s'", name);
   return *found;
 }
 

@@ -1,8 +1,8 @@
-#include "kernels.h"
+#include "engine/kernels.h"
 
 #include <cstring>
 
-#include "dispatch.h"
+#include "conv/dispatch.h"
 
 namespace torchadder::engine {
 

@@ -1,6 +1,6 @@
 // The engine's instruction sets.
 #pragma once
-#include "job.h"
+#include "engine/job.h"
 
 namespace torchadder::engine {
 

@@ -1,6 +1,6 @@
-#include "adder_by_max.h"
-#include "layer_kernel.h"
-#include "moves.h"
+#include "engine/adder_by_max.h"
+#include "engine/layer_kernel.h"
+#include "engine/moves.h"
 
 namespace torchadder::engine {
 namespace {

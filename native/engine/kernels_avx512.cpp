@@ -1,4 +1,4 @@
-#include "kernels_avx512.h"
+#include "engine/kernels_avx512.h"
 
 namespace torchadder::engine {
 

@@ -1,8 +1,8 @@
 // The kernels of one of the AVX-512 instruction sets, V: alike but for products and counts of bits.
 #pragma once
-#include "lanes_avx512.h"
-#include "layer_kernel.h"
-#include "moves.h"
+#include "engine/lanes_avx512.h"
+#include "engine/layer_kernel.h"
+#include "engine/moves.h"
 
 namespace torchadder::engine {
 namespace {

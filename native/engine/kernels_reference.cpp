@@ -1,5 +1,5 @@
 // The engine on any CPU, one number at a time: what the other instruction sets are measured by.
-#include "moves.h"
+#include "engine/moves.h"
 
 namespace torchadder::engine {
 namespace {

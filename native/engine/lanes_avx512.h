@@ -1,6 +1,6 @@
 // Vectors of the engine, AVX-512 (F, BW, DQ, VL): a block is one vector; two blocks are requantised as one.
 #pragma once
-#include "lanes_avx2.h"
+#include "engine/lanes_avx2.h"
 
 namespace torchadder::engine {
 namespace {

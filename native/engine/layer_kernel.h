@@ -1,8 +1,8 @@
 // The layer kernel, once for all kinds and vector widths: P pixels by W blocks of channels stay in registers over a
 // patch, and leave them as codes.
 #pragma once
-#include "job.h"
-#include "lanes_avx2.h"
+#include "engine/job.h"
+#include "engine/lanes_avx2.h"
 
 namespace torchadder::engine {
 namespace {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "job.h"
+#include "engine/job.h"
 
 namespace torchadder::engine {
 namespace {

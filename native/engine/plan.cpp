@@ -1,10 +1,10 @@
-#include "plan.h"
+#include "engine/plan.h"
 
 #include <algorithm>
 #include <cstring>
 #include <new>
 
-#include "unsound.h"
+#include "common/error.h"
 
 namespace torchadder::engine {
 namespace {
@@ -36,7 +36,7 @@ int64_t place(std::vector<Tenant> tenants, bool share) {
     }
     tenant.layout->offset = at;
     total = std::max(total, at + size);
-    if (total > kMostArena) unsound("it needs more than %lld bytes to run", static_cast<long long>(kMostArena));
+    if (total > kMostArena) reject("it needs more than %lld bytes to run", static_cast<long long>(kMostArena));
     const auto behind = std::upper_bound(placed.begin(), placed.end(), at,
                                          [](int64_t o, const Tenant &t) { return o < t.layout->offset; });
     placed.insert(behind, tenant);
@@ -63,8 +63,7 @@ void add_halos(const Program &program, std::vector<Layout> &values) {
   for (const Step &step : program.steps) {
     if (step.op != Op::adder || !(step.padding[0] || step.padding[1])) continue;
     const auto value = static_cast<std::size_t>(step.source);
-    if (zeros[value] && *zeros[value] != step.zero) unsound("two layers pad value %d with two zeros", step.source);
-    zeros[value] = &step.zero;
+    zeros[value] = &step.zero_point;
     for (int i = 0; i < 2; ++i) values[value].halo[i] = std::max(values[value].halo[i], step.padding[i]);
   }
   for (std::size_t v = 0; v < values.size(); ++v)
@@ -82,10 +81,10 @@ void plan_copy(const Step &step, const Kernels &kernels, LayerPlan &layer) {
   if (step.op == Op::binary) {
     copy.pixel = (step.from.channels + 7) / 8;
     border.resize(static_cast<std::size_t>(copy.pixel));
-    layer.zero_row = repeated(step.zero, step.from.width);
+    layer.zero_row = repeated(step.zero_point, step.from.width);
   } else {
     copy.pixel = step.from.channels * kernels.moves.conv_bytes;
-    for (const uint8_t zero : step.zero) {
+    for (const uint8_t zero : step.zero_point) {
       border.push_back(zero);
       if (kernels.moves.conv_bytes == 2) border.push_back(0);
     }
@@ -164,7 +163,7 @@ void plan_base(const Step &step, LayerPlan &layer) {
   const int64_t channels = int64_t{layer.blocks} * kBlock, c_in = step.from.channels;
   const int64_t kh = step.kernel[0], kw = step.kernel[1], taps = step.taps();
   const auto classes = static_cast<int64_t>(rows.taps.size() * columns.taps.size());
-  if (classes > kMostTable / channels || c_in * taps > kMostTable) unsound("a binary layer is too large");
+  if (classes > kMostTable / channels || c_in * taps > kMostTable) reject("a binary layer is too large");
   layer.row_class = rows.classes, layer.column_class = columns.classes;
   for (int32_t &row : layer.row_class) row *= static_cast<int32_t>(columns.taps.size());
   layer.base.assign(static_cast<std::size_t>(classes * channels), 0);
@@ -233,10 +232,10 @@ Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::m
     pack(step, *kernels, layer);
     if (step.op == Op::adder) sum_weights(step, layer);
     if (step.op == Op::binary) plan_base(step, layer);
-    layer.multiplier = whole_blocks(step.requantisation.multiplier, layer.blocks);
-    layer.offset = whole_blocks(step.requantisation.offset, layer.blocks);
-    layer.shift = whole_blocks(step.requantisation.shift, layer.blocks);
-    layer.factor = whole_blocks(step.requantisation.factor, layer.blocks);
+    layer.multiplier = whole_blocks(step.requantization.multiplier, layer.blocks);
+    layer.offset = whole_blocks(step.requantization.offset, layer.blocks);
+    layer.shift = whole_blocks(step.requantization.shift, layer.blocks);
+    layer.factor = whole_blocks(step.requantization.factor, layer.blocks);
     weight_bytes += layer.block_bytes * layer.blocks;
     step.weight = nullptr;
   }

@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "job.h"
-#include "program.h"
+#include "engine/job.h"
+#include "engine/program.h"
 
 namespace torchadder::engine {
 

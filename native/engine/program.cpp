@@ -1,18 +1,28 @@
-// Reading a program: the rules of torchadder/quant/file.py, one by one, since a file may come from a stranger.
-#include "program.h"
+// The reader of .tadder files. A file may come from a stranger: no program that is accepted reaches outside its tensors
+// or needs more than 32 bits. In the file zero_point is called "zero", qmax "highest", pre_shift "pre" and the scale of
+// the logits "gain".
+#include "engine/program.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "json.h"
-#include "safetensors.h"
-#include "unsound.h"
+#include "common/error.h"
+#include "engine/json.h"
+#include "engine/safetensors.h"
 
 namespace torchadder::engine {
 namespace {
 
-constexpr int64_t kLimit = int64_t{1} << 31, kMostSide = 1 << 14, kMostChannels = 1 << 16, kMostSteps = 1 << 12;
-constexpr int64_t kMostCodes = 1 << 28;
+constexpr int64_t kVersion = 1;
+constexpr int64_t kLimit = int64_t{1} << 31;  // of a 32-bit number
+constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 16, kMaxSteps = 1 << 12;
+constexpr int64_t kMaxSize = 1 << 28;  // quantized values of one image or of one output
+constexpr const char *kOps[] = {"adder", "conv", "binary", "max_pool", "average_pool"};
+
+long long printed(int64_t value) { return value; }
+
+int64_t magnitude(int32_t value) { return value < 0 ? -int64_t{value} : value; }
 
 class Reader {
  public:
@@ -20,191 +30,223 @@ class Reader {
 
   Program program() {
     const int64_t version = head_.at("version").whole("its version", INT64_MIN, INT64_MAX);
-    if (version != 1) unsound("its version is %lld, this torchadder reads 1", static_cast<long long>(version));
-    for (const auto &[name, note] : head_.at("about").object("about"))
-      program_.notes[name] = note.plain("what is kept beside it");
-    const Json &input = head_.at("input");
-    const auto &shape = input.at("shape").list("input shape");
-    if (shape.size() != 3) unsound("the shape of its input has %zu sizes, expected 3", shape.size());
-    program_.shape = {shape[0].whole("input size", 1, kMostSide), shape[1].whole("input size", 1, kMostSide),
-                      shape[2].whole("input size", 1, kMostSide)};
-    if (program_.shape.height * program_.shape.width > kMostCodes / program_.shape.channels)
-      unsound("its images have more than %lld codes", static_cast<long long>(kMostCodes));
-    program_.scale = tensor<float>("input.scale", "F32", program_.shape.channels);
-    program_.zero = tensor<float>("input.zero", "F32", program_.shape.channels);
-    for (std::size_t c = 0; c < program_.scale.size(); ++c)
-      if (!(program_.scale[c] > 0 && std::isfinite(program_.scale[c]) && std::isfinite(program_.zero[c])))
-        unsound("the scale of its input is no positive number");
-    program_.highest = static_cast<int>(input.at("highest").whole("highest code", 1, 255));
-    const auto &steps = head_.at("steps").list("steps");
-    if (steps.empty() || steps.size() > kMostSteps)
-      unsound("it has %zu steps, expected 1 to %d", steps.size(), static_cast<int>(kMostSteps));
+    if (version != kVersion)
+      reject("its version is %lld, this torchadder reads %lld", printed(version), printed(kVersion));
+    for (const auto &[name, note] : head_.at("about").object("'about'"))
+      program_.notes[name] = note.text_or_number("a value of 'about'");
+    read_input(head_.at("input"));
+    const auto &steps = head_.at("steps").list("'steps'");
+    if (steps.empty() || steps.size() > kMaxSteps)
+      reject("it has %zu steps, expected 1 to %lld", steps.size(), printed(kMaxSteps));
     shapes_.push_back(program_.shape);
     for (number_ = 0; number_ < static_cast<int>(steps.size()); ++number_) {
-      last_ = number_ + 1 == static_cast<int>(steps.size());
-      program_.steps.push_back(step(steps[static_cast<std::size_t>(number_)]));
+      is_last_ = number_ + 1 == static_cast<int>(steps.size());
+      try {
+        program_.steps.push_back(read_step(steps[static_cast<std::size_t>(number_)]));
+      } catch (const FileError &error) {
+        reject("step %d: %s", number_, error.what());
+      }
       shapes_.push_back(program_.steps.back().to);
     }
-    if (!file_.tensors.empty()) unsound("tensor %.60s belongs to no step", file_.tensors.begin()->first.c_str());
+    check_padding();
+    if (!file_.tensors.empty()) reject("tensor '%.60s' belongs to no step", file_.tensors.begin()->first.c_str());
     return std::move(program_);
   }
 
  private:
-  static void check_codes(const Shape &shape, int number) {
-    if (shape.height * shape.width > kMostCodes / shape.channels)
-      unsound("step %d makes %lld codes an image, expected at most %lld", number, static_cast<long long>(shape.codes()),
-              static_cast<long long>(kMostCodes));
+  void read_input(const Json &input) {
+    const auto &sides = input.at("shape").list("input shape");
+    if (sides.size() != 3) reject("input shape has %zu sizes, expected 3", sides.size());
+    Shape &shape = program_.shape;
+    shape = {sides[0].whole("input size", 1, kMaxSide), sides[1].whole("input size", 1, kMaxSide),
+             sides[2].whole("input size", 1, kMaxSide)};
+    check_size("its images have", shape);
+    program_.scale = tensor<float>("input.scale", "F32", shape.channels);
+    program_.zero_point = tensor<float>("input.zero", "F32", shape.channels);
+    for (std::size_t c = 0; c < program_.scale.size(); ++c) {
+      const double scale = program_.scale[c], zero_point = program_.zero_point[c];
+      if (!(scale > 0 && std::isfinite(scale)))
+        reject("input.scale of channel %zu is %g, expected a positive number", c, scale);
+      if (!std::isfinite(zero_point))
+        reject("input.zero of channel %zu is %g, expected a finite number", c, zero_point);
+    }
+    program_.qmax = static_cast<int>(input.at("highest").whole("input highest", 1, 255));
   }
 
-  Step step(const Json &about) {
-    Step made{};
-    const std::string &op = about.at("op").text("op");
-    static constexpr const char *names[] = {"adder", "conv", "binary", "max_pool", "average_pool"};
-    int index = 0;
-    while (index < 5 && op != names[index]) ++index;
-    if (index == 5) unsound("step %d is '%.40s', which is unknown", number_, op.c_str());
-    made.op = static_cast<Op>(index);
-    const auto &sources = about.at("sources").list("sources");
-    if (sources.empty() || sources.size() > (made.is_layer() ? 2 : 1))
-      unsound("step %d has %zu sources", number_, sources.size());
-    made.source = static_cast<int>(sources[0].whole("source of a step", 0, number_));
-    made.shortcut = sources.size() == 2 ? static_cast<int>(sources[1].whole("source of a step", 0, number_)) : -1;
-    made.from = shapes_[static_cast<std::size_t>(made.source)];
-    if (made.is_layer())
-      layer(about, made);
-    else if (last_)
-      unsound("its last step gives no logits");
+  Step read_step(const Json &fields) {
+    Step step{};
+    const std::string &op = fields.at("op").text("op");
+    const auto found = std::find(std::begin(kOps), std::end(kOps), op);
+    if (found == std::end(kOps)) reject("op '%.40s' is unknown", op.c_str());
+    step.op = static_cast<Op>(found - std::begin(kOps));
+    const auto &sources = fields.at("sources").list("sources");
+    const std::size_t most = step.is_layer() ? 2 : 1;
+    if (sources.empty() || sources.size() > most)
+      reject("it has %zu sources, expected 1%s", sources.size(), most == 2 ? " or 2" : "");
+    step.source = static_cast<int>(sources[0].whole("source", 0, number_));
+    step.shortcut = sources.size() == 2 ? static_cast<int>(sources[1].whole("source", 0, number_)) : -1;
+    step.from = shapes_[static_cast<std::size_t>(step.source)];
+    if (step.is_layer())
+      read_layer(fields, step);
+    else if (is_last_)
+      reject("the last step is %s, which gives no logits: expected a layer", op.c_str());
     else
-      pool(about, made);
-    check_codes(made.to, number_);
-    return made;
+      read_pool(fields, step);
+    check_size("its output has", step.to);
+    return step;
   }
 
-  void pool(const Json &about, Step &made) {
-    if (made.op == Op::average_pool) {
-      for (int i = 0; i < 2; ++i) {
-        made.kernel[i] = side(about, "kernel", i, 1);
-        made.stride[i] = side(about, "stride", i, 1);
-      }
-      made.to = output(made, made.from.channels);
-      requantisation(about, made, 255 * made.taps());
+  void read_pool(const Json &fields, Step &step) {
+    if (step.op == Op::average_pool) {
+      read_pair(fields, "kernel", 1, step.kernel);
+      read_pair(fields, "stride", 1, step.stride);
+      step.to = output_shape(step, step.from.channels);
+      read_requantization(fields, step, 255 * step.taps());
       return;
     }
     for (int i = 0; i < 2; ++i) {
-      made.kernel[i] = about.at("kernel").whole("kernel", 1, kMostSide);
-      made.stride[i] = about.at("stride").whole("stride", 1, kMostSide);
-      made.padding[i] = about.at("padding").whole("padding", 0, made.kernel[i] / 2);
+      step.kernel[i] = fields.at("kernel").whole("kernel", 1, kMaxSide);
+      step.stride[i] = fields.at("stride").whole("stride", 1, kMaxSide);
+      step.padding[i] = fields.at("padding").whole("padding", 0, step.kernel[i] / 2);
     }
-    made.to = output(made, made.from.channels);
+    step.to = output_shape(step, step.from.channels);
   }
 
-  void layer(const Json &about, Step &made) {
-    const char *const type = made.op == Op::adder ? "U8" : "I8";
-    const TensorView weight = take("weight");
-    if (weight.dtype != type) unsound("%d.weight is %s, expected %s", number_, weight.dtype.c_str(), type);
-    if (weight.shape.size() != 4 || weight.shape[1] != made.from.channels || weight.shape[0] < 1 ||
-        weight.shape[0] > kMostChannels)
-      unsound("step %d has a weight that does not fit %lld channels", number_,
-              static_cast<long long>(made.from.channels));
-    made.weight = weight.data;
+  void read_layer(const Json &fields, Step &step) {
+    const char *const dtype = step.op == Op::adder ? "U8" : "I8";
+    const TensorView weight = take(name("weight"));
+    if (weight.dtype != dtype) reject("weight is %s, expected %s", weight.dtype.c_str(), dtype);
+    if (weight.shape.size() != 4) reject("weight has %zu dimensions, expected 4", weight.shape.size());
+    if (weight.shape[1] != step.from.channels)
+      reject("weight takes %lld channels, its source has %lld", printed(weight.shape[1]), printed(step.from.channels));
+    if (weight.shape[0] < 1 || weight.shape[0] > kMaxChannels)
+      reject("weight has %lld filters, expected 1 to %lld", printed(weight.shape[0]), printed(kMaxChannels));
+    step.weight = weight.data;
+    read_pair(fields, "stride", 1, step.stride);
+    read_pair(fields, "padding", 0, step.padding);
     for (int i = 0; i < 2; ++i) {
-      made.kernel[i] = weight.shape[static_cast<std::size_t>(2 + i)];
-      made.stride[i] = side(about, "stride", i, 1);
-      made.padding[i] = side(about, "padding", i, 0);
-      if (made.kernel[i] < 1 || made.padding[i] >= made.kernel[i])
-        unsound("step %d has a padding as wide as its kernel", number_);
+      step.kernel[i] = weight.shape[static_cast<std::size_t>(2 + i)];
+      if (step.kernel[i] < 1) reject("weight has a kernel of size %lld", printed(step.kernel[i]));
+      if (step.padding[i] >= step.kernel[i])
+        reject("padding %lld is as wide as the kernel, %lld", printed(step.padding[i]), printed(step.kernel[i]));
     }
-    made.to = output(made, weight.shape[0]);
-    const int64_t largest = largest_sum(made, weight);
-    if (largest >= kLimit) unsound("the sums of step %d need more than 32 bits", number_);
-    made.zero = tensor<uint8_t>(name("zero"), "U8", made.from.channels);
-    if (!last_) {
-      if (made.shortcut >= 0) {
-        const Shape &other = shapes_[static_cast<std::size_t>(made.shortcut)];
-        if (other.channels != made.to.channels || other.height != made.to.height || other.width != made.to.width)
-          unsound("step %d adds values of two shapes", number_);
-      }
-      requantisation(about, made, largest);
+    step.to = output_shape(step, weight.shape[0]);
+    const int64_t largest = largest_accumulator(step, weight);
+    if (largest >= kLimit) reject("an accumulator may reach %lld, which needs more than 32 bits", printed(largest));
+    step.zero_point = tensor<uint8_t>(name("zero"), "U8", step.from.channels);
+    if (is_last_) {
+      if (step.to.height != 1 || step.to.width != 1)
+        reject("the last step gives %lld x %lld outputs a class, expected 1 x 1", printed(step.to.height),
+               printed(step.to.width));
+      if (step.shortcut >= 0) reject("the last step has a shortcut, expected none");
+      step.logits.scale = tensor<float>(name("gain"), "F32", step.to.channels);
+      step.logits.bias = tensor<float>(name("bias"), "F32", step.to.channels);
       return;
     }
-    if (made.to.height != 1 || made.to.width != 1 || made.shortcut >= 0) unsound("its last step gives no logits");
-    made.logits.gain = tensor<float>(name("gain"), "F32", made.to.channels);
-    made.logits.bias = tensor<float>(name("bias"), "F32", made.to.channels);
+    if (step.shortcut >= 0) {
+      const Shape &other = shapes_[static_cast<std::size_t>(step.shortcut)];
+      if (other.channels != step.to.channels || other.height != step.to.height || other.width != step.to.width)
+        reject("it adds value %d (%lld, %lld, %lld) to its output (%lld, %lld, %lld)", step.shortcut,
+               printed(other.channels), printed(other.height), printed(other.width), printed(step.to.channels),
+               printed(step.to.height), printed(step.to.width));
+    }
+    read_requantization(fields, step, largest);
   }
 
-  // The largest magnitude of a layer's sums; a binary weight is checked on the way.
-  int64_t largest_sum(const Step &made, const TensorView &weight) const {
-    const int64_t filter = weight.bytes / made.to.channels;
-    if (made.op == Op::adder) return filter * 255;
+  // Returns the largest magnitude of a layer's accumulators, and checks that a binary weight is one.
+  int64_t largest_accumulator(const Step &step, const TensorView &weight) const {
+    const int64_t filter = weight.bytes / step.to.channels;
+    if (step.op == Op::adder) return filter * 255;
     int64_t largest = 0;
-    for (int64_t o = 0; o < made.to.channels; ++o) {
+    for (int64_t o = 0; o < step.to.channels; ++o) {
       int64_t sum = 0;
       for (int64_t i = 0; i < filter; ++i) {
-        const int w = static_cast<int8_t>(made.weight[o * filter + i]);
-        if (made.op == Op::binary && w != 1 && w != -1)
-          unsound("step %d has a binary weight that is neither 1 nor -1", number_);
+        const int w = static_cast<int8_t>(step.weight[o * filter + i]);
+        if (step.op == Op::binary && w != 1 && w != -1) reject("a binary weight is %d, expected 1 or -1", w);
         sum += w < 0 ? -w : w;
       }
       largest = std::max(largest, sum);
     }
-    return made.op == Op::conv ? largest * 255 : largest;
+    return step.op == Op::conv ? largest * 255 : largest;
   }
 
-  void requantisation(const Json &about, Step &made, int64_t largest) {
-    Requantisation &found = made.requantisation;
-    const int64_t channels = made.to.channels;
-    found.multiplier = tensor<int32_t>(name("multiplier"), "I32", channels);
-    found.offset = tensor<int32_t>(name("offset"), "I32", channels);
-    found.shift = tensor<int32_t>(name("shift"), "I32", channels);
-    if (made.shortcut >= 0) found.factor = tensor<int32_t>(name("factor"), "I32", channels);
-    found.highest = static_cast<int>(about.at("highest").whole("highest code", 1, 255));
-    found.pre = static_cast<int>(about.at("pre").whole("pre", 0, 31));
-    if (largest >= kLimit) unsound("step %d needs more than 32 bits", number_);
-    for (std::size_t c = 0; c < found.shift.size(); ++c) {
-      if (found.shift[c] < 0 || found.shift[c] > 31) unsound("a shift of step %d is not within 0 to 31", number_);
-      int64_t total = magnitude(found.multiplier[c]) * ((largest >> found.pre) + 1);  // below 2^62
-      total += magnitude(found.offset[c]);
-      if (made.shortcut >= 0) total += magnitude(found.factor[c]) * 255;
-      if (total >= kLimit) unsound("step %d needs more than 32 bits", number_);
+  // `largest`: the largest magnitude of an accumulator.
+  void read_requantization(const Json &fields, Step &step, int64_t largest) {
+    Requantization &r = step.requantization;
+    const int64_t channels = step.to.channels;
+    r.multiplier = tensor<int32_t>(name("multiplier"), "I32", channels);
+    r.offset = tensor<int32_t>(name("offset"), "I32", channels);
+    r.shift = tensor<int32_t>(name("shift"), "I32", channels);
+    if (step.shortcut >= 0) r.factor = tensor<int32_t>(name("factor"), "I32", channels);
+    r.qmax = static_cast<int>(fields.at("highest").whole("highest", 1, 255));
+    r.pre_shift = static_cast<int>(fields.at("pre").whole("pre", 0, 31));
+    if (largest >= kLimit) reject("an accumulator may reach %lld, which needs more than 32 bits", printed(largest));
+    for (std::size_t c = 0; c < r.shift.size(); ++c) {
+      if (r.shift[c] < 0 || r.shift[c] > 31) reject("shift of channel %zu is %d, expected 0 to 31", c, r.shift[c]);
+      int64_t total = magnitude(r.multiplier[c]) * ((largest >> r.pre_shift) + 1);  // below 2^62
+      total += magnitude(r.offset[c]);
+      if (step.shortcut >= 0) total += magnitude(r.factor[c]) * 255;
+      if (total >= kLimit)
+        reject("requantizing channel %zu may reach %lld, which needs more than 32 bits", c, printed(total));
     }
   }
 
-  static int64_t magnitude(int32_t value) { return value < 0 ? -int64_t{value} : value; }
+  // The buffer of a value holds its padding too, so that the adder layers that pad it must agree on the zero point.
+  void check_padding() const {
+    std::vector<const std::vector<uint8_t> *> zero_points(program_.steps.size(), nullptr);
+    for (std::size_t i = 0; i < program_.steps.size(); ++i) {
+      const Step &step = program_.steps[i];
+      if (step.op != Op::adder || !(step.padding[0] || step.padding[1])) continue;
+      const std::vector<uint8_t> *&known = zero_points[static_cast<std::size_t>(step.source)];
+      if (known && *known != step.zero_point)
+        reject("step %zu: it pads value %d with another zero point than a step before it", i, step.source);
+      known = &step.zero_point;
+    }
+  }
 
-  Shape output(const Step &made, int64_t channels) const {
+  static void check_size(const char *what, const Shape &shape) {
+    if (shape.height * shape.width > kMaxSize / shape.channels)
+      reject("%s %lld quantized values, expected at most %lld", what, printed(shape.size()), printed(kMaxSize));
+  }
+
+  static Shape output_shape(const Step &step, int64_t channels) {
+    const int64_t from[2] = {step.from.height, step.from.width};
     int64_t size[2];
-    const int64_t from[2] = {made.from.height, made.from.width};
     for (int i = 0; i < 2; ++i) {
-      const int64_t room = from[i] + 2 * made.padding[i] - made.kernel[i];
-      if (room < 0) unsound("step %d has a kernel beyond its input", number_);
-      size[i] = room / made.stride[i] + 1;
+      const int64_t room = from[i] + 2 * step.padding[i] - step.kernel[i];
+      if (room < 0)
+        reject("kernel %lld is larger than the padded source, %lld", printed(step.kernel[i]),
+               printed(from[i] + 2 * step.padding[i]));
+      size[i] = room / step.stride[i] + 1;
     }
     return {channels, size[0], size[1]};
   }
 
-  static int64_t side(const Json &about, const char *what, int axis, int64_t low) {
-    const auto &sides = about.at(what).list(what);
-    if (sides.size() != 2) unsound("a %s has %zu sizes, expected 2", what, sides.size());
-    return sides[static_cast<std::size_t>(axis)].whole(what, low, kMostSide);
+  static void read_pair(const Json &fields, const char *name, int64_t low, int64_t (&pair)[2]) {
+    const auto &sides = fields.at(name).list(name);
+    if (sides.size() != 2) reject("%s has %zu numbers, expected 2", name, sides.size());
+    for (std::size_t i = 0; i < 2; ++i) pair[i] = sides[i].whole(name, low, kMaxSide);
   }
 
+  // The name of a tensor of this step.
   std::string name(const char *part) const { return std::to_string(number_) + "." + part; }
-
-  TensorView take(const char *part) { return take(name(part)); }
 
   TensorView take(const std::string &name) {
     const auto found = file_.tensors.find(name);
-    if (found == file_.tensors.end()) unsound("it lacks '%s'", name.c_str());
+    if (found == file_.tensors.end()) reject("it lacks the tensor '%s'", name.c_str());
     TensorView tensor = std::move(found->second);
     file_.tensors.erase(found);
     return tensor;
   }
 
+  // Takes a tensor of one dimension.
   template <class T>
   std::vector<T> tensor(const std::string &name, const char *dtype, int64_t length) {
     const TensorView found = take(name);
-    if (found.dtype != dtype || found.shape.size() != 1 || found.shape[0] != length)
-      unsound("%s is not %lld numbers of type %s", name.c_str(), static_cast<long long>(length), dtype);
+    if (found.dtype != dtype) reject("%s is %s, expected %s", name.c_str(), found.dtype.c_str(), dtype);
+    if (found.shape.size() != 1 || found.shape[0] != length)
+      reject("%s has %zu dimensions and %lld bytes, expected 1 and %lld", name.c_str(), found.shape.size(),
+             printed(found.bytes), printed(length * static_cast<int64_t>(sizeof(T))));
     std::vector<T> values(static_cast<std::size_t>(length));
     std::memcpy(values.data(), found.data, static_cast<std::size_t>(found.bytes));
     return values;
@@ -213,9 +255,9 @@ class Reader {
   const Json &head_;
   Safetensors &file_;
   Program program_;
-  std::vector<Shape> shapes_;
-  int number_ = 0;
-  bool last_ = false;
+  std::vector<Shape> shapes_;  // of the values so far
+  int number_ = 0;             // of the step
+  bool is_last_ = false;
 };
 
 }  // namespace

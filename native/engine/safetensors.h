@@ -1,4 +1,4 @@
-// The tensors of a safetensors file that lies in memory, every offset checked.
+// A reader of safetensors files that lie in memory. It checks every offset.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -9,17 +9,17 @@
 namespace torchadder::engine {
 
 struct TensorView {
-  std::string dtype;  // as the format names it: U8, I8, I32, F32, ...
+  std::string dtype;  // U8, I8, I32 or F32
   std::vector<int64_t> shape;
   const uint8_t *data;  // not aligned
   int64_t bytes;
 };
 
 struct Safetensors {
-  std::string metadata;  // the entry asked for
-  std::map<std::string, TensorView> tensors;
+  std::string metadata;                       // the text of one metadata entry
+  std::map<std::string, TensorView> tensors;  // by name
 
-  // Views of `bytes`, which must outlive them. Throws Unsound.
+  // Returns views into `bytes`, which must outlive them. Throws FileError.
   static Safetensors view(std::string_view bytes, const char *metadata_entry);
 };
 

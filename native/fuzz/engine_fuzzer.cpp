@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "dispatch.h"
+#include "conv/dispatch.h"
 #include "torchadder_engine.h"
 
 // In place of dispatch.cpp, which wants the kernels for training.

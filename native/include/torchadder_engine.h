@@ -22,6 +22,10 @@ extern "C" {
 
 typedef struct torchadder_engine torchadder_engine;
 
+/* Checks a .tadder file that lies in memory: 0, or -1 with the step and the value that are wrong in
+ * torchadder_last_error(). It prepares nothing to run. */
+TORCHADDER_API int torchadder_engine_check(const void *bytes, size_t size);
+
 /* Loads a file. NULL with a line in torchadder_last_error() where that fails. Images are shared among `threads`; what
  * is left over, or a single image, is computed by all of them together. */
 TORCHADDER_API torchadder_engine *torchadder_engine_load(const char *path, int threads);

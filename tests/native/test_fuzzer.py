@@ -23,7 +23,7 @@ FOR = {
 }
 FLAGS = [
     *("-std=c++17", "-g", "-O1", "-w", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-    *(f"-DTORCHADDER_X86={int(X86)}", f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}", f"-I{NATIVE / 'engine'}"),
+    *(f"-DTORCHADDER_X86={int(X86)}", f"-I{NATIVE / 'include'}", f"-I{NATIVE}"),
 ]
 
 
@@ -41,7 +41,7 @@ def fuzzer(tmp_path_factory):
         or run(folder / "empty").returncode
     ):
         pytest.skip(f"{compiler} has no sanitizers here")
-    sources = [NATIVE / "fuzz" / "engine_fuzzer.cpp", NATIVE / "src" / "error.cpp"]
+    sources = [NATIVE / "fuzz" / "engine_fuzzer.cpp", NATIVE / "common" / "error.cpp"]
     sources += [source for source in sorted((NATIVE / "engine").glob("*.cpp")) if X86 or source.stem not in FOR]
 
     def compile_one(source):

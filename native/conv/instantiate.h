@@ -2,8 +2,8 @@
 //
 // The including file defines ISA, VECTOR, GRAD_INPUT and DEPTHWISE_GRAD_INPUT (functors), SIGN_ROWS (registers that the
 // sign gradient keeps), and KERNEL_isa for every isa: KERNEL_HERE for its own, nothing for the others.
-#include "functors.h"
-#include "skeleton.h"
+#include "conv/functors.h"
+#include "conv/skeleton.h"
 
 #define JOINED_(a, b) a##b
 #define JOINED(a, b) JOINED_(a, b)
@@ -37,7 +37,7 @@ constexpr bool any = false, fma = false, add = true;
   }
 #define KERNEL(op, isa, pixels, lanes, sum) \
   KERNEL_##isa(op##_##isa##_##pixels##x##lanes##_##sum, op, pixels, lanes, sum)
-#include "../kernels.inc"
+#include "kernels.inc"
 
 void JOINED(grad_weight_sign_, ISA)(const SignGradient &job) { sign_gradient_kernel<VECTOR, SIGN_ROWS>(job); }
 

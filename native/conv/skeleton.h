@@ -3,7 +3,7 @@
 // Order of addition is the order of the runs, for every tile size: a result does not depend on the tile that
 // computed it, and so not on the number of threads.
 #pragma once
-#include "tile.h"
+#include "conv/tile.h"
 
 namespace torchadder {
 namespace {

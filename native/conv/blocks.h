@@ -4,7 +4,7 @@
 #include <memory>
 #include <new>
 
-#include "dispatch.h"
+#include "conv/dispatch.h"
 
 namespace torchadder {
 

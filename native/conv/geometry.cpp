@@ -1,4 +1,4 @@
-#include "geometry.h"
+#include "conv/geometry.h"
 
 #include <cstddef>
 #include <cstring>

@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "dispatch.h"
-#include "functors.h"
-#include "tile.h"
+#include "conv/dispatch.h"
+#include "conv/functors.h"
+#include "conv/tile.h"
 
 namespace torchadder {
 namespace {

@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "tile.h"
+#include "conv/tile.h"
 #include "torchadder.h"
 
 namespace torchadder {

@@ -3,9 +3,9 @@
 #include <cstring>
 #include <exception>
 
-#include "convolution.h"
-#include "error.h"
-#include "threads.h"
+#include "common/error.h"
+#include "common/threads.h"
+#include "conv/convolution.h"
 #include "torchadder.h"
 
 namespace torchadder {

@@ -2,8 +2,8 @@
 #pragma once
 #include <vector>
 
-#include "blocks.h"
-#include "geometry.h"
+#include "conv/blocks.h"
+#include "conv/geometry.h"
 
 namespace torchadder {
 

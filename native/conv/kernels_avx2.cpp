@@ -1,5 +1,5 @@
 // AVX2 kernels (with FMA).
-#include "vector_avx2.h"
+#include "conv/vector_avx2.h"
 
 #define ISA avx2
 #define VECTOR Avx2
@@ -9,4 +9,4 @@
 #define KERNEL_avx2 KERNEL_HERE
 #define KERNEL_avx512(...)
 #define KERNEL_reference(...)
-#include "instantiate.h"
+#include "conv/instantiate.h"

@@ -1,15 +1,15 @@
-#include "dispatch.h"
+#include "conv/dispatch.h"
 
 #include <atomic>
 #include <cstring>
 
-#include "error.h"
+#include "common/error.h"
 #include "torchadder.h"
 
 namespace torchadder {
 
 #define KERNEL(op, isa, pixels, lanes, sum) void op##_##isa##_##pixels##x##lanes##_##sum(const Block &, const Tile &);
-#include "../kernels.inc"
+#include "kernels.inc"
 #undef KERNEL
 #define ISA(isa)                                                                    \
   void grad_weight_sign_##isa(const SignGradient &);                                \
@@ -28,7 +28,7 @@ constexpr Kernel kKernels[] = {
 #define KERNEL(op, isa, pixels, lanes, sum)                                                 \
   {#op "_" #isa "_" #pixels "x" #lanes "_" #sum, Op::op, Isa::isa, pixels, lanes, Sum::sum, \
    op##_##isa##_##pixels##x##lanes##_##sum},
-#include "../kernels.inc"
+#include "kernels.inc"
 #undef KERNEL
 };
 constexpr int kKernelCount = sizeof kKernels / sizeof *kKernels;

@@ -1,6 +1,6 @@
 // The kernel table: what kernels.inc lists, and which of it the CPU at hand runs.
 #pragma once
-#include "tile.h"
+#include "conv/tile.h"
 
 namespace torchadder {
 

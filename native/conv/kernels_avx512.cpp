@@ -1,5 +1,5 @@
 // AVX-512 kernels (F, DQ).
-#include "vector_avx512.h"
+#include "conv/vector_avx512.h"
 
 #define ISA avx512
 #define VECTOR Avx512
@@ -9,4 +9,4 @@
 #define KERNEL_avx512 KERNEL_HERE
 #define KERNEL_avx2(...)
 #define KERNEL_reference(...)
-#include "instantiate.h"
+#include "conv/instantiate.h"

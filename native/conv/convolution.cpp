@@ -1,9 +1,9 @@
-#include "convolution.h"
+#include "conv/convolution.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "threads.h"
+#include "common/threads.h"
 
 namespace torchadder {
 namespace {
