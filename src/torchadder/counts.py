@@ -46,6 +46,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode  # torch documents it under this name ("Extending PyTorch")
@@ -323,9 +324,8 @@ class _Counter(TorchDispatchMode):
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             self.running.pop()
-            first = next(_tensors(output), None)
-            if first is not None:
-                self.rows[module].output = tuple(first.shape[1:])
+            if tensors := _tensors(output):
+                self.rows[module].output = tuple(tensors[0].shape[1:])
 
         handles: list[Any] = []
         for module in self.rows:
@@ -351,7 +351,7 @@ class _Counter(TorchDispatchMode):
             row.mul += 0 if operator in (_ADDER_CONV, _BINARY_CONV) else flops // 2
             row.xnor += flops // 2 if operator is _BINARY_CONV else 0
             row.add += flops if operator is _ADDER_CONV else flops // 2
-            row.activations += 0 if (first := next(_tensors(out), None)) is None else first.numel()
+            row.activations += sum(tensor.numel() for tensor in _tensors(out)[:1])
             self.computed.update(self.running)
             taken = {tensor.untyped_storage() for tensor in _tensors((args, kwargs))}
             self.used.update(p for p in self.parameters if not is_lazy(p) and p.untyped_storage() in taken)
@@ -376,16 +376,11 @@ class _Counter(TorchDispatchMode):
         return [row for row in self.rows.values() if row.parameters or row.mul or row.add or row.unknown]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in ``value``, which may be nested in sequences and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in ``value``, which may be nested in sequences and mappings."""
+    leaves: list[Any] = []
+    map_aggregate(value, leaves.append)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _is_free(func: Any, args: Any) -> bool:
@@ -394,7 +389,7 @@ def _is_free(func: Any, args: Any) -> bool:
         func.is_view
         or torch.Tag.pointwise in func.tags
         or func.overloadpacket.__name__.strip("_") in _FREE_OPS
-        or not any(True for _ in _tensors(args))
+        or not _tensors(args)
     )
 
 

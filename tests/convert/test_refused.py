@@ -41,10 +41,10 @@ def parametrised():
 LEFT = {  # a layer that stays what it is: why
     "subclass": (lambda: StandardisedConv2d(4, 4, 1), "adder", "a subclass of Conv2d; only torch's own"),
     "subclass of a twin": (lambda: type("Mine", (AdderLinear,), {})(4, 4), "conv", "a subclass of AdderLinear"),
-    "transposed": (lambda: nn.ConvTranspose2d(4, 4, 1), "adder", "no adder twin"),
-    "recurrent": (lambda: nn.LSTM(4, 4), "adder", "no adder twin"),
-    "bilinear": (lambda: nn.Bilinear(4, 4, 4), "adder", "no adder twin"),
-    "binary in 1-d": (lambda: nn.Conv1d(4, 4, 1), "binary", "no binary twin"),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 4, 1), "adder", "no adder counterpart"),
+    "recurrent": (lambda: nn.LSTM(4, 4), "adder", "no adder counterpart"),
+    "bilinear": (lambda: nn.Bilinear(4, 4, 4), "adder", "no adder counterpart"),
+    "binary in 1-d": (lambda: nn.Conv1d(4, 4, 1), "binary", "no binary counterpart"),
     "lazy": (lambda: nn.LazyConv2d(4, 1), "adder", "no weight yet; run the model"),
     "parametrised": (parametrised, "adder", "parametrised; remove"),
     "weight_norm": (lambda: nn.utils.spectral_norm(nn.Linear(4, 4)), "adder", "computed; remove weight_norm"),
@@ -102,11 +102,11 @@ class Lazy(nn.Sequential):
 REFUSED = {  # module, further arguments: error and what its message must contain
     "no module": (lambda: "resnet18", {}, TypeError, "nn.Module that is not scripted, got str"),
     "a class": (lambda: nn.Conv2d, {}, TypeError, "got type"),
-    "operator": (network, {"to": "adders"}, ValueError, "'adders': choose one of conv, adder, binary"),
+    "operator": (network, {"to": "adders"}, ValueError, "to=adders is unknown: expected one of conv, adder, binary"),
     "rule": (network, {"grad": GradientRule("half")}, ValueError, "'half'"),
-    "option of conv": (network, {"to": "conv", "recenter": True}, ValueError, "to='conv'"),
-    "option of binary": (network, {"to": "binary", "rescale": True}, ValueError, "to='binary'"),
-    "rule of binary": (network, {"to": "binary", "grad": GradientRule("sign")}, ValueError, "to='binary'"),
+    "option of conv": (network, {"to": "conv", "recenter": True}, ValueError, "to=conv"),
+    "option of binary": (network, {"to": "binary", "rescale": True}, ValueError, "to=binary"),
+    "rule of binary": (network, {"to": "binary", "grad": GradientRule("sign")}, ValueError, "to=binary"),
     "no layer": (lambda: nn.Sequential(nn.ReLU(), nn.LayerNorm(4)), {}, ValueError, "no convolution and no linear"),
     "two layers": (
         lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)),
@@ -114,8 +114,8 @@ REFUSED = {  # module, further arguments: error and what its message must contai
         ValueError,
         "first and last are kept.*filter_fn=lambda",
     ),
-    "only others": (lambda: nn.Sequential(nn.LSTM(4, 4)), {}, ValueError, r"0 \(LSTM\): no adder twin"),
-    "one that is left": (lambda: nn.Conv1d(1, 1, 1), {"to": "binary"}, ValueError, "no binary twin"),
+    "only others": (lambda: nn.Sequential(nn.LSTM(4, 4)), {}, ValueError, r"0 \(LSTM\): no adder counterpart"),
+    "one that is left": (lambda: nn.Conv1d(1, 1, 1), {"to": "binary"}, ValueError, "no binary counterpart"),
     "nothing chosen": (
         network,
         {"filter_fn": lambda name, layer: False},
@@ -130,7 +130,7 @@ REFUSED = {  # module, further arguments: error and what its message must contai
         ValueError,
         "lazy layers: run it once",
     ),
-    "name taken": (Voice, {}, ValueError, "`conversion` of its own"),
+    "name taken": (Voice, {}, ValueError, "attribute `conversion` of its own"),
 }
 
 

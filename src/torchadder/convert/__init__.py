@@ -1,6 +1,5 @@
-"""convert: any network multiplication-free in one line, and back."""
+"""Convert any network to adder or binary layers in one call, and back."""
 
-from .conversion import convert
-from .report import Conversion, Row
+from .conversion import Conversion, Row, convert
 
 __all__ = ["Conversion", "Row", "convert"]

@@ -1,22 +1,105 @@
-"""convert: layers exchanged for their twins of another operator, in any network."""
+"""Replace the layers of any network by their counterparts with another operator, and report what became of each."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
 
+from torchadder.errors import UserError
 from torchadder.functional import DEFAULT_RULE, GradientRule
+from torchadder.nn import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear
+from torchadder.nn.binary import Binary, BinaryConv2d, BinaryLinear
 
-from .flow import Flow, find_flow
-from .report import Conversion, Row
-from .twins import OPS, exchange, is_weighted, settle, twin, why_not
+from .flow import Flow, find_flow, is_weighted
 
 Filter = Callable[[str, nn.Module], bool]
+Outcome = Literal["converted", "already", "kept", "left"]
+Found = Literal["recorded", "traced", "defined"]
+
+
+class Counterparts(NamedTuple):
+    """One layer with each of the three operators; None where there is no such layer."""
+
+    conv: type[nn.Module]
+    adder: type[nn.Module] | None
+    binary: type[nn.Module] | None
+
+
+OPS = Counterparts._fields
+_COUNTERPARTS = {
+    kind: row
+    for row in (
+        Counterparts(nn.Conv1d, AdderConv1d, None),
+        Counterparts(nn.Conv2d, AdderConv2d, BinaryConv2d),
+        Counterparts(nn.Conv3d, AdderConv3d, None),
+        Counterparts(nn.Linear, AdderLinear, BinaryLinear),
+    )
+    for kind in row
+    if kind is not None
+}
+
+# torch's fused inference multiplies by linear1.weight and linear2.weight without calling the layers. It checks these
+# attributes first.
+_FUSED = ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor"))
+
+_FOUND = {
+    "recorded": "order of execution, recorded on the example input",
+    "traced": "order of execution, traced by torch.fx",
+    "defined": "order of definition, as the order of execution is not known",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Say what became of one layer, with the names of its class before and after.
+
+    ``outcome``: "converted"; "already" of that class; "kept" by choice; "left" because it cannot be converted.
+    """
+
+    name: str
+    before: str
+    after: str
+    outcome: Outcome
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Report a conversion: rows in order of definition. ``str()`` is a table, ``to_dict()`` plain values.
+
+    ``flow`` says how convert found the layers that run first and last and what follows each: "recorded" on the example
+    input, "traced" by torch.fx, or "defined", from the order of definition. None where it was not needed.
+    """
+
+    model: str
+    to: str
+    flow: Found | None
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"model": self.model, "to": self.to, "flow": self.flow, "layers": [asdict(row) for row in self.rows]}
+
+    def __str__(self) -> str:
+        counts = Counter(row.outcome for row in self.rows)
+        title = ", ".join(f"{counts[outcome]} {outcome}" for outcome in get_args(Outcome) if counts[outcome])
+        cells = [("layer", "was", "is"), *((row.name or "(model)", row.before, _result(row)) for row in self.rows)]
+        widths = [max(len(line[column]) for line in cells) for column in range(3)]
+        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        found = [] if self.flow is None else ["", _FOUND[self.flow]]
+        return "\n".join([f"{self.model} to {self.to}: {title}", "", *table, *found])
+
+
+def _result(row: Row) -> str:
+    return row.after if row.outcome == "converted" else f"{row.outcome}: {row.note}".removesuffix(": ")
 
 
 def convert(
@@ -29,53 +112,53 @@ def convert(
     rescale: bool = False,
     example_input: Any = None,
 ) -> nn.Module:
-    """Exchange the convolutions and linear layers of any module for adder layers, binary layers, or back.
+    """Replace the convolutions and linear layers of any module by adder layers, by binary layers, or the reverse.
 
-        model = torchadder.convert(model)        # all but the first and the last layer
+        model = torchadder.convert(model)        # all except the first and the last layer
         print(model.conversion)                  # what became of each layer, and why
 
-    It happens in place: each layer changes its class and nothing else. Parameters stay the same objects under the same
-    names, bit for bit, so that optimisers, tied weights, hooks, shared modules and state_dicts go on as before, and
-    converting back gives the first network again. Exactly nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Linear and their
-    twins in torchadder.nn are exchanged; subclasses, computed weights and the like are left and named in the report.
+    The module is changed in place: each layer changes its class and nothing else. Parameters stay the same objects
+    under the same names with the same bits, so that optimisers, tied weights, hooks, shared modules and state_dicts
+    remain valid, and converting back gives the first network again. Only nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Linear
+    and their counterparts in torchadder.nn are replaced; subclasses, computed weights and the like are left as they
+    are, and the report names them.
 
-    A trained convolutional network is no trained AdderNet: train it after converting it. Its filters are a good start
-    once they are rescaled.
+    A converted network has to be trained: a trained CNN is no trained AdderNet. Its rescaled filters are a good start.
 
     Args:
         module: any module; a layer by itself is converted as such.
         to: "adder", "binary" (2-d convolutions and linear layers only) or "conv".
-        filter_fn: called with the dotted name and the layer, says which to convert. Without it the layers that run
-            first and last are kept as they are, as in the paper; to="conv" keeps none.
+        filter_fn: called with the dotted name and the layer, returns whether to convert it. Without it the layers that
+            run first and last are kept as they are, as in the paper; to="conv" keeps none.
         grad, recenter: options of the adder layers, as in AdderConv2d.
-        rescale: bring the weight of each converted adder layer to a root mean square of 1, which adder layers start
-            from; torch's convolutions start smaller, and far more steps pass before an adder layer has grown.
+        rescale: scale the weight of each converted adder layer to a root mean square of 1, the initial one of adder
+            layers. torch's convolutions start with smaller weights, which take an adder layer many steps to enlarge.
         example_input: a tensor, a tuple of arguments or a dict of keyword arguments for the module, which then runs
-            once, in evaluation mode, and is left as it was. From that run the order of layers is known for certain.
-            Without it torch.fx traces the module; where it cannot, the order of definition serves.
+            once, in evaluation mode, and is left as it was. This run gives the exact order of the layers.
+            Without it torch.fx traces the module; where it cannot, the order of definition is taken.
 
     Returns the module, with a Conversion as its attribute ``conversion``.
 
-    Warns of adder layers that no normalisation follows and of binary layers that see no negative input. Raises
-    TypeError for what is not an nn.Module, ValueError for an unknown operator, a module without convolution or linear
-    layer, and when there is nothing to convert; the module is then as it was.
+    Warns of adder layers without a normalisation after them and of binary layers whose input is never negative. Raises
+    TypeError for what is not an nn.Module, UserError (a ValueError) for an unknown operator, a module without
+    convolution or linear layer, and where no layer can be converted; the module is then as it was.
     """
     _check(module, to, grad, recenter or rescale)
     network = _unwrapped(module)
-    asks = to != "conv" and not is_weighted(network)
-    flow = find_flow(network, example_input) if asks else None
+    needs_flow = to != "conv" and not is_weighted(network)
+    flow = find_flow(network, example_input) if needs_flow else None
     layers = {name: layer for name, layer in network.named_modules() if is_weighted(layer)}
     rows = [_row(name, layer, to, flow, filter_fn) for name, layer in layers.items()]
     if not any(row.outcome in ("converted", "already") for row in rows):
-        raise ValueError(f"{type(network).__name__} is not converted: {_why(rows, filter_fn)}")
-    chosen = {row.name: layers[row.name] for row in rows if row.outcome == "converted"}
+        raise UserError(f"{type(network).__name__} is not converted: {_why_none(rows, filter_fn)}")
+    converted = {row.name: layers[row.name] for row in rows if row.outcome == "converted"}
     if flow is not None:
-        _warn(chosen, to, flow)
-    for layer in chosen.values():
-        exchange(layer, to, {"grad": grad, "recenter": recenter} if to == "adder" else {})
+        _warn(converted, to, flow)
+    for layer in converted.values():
+        _change_class(layer, to, {"grad": grad, "recenter": recenter} if to == "adder" else {})
         if rescale:
             _rescale(layer.weight)
-    settle(network)
+    _mark_and_guard(network)
     found = None if flow is None else flow.found
     module.conversion = Conversion(type(network).__name__, to, found, tuple(rows))  # type: ignore[assignment]
     return module
@@ -87,32 +170,33 @@ def _rescale(weight: Tensor) -> None:
     weight.div_(torch.where(size > 0, size, 1))
 
 
-def _check(module: nn.Module, to: str, grad: GradientRule, changes: bool) -> None:
+def _check(module: nn.Module, to: str, grad: GradientRule, has_options: bool) -> None:
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise TypeError(f"convert takes an nn.Module that is not scripted, got {type(module).__name__}")
     if to not in OPS:
-        raise ValueError(f"cannot convert to {to!r}: choose one of {', '.join(OPS)}")
+        raise UserError(f"to={to} is unknown: expected one of {', '.join(OPS)}")
     grad.check()
-    if to != "adder" and (changes or grad != DEFAULT_RULE):
-        raise ValueError(f"grad, recenter and rescale are options of adder layers: leave them out with to={to!r}")
+    if to != "adder" and (has_options or grad != DEFAULT_RULE):
+        raise UserError(f"grad, recenter and rescale are options of adder layers: leave them out with to={to}")
     if not isinstance(getattr(module, "conversion", None), Conversion | None):
         kind = type(module).__name__
-        raise ValueError(f"{kind} has a `conversion` of its own, the report's place: convert(nn.Sequential(model))[0]")
+        raise UserError(f"{kind} has an attribute `conversion` of its own: call convert(nn.Sequential(model))[0]")
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside torch.compile's and the parallel wrappers, which share its layers."""
+    """Return the network inside torch.compile's and the parallel wrappers, which share its layers."""
     parallel = isinstance(module, nn.DataParallel | DistributedDataParallel)
-    inner = module._modules.get("module" if parallel else "_orig_mod")
+    # torch.compile has no public name for the module that it wraps; this one is a prefix of its state dict's keys
+    inner = dict(module.named_children()).get("module" if parallel else "_orig_mod")
     return module if inner is None else _unwrapped(inner)
 
 
 def _row(name: str, layer: nn.Module, to: str, flow: Flow | None, filter_fn: Filter | None) -> Row:
-    """What becomes of the layer; decided for all of them before the first is touched."""
-    kind, target = type(layer).__name__, twin(layer, to)
+    """Decide what becomes of a layer. This is done for all layers before the first one is changed."""
+    kind, target = type(layer).__name__, _counterpart(layer, to)
     ends = [] if flow is None else [end for end in ("first", "last") if layer is getattr(flow, end)]
-    left = why_not(layer, to)
-    if left is None and flow is not None and flow.uses_past(layer):
+    left = _why_left(layer, to)
+    if left is None and flow is not None and flow.takes_weight(layer):
         left = "its weight is used without calling it"
     if left is not None or target is None:
         return Row(name, kind, kind, "left", left or "")
@@ -125,8 +209,8 @@ def _row(name: str, layer: nn.Module, to: str, flow: Flow | None, filter_fn: Fil
     return Row(name, kind, target.__name__, "converted")
 
 
-def _why(rows: list[Row], filter_fn: Filter | None) -> str:
-    """Why no layer is converted, in one line."""
+def _why_none(rows: list[Row], filter_fn: Filter | None) -> str:
+    """Say in one line why no layer is converted."""
     kept = [row for row in rows if row.outcome == "kept"]
     if not rows:
         return "it has no convolution and no linear layer"
@@ -141,22 +225,74 @@ def _why(rows: list[Row], filter_fn: Filter | None) -> str:
 
 
 def _warn(layers: dict[str, nn.Module], to: str, flow: Flow) -> None:
-    unsure = " (judged by the order of definition; example_input would tell for certain)" * (flow.found == "defined")
+    unsure = " (judged by the order of definition; pass example_input to be certain)" * (flow.found == "defined")
     bare = [name for name, layer in layers.items() if to == "adder" and flow.lacks_normalisation(layer)]
     if bare:
         text = (
             f"no normalisation follows {len(bare)} of the adder layers: {_shortened(bare)}{unsure}; their outputs are "
-            "all negative and large, and the network may stay at chance: put one after each, or keep them by filter_fn"
+            "all negative and large, and the network may not learn: add one after each, or exclude them with filter_fn"
         )
         warnings.warn(text, stacklevel=3)
     blind = [name for name, layer in layers.items() if to == "binary" and flow.never_sees_negatives(layer)]
     if blind:
         text = (
             f"{len(blind)} of the binary layers see no negative input: {_shortened(blind)}{unsure}; every sign is then "
-            "+1: take the ReLU or its like away, as the sign is the nonlinearity"
+            "+1: remove the ReLU before each, as the sign is the nonlinearity"
         )
         warnings.warn(text, stacklevel=3)
 
 
 def _shortened(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _counterpart(layer: nn.Module, to: str) -> type[nn.Module] | None:
+    """Return the class of the layer with operator ``to``; None for a subclass, and where there is none."""
+    row = _COUNTERPARTS.get(type(layer))
+    return None if row is None else getattr(row, to)
+
+
+def _why_left(layer: nn.Module, to: str) -> str | None:
+    """Say why the layer cannot be replaced by its counterpart; None where it can."""
+    kind = type(layer)
+    if isinstance(layer, LazyModuleMixin):
+        return "it has no weight yet; run the model once first"
+    if is_parametrized(layer):
+        return "parametrised; remove the parametrisation first"
+    base = next((base for base in kind.__mro__ if base in _COUNTERPARTS), None)
+    if kind not in _COUNTERPARTS and base is not None:
+        return f"a subclass of {base.__name__}; only torch's own layer is converted"
+    if _counterpart(layer, to) is None:
+        return f"no {to} counterpart"
+    weight = dict(layer.named_parameters(recurse=False)).get("weight")
+    if weight is None:
+        return "its weight is computed; remove weight_norm, spectral_norm or the pruning first"
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}"
+    if not weight.is_floating_point() or weight.layout != torch.strided:
+        return f"its weight is {weight.dtype}, {weight.layout}"
+    return None
+
+
+def _change_class(layer: nn.Module, to: str, options: dict[str, Any]) -> None:
+    """Give the layer its counterpart's class; parameters, hooks and all references to it stay."""
+    for name in ("grad", "recenter"):
+        vars(layer).pop(name, None)
+    layer.__class__ = _counterpart(layer, to)  # type: ignore[assignment]
+    vars(layer).update(options)
+    vars(layer.weight).pop("adder", None)
+
+
+def _mark_and_guard(module: nn.Module) -> None:
+    """Mark the adder weights, and allow torch's fused inference only in parts without adder and binary layers."""
+    for part in module.modules():
+        if isinstance(part, Adder):
+            part._mark()
+        for kind, permission in _FUSED:
+            if isinstance(part, kind) and hasattr(part, permission):
+                saved = f"_{permission}_of_products"
+                if any(isinstance(layer, Adder | Binary) for layer in part.modules()):
+                    vars(part).setdefault(saved, getattr(part, permission))
+                    setattr(part, permission, 0)
+                elif saved in vars(part):
+                    setattr(part, permission, vars(part).pop(saved))

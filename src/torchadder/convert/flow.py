@@ -1,7 +1,7 @@
-"""The flow of data through a network: which layers run first and last, and what comes before and after each.
+"""Find the flow of data through a network: the layers that run first and last, and what runs before and after each.
 
-A flow is a list of steps, each a module that runs as a whole or a function called between modules. It is recorded on
-an example input, traced by torch.fx or, where that fails, made of the modules in order of definition.
+A flow is a list of steps; a step is a module that runs as a whole, or a function that is called between modules. The
+steps are recorded on an example input, traced by torch.fx or, where that fails, the modules in order of definition.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-from .twins import is_weighted
+from torchadder.errors import UserError
 
 Target = nn.Module | str  # a module that runs as a whole, or the name of a function
 
-# Without _ and the dimension, in lower case, MaxPool2d and max_pool2d are one name. These hand on what they are given,
-# as does what has "pool" or "drop" in its name; those ask a tensor for something else than its values.
-_CARRIERS = frozenset(
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_WEIGHTED = (*_CONVOLUTIONS, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+# Names in lower case, without _ and the dimension: MaxPool2d and max_pool2d are the same. Pass-through steps hand their
+# input on, rearranged or averaged, as do all with "pool" or "drop" in their name; queries ask a tensor for something
+# other than its values.
+_PASSTHROUGH = frozenset(
     """
     identity sequential flatten unflatten view viewas reshape reshapeas permute transpose swapaxes swapdims movedim
     moveaxis t get contiguous squeeze unsqueeze expand expandas repeat getitem narrow select chunk split tensorsplit
@@ -37,12 +44,12 @@ _CARRIERS = frozenset(
     to type float double half bfloat16 clone detach rearrange
     """.split()  # noqa: SIM905  (as a list of strings: fifty lines)
 )
-_QUESTIONS = frozenset({"getattr", "size", "dim", "ndimension", "numel", "len", "isfloatingpoint"})
+_QUERIES = frozenset({"getattr", "size", "dim", "ndimension", "numel", "len", "isfloatingpoint"})
 _NEVER_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus", "abs", "exp", "square"})
 
 
 class Step(NamedTuple):
-    """One call. Numbers name the tensors that go in and come out."""
+    """One call. Numbers identify the tensors that go in and come out."""
 
     target: Target
     inputs: frozenset[int]
@@ -50,10 +57,11 @@ class Step(NamedTuple):
 
 
 class Flow:
-    """Steps, and how they were found: "recorded", "traced" or "defined".
+    """The connections between steps. ``found``: how the steps were found, "recorded", "traced" or "defined".
 
-    ``first``, ``last``: the weighted modules at the ends; one that runs several times counts at each of its runs.
-    ``before``, ``after``: what a target's input comes from and its output goes to, "output" being the network's own.
+    ``first``, ``last``: the weighted modules that run first and last; each run of a module counts.
+    ``before``, ``after``: the targets that a target's input comes from and that its output goes to, without those
+    that pass their input through; "output" is the output of the network.
     """
 
     def __init__(self, found: Literal["recorded", "traced", "defined"], steps: list[Step]):
@@ -66,11 +74,11 @@ class Flow:
         self._inputs: set[int] = set()
         makers: dict[int, set[Target]] = defaultdict(set)
         for target, inputs, outputs in steps:
-            if _names(target) & _QUESTIONS:
+            if _names(target) & _QUERIES:
                 continue
             self._inputs |= inputs
             sources = set().union(*(makers[number] for number in inputs))
-            if not _carries(target):
+            if not _is_passthrough(target):
                 self.before[target] |= sources
                 for source in sources:
                     self.after[source].add(target)
@@ -84,15 +92,18 @@ class Flow:
         sources = self.before[layer]
         return bool(sources) and all(_names(source) & _NEVER_NEGATIVE for source in sources)
 
-    def uses_past(self, layer: nn.Module) -> bool:
-        """Whether a function between the modules takes the layer's weight: that one would go on multiplying."""
+    def takes_weight(self, layer: nn.Module) -> bool:
+        """Say whether a function between the modules takes the layer's weight: it would still multiply by it."""
         return id(layer.weight) in self._inputs
 
 
 def find_flow(module: nn.Module, example_input: Any = None) -> Flow:
-    """The best flow to be had; ValueError where the module does not run on the example input."""
+    """Return the recorded flow with an example input, else the traced or the defined one.
+
+    Raises UserError where the module does not run on the example input, or has lazy layers.
+    """
     if example_input is not None and any(map(is_lazy, (*module.parameters(), *module.buffers()))):
-        raise ValueError(f"{type(module).__name__} has lazy layers: run it once, then convert it")
+        raise UserError(f"{type(module).__name__} has lazy layers: run it once, then convert it")
     with _unchanged(module):
         if example_input is not None:
             return Flow("recorded", _recorded(module, example_input))
@@ -100,8 +111,13 @@ def find_flow(module: nn.Module, example_input: Any = None) -> Flow:
     return Flow("defined", _defined(module)) if steps is None else Flow("traced", steps)
 
 
+def is_weighted(module: nn.Module) -> bool:
+    """Say whether the module multiplies by weights, or is the counterpart of one that does."""
+    return isinstance(module, _WEIGHTED)
+
+
 def is_normalisation(target: Target) -> bool:
-    """By name: every library has normalisations of its own. A block around a layer is none, whatever its name."""
+    """Recognise a normalisation by its name, since many libraries have their own. A block with a layer is none."""
     if isinstance(target, nn.Module) and any(map(is_weighted, target.modules())):
         return False
     return any("norm" in name for name in _names(target))
@@ -116,8 +132,8 @@ def _names(target: Target) -> set[str]:
     return {re.sub(r"_|\dd$", "", name).lower() for name in names}
 
 
-def _carries(target: Target) -> bool:
-    return any(name in _CARRIERS or "pool" in name or "drop" in name for name in _names(target))
+def _is_passthrough(target: Target) -> bool:
+    return any(name in _PASSTHROUGH or "pool" in name or "drop" in name for name in _names(target))
 
 
 def _runs_as_a_whole(module: nn.Module) -> bool:
@@ -127,33 +143,33 @@ def _runs_as_a_whole(module: nn.Module) -> bool:
 
 
 def _defined(module: nn.Module) -> list[Step]:
-    """As if each module fed the next one."""
+    """Return the modules in order of definition, as if each were the input of the next one."""
 
-    def inside(module: nn.Module) -> Iterator[Target]:
+    def parts(module: nn.Module) -> Iterator[Target]:
         for child in module.children():
-            yield from [child] if _runs_as_a_whole(child) else inside(child)
+            yield from [child] if _runs_as_a_whole(child) else parts(child)
 
-    targets = [*inside(module), "output"]
+    targets = [*parts(module), "output"]
     return [Step(target, frozenset({i}), frozenset({i + 1})) for i, target in enumerate(targets)]
 
 
 class _Tracer(fx.Tracer):
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_module(m, m.forward, args, kwargs)  # without hooks, which may keep the proxies
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _runs_as_a_whole(m)
 
 
 def _traced(module: nn.Module) -> list[Step] | None:
-    """None where torch.fx cannot trace the module. Arguments but the first take their defaults."""
+    """Trace the module; None where torch.fx cannot. All arguments except the first take their defaults."""
     arguments = list(inspect.signature(type(module).forward).parameters.values())[2:]
     defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
-    for part in module.modules():  # hooks keep what they see, and proxies are nothing to keep
-        part._forward_pre_hooks.clear()
-        part._forward_hooks.clear()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = _Tracer().trace(module, defaults)
-    except Exception:  # tracing runs the network's own code on proxies, which fails in every way there is
+    except Exception:  # tracing runs the network's own code on proxies, which may raise anything
         return None
 
     def number(node: fx.Node) -> int:
@@ -167,14 +183,20 @@ def _traced(module: nn.Module) -> list[Step] | None:
     return steps
 
 
+def _tensors(value: Any) -> list[Tensor]:
+    leaves: list[Any] = []
+    map_aggregate(value, leaves.append)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
 class _Recorder(TorchFunctionMode):
-    """Sees the functions called between the modules that run as a whole."""
+    """Record the modules that run as a whole and the functions that are called between them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self._depth = 0  # inside how many of those modules
-        self._tensors: list[Tensor] = []  # alive, or their ids would name others
+        self._depth = 0  # number of those modules that are running
+        self._tensors: list[Tensor] = []  # kept alive, since the id of a dead tensor may be given to another one
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -182,15 +204,15 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def record(self, target: Target, given: Any, result: Any) -> None:
-        inputs, outputs = ([leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)] for x in (given, result))
+        inputs, outputs = _tensors(given), _tensors(result)
         if outputs and not self._depth:
             self._tensors += inputs + outputs
             self.steps.append(Step(target, frozenset(map(id, inputs)), frozenset(map(id, outputs))))
 
-    def enter(self, module: nn.Module, args: Any) -> None:
+    def before(self, module: nn.Module, args: Any) -> None:
         self._depth += 1
 
-    def leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+    def after(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         self._depth -= 1
         self.record(module, (args, kwargs), result)
 
@@ -198,9 +220,9 @@ class _Recorder(TorchFunctionMode):
 def _recorded(module: nn.Module, example_input: Any) -> list[Step]:
     recorder = _Recorder()
     for part in module.modules():
-        if _runs_as_a_whole(part) and not isinstance(part, torch.jit.ScriptModule):  # which takes no hooks
-            part.register_forward_pre_hook(recorder.enter)
-            part.register_forward_hook(recorder.leave, with_kwargs=True)
+        if _runs_as_a_whole(part) and not isinstance(part, torch.jit.ScriptModule):  # a scripted module takes no hooks
+            part.register_forward_pre_hook(recorder.before)
+            part.register_forward_hook(recorder.after, with_kwargs=True)
     args: Iterable[Any] = example_input if isinstance(example_input, tuple | list) else [example_input]
     try:
         with recorder:
@@ -208,13 +230,13 @@ def _recorded(module: nn.Module, example_input: Any) -> list[Step]:
             recorder.record("output", result, result)
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{type(module).__name__} does not run on example_input: {reason}") from error
+        raise UserError(f"{type(module).__name__} does not run on example_input: {reason}") from error
     return recorder.steps
 
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; after it all is as before: attributes, hooks, buffers, random numbers."""
+    """Set evaluation mode without gradients; restore attributes, hooks, buffers and random state afterwards."""
     parts = list(module.modules())
     flags = [part.training for part in parts]
     attributes = [(vars(part), dict(vars(part))) for part in parts]
