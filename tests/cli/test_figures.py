@@ -54,7 +54,7 @@ BAD = [  # arguments after figures, words of the line
     (["run", "other", "--figure", "weights"], "weights: lenet5bn and lenetpp have different layers"),
     (["run", "--out", "file"], "cannot write into file: "),
     (["run", "--iterations", "0"], "'--iterations'"),
-    (["nowhere"], "nowhere holds no run: name a folder that torchadder train wrote"),
+    (["nowhere"], "nowhere holds no run: expected a folder that a training run wrote"),
     (["run", "unfinished"], f"unfinished has no checkpoint ({LAST})"),
     ([], "Missing argument 'RUN...'"),
 ]

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from torchadder.cli.options import DataFolder
-from torchadder.lab.figures import FIGURES, Material, make
+from torchadder.lab.figures import FIGURES, FigureInputs, write_figures
 from torchadder.lab.runs import TrainedRun
 
 
@@ -39,8 +39,8 @@ def figures(
     names = [name.strip() for name in figure.split(",")] if figure is not None else []
     with _Bar() as bar:
         found = [TrainedRun.read(folder) for folder in runs]
-        material = Material(found, data_dir=data, iterations=iterations, tell=bar.show)
-        made, left_out = make(material, out, names)
+        inputs = FigureInputs(found, data_dir=data, iterations=iterations, progress=bar.show)
+        made, left_out = write_figures(inputs, out, names)
     if json:
         written = [
             {"name": m.name, **{kind: f"{m.stem}.{kind}" for kind in ("png", "svg", "json")}, "line": m.line}

@@ -1,4 +1,4 @@
-"""What a network answers to test images: confusion matrix, accuracy by class, and its most confident mistakes."""
+"""Classify test images and count: confusion matrix, accuracy by class, most confident mistakes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torchadder.data import Loader
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was taken for another class.
+    """Hold an image that was classified wrongly.
 
-    ``index``: its place in the split, from 0. ``image``: as the network saw it, float32 (C, H, W). ``confidence``:
-    the softmax probability of ``predicted``.
+    ``index``: its index in the split. ``image``: the input of the network, float32 (C, H, W). ``confidence``: the
+    softmax probability of ``predicted``.
     """
 
     index: int
@@ -28,9 +28,9 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers of a network of K classes to N images.
+    """Hold the predictions of a network with K classes.
 
-    ``confusion``: int64 (K, K), images by label and predicted class. ``mistakes``: the most confident first.
+    ``confusion``: int64 (K, K), number of images by label and predicted class. ``mistakes``: the most confident first.
     """
 
     confusion: Tensor
@@ -46,28 +46,28 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """In percent."""
+        """Return the accuracy over all images, in percent."""
         return 100 * self.correct / self.images
 
     @property
     def class_accuracy(self) -> Tensor:
-        """Of each class, in percent: float64 (K,), NaN where it has no image."""
+        """Return the accuracy of each class in percent: float64 (K,), NaN for a class without images."""
         return 100 * self.confusion.diag().double() / self.confusion.sum(1)
 
     def confusions(self, count: int) -> list[tuple[int, int, int]]:
-        """The most frequent mistakes: label, predicted class, images; those that never happened left out."""
+        """Return the up to ``count`` most frequent mistakes as (label, predicted class, images)."""
         wrong = self.confusion - self.confusion.diag().diag()
-        images, places = wrong.flatten().sort(descending=True, stable=True)
-        pairs = zip(places[:count].tolist(), images[:count].tolist(), strict=True)
-        return [(*divmod(place, len(wrong)), number) for place, number in pairs if number]
+        images, positions = wrong.flatten().sort(descending=True, stable=True)
+        pairs = zip(positions[:count].tolist(), images[:count].tolist(), strict=True)
+        return [(*divmod(position, len(wrong)), number) for position, number in pairs if number]
 
 
 @torch.no_grad()
 def predict(forward: Callable[[Tensor], Tensor], batches: Loader, classes: int, keep: int = 24) -> Predictions:
-    """The answers to all images of ``batches``, with the ``keep`` mistakes that are the most confident.
+    """Classify all images of ``batches`` and keep the ``keep`` most confident mistakes.
 
-    ``forward``: images -> logits (N, classes); a module is set to evaluation mode. The likeliest class is the first
-    of the largest logits.
+    ``forward`` maps images to logits (N, classes); a module is set to evaluation mode. The predicted class is the
+    first of the largest logits.
     """
     if isinstance(forward, nn.Module):
         forward.eval()
@@ -75,15 +75,15 @@ def predict(forward: Callable[[Tensor], Tensor], batches: Loader, classes: int, 
     mistakes: list[Mistake] = []
     seen = 0
     for images, labels in batches:
-        logits = forward(images).double()  # in float32 too many probabilities are 1
+        logits = forward(images).double()  # In float32 too many probabilities round to 1.
         predicted = logits.argmax(1)
         confidence = logits.softmax(1).gather(1, predicted[:, None]).flatten()
         confusion += torch.bincount(labels * classes + predicted, minlength=classes * classes)
         wrong = (predicted != labels).nonzero().flatten()
-        surest = wrong[confidence[wrong].sort(descending=True, stable=True).indices[:keep]]
+        most_confident = wrong[confidence[wrong].sort(descending=True, stable=True).indices[:keep]]
         mistakes += [
             Mistake(seen + i, images[i].clone(), int(labels[i]), int(predicted[i]), confidence[i].item())
-            for i in surest.tolist()
+            for i in most_confident.tolist()
         ]
         mistakes = sorted(mistakes, key=lambda mistake: -mistake.confidence)[:keep]
         seen += len(labels)

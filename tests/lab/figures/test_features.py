@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torchadder.data import load_dataset
-from torchadder.lab.figures import Material, features
+from torchadder.lab.figures import FigureInputs, features
 from torchadder.lab.figures.features import shape_of
 from torchadder.lab.runs import TrainedRun
 from torchadder.train import Recipe
@@ -114,7 +114,7 @@ REFUSED = [  # model and data set of each run, words of the reason
 @pytest.mark.parametrize(("runs", "words"), REFUSED)
 def test_runs_that_do_not_compare_are_refused(runs, words):
     recipes = [Recipe(f"{model}-{dataset}", model=model, dataset=dataset) for model, dataset in runs]
-    reason = features.refusal([TrainedRun(Path("run"), recipe, [], {}) for recipe in recipes])
+    reason = features.unsupported([TrainedRun(Path("run"), recipe, [], {}) for recipe in recipes])
     assert reason is None if words is None else words in reason
 
 
@@ -122,7 +122,7 @@ def test_runs_that_do_not_compare_are_refused(runs, words):
 def test_the_features_are_those_that_the_network_computes(trained, model):
     run = TrainedRun.read(trained(model=model, op="conv", epochs=1, batch_size=50))
     told = []
-    data = features.measure(Material([run], tell=lambda *what: told.append(what)))
+    data = features.measure(FigureInputs([run], progress=lambda *what: told.append(what)))
     (found,) = data["panels"]
     test = load_dataset("tiny").test
     with torch.no_grad():

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from torchadder.errors import UserError
-from torchadder.lab.figures import FIGURES, Material, drawing, gallery, make
+from torchadder.lab.figures import FIGURES, FigureInputs, drawing, gallery, write_figures
 from torchadder.lab.runs import TrainedRun
 
 PNG, SVG = b"\x89PNG\r\n", b"<?xml"
@@ -19,7 +19,7 @@ def runs(trained):
 
 def test_all_that_can_be_made_is_made(runs, tmp_path):
     out = tmp_path / "new" / "figures"
-    made, left_out = make(Material(runs, iterations=2), out)
+    made, left_out = write_figures(FigureInputs(runs, iterations=2), out)
     assert [m.name for m in made] == [name for name in FIGURES if name != "features"]
     assert left_out == {
         "features": "lenet5bn has no features in a plane or in space: name runs of lenetpp or lenetpp_3d"
@@ -40,7 +40,7 @@ def test_all_that_can_be_made_is_made(runs, tmp_path):
 
 @pytest.mark.parametrize("name", ["filters", "gradients"])
 def test_a_figure_is_drawn_from_its_json_alone_and_the_same_each_time(runs, tmp_path, name):
-    (made,), _ = make(Material(runs, iterations=2), tmp_path / "first", [name])
+    (made,), _ = write_figures(FigureInputs(runs, iterations=2), tmp_path / "first", [name])
     record = json.loads((tmp_path / "first" / f"{name}.json").read_text())
     with drawing.styled():
         drawing.write(FIGURES[name].draw(record), tmp_path / name)
@@ -49,14 +49,14 @@ def test_a_figure_is_drawn_from_its_json_alone_and_the_same_each_time(runs, tmp_
 
 
 def test_names_choose_figures(runs, tmp_path):
-    made, left_out = make(Material(runs), tmp_path, ["curves", "filters", "curves"])
+    made, left_out = write_figures(FigureInputs(runs), tmp_path, ["curves", "filters", "curves"])
     assert [m.name for m in made] == ["curves", "filters"]
     assert left_out == {}
 
 
 def test_networks_do_not_mix_where_layers_are_compared(runs, trained, tmp_path):
     other = TrainedRun.read(trained("other", model="lenetpp", op="conv", epochs=1, batch_size=50))
-    made, left_out = make(Material([runs[0], other]), tmp_path)
+    made, left_out = write_figures(FigureInputs([runs[0], other]), tmp_path)
     assert [m.name for m in made] == ["curves"]
     assert left_out["weights"] == (
         "lenet5bn and lenetpp have different layers, which do not compare: name runs of one network"
@@ -70,11 +70,11 @@ def test_data_that_cannot_be_had(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(TrainedRun, "dataset", lambda run, data_dir: missing(data_dir))
     monkeypatch.setattr(gallery, "FIGURES", {name: FIGURES[name] for name in ("filters", "outputs")})
-    made, left_out = make(Material(runs), tmp_path)
+    made, left_out = write_figures(FigureInputs(runs), tmp_path)
     assert left_out["outputs"] == "no such data"
     assert [m.name for m in made] == ["filters"]
     with pytest.raises(UserError, match=r"^outputs: no such data$"):
-        make(Material(runs), tmp_path, ["outputs"])
+        write_figures(FigureInputs(runs), tmp_path, ["outputs"])
 
 
 def test_an_unwritable_folder_is_told_before_anything_is_measured(runs, tmp_path, monkeypatch):
@@ -82,13 +82,13 @@ def test_an_unwritable_folder_is_told_before_anything_is_measured(runs, tmp_path
     monkeypatch.setattr(FIGURES["curves"], "measure", None)
     for out in (tmp_path / "file", tmp_path / "file" / "folder"):
         with pytest.raises(UserError, match="cannot write into"):
-            make(Material(runs), out, ["curves"])
+            write_figures(FigureInputs(runs), out, ["curves"])
 
 
 def test_matplotlib_is_missing(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r'figures need matplotlib: pip install "torchadder\[plot\]"'):
-        make(Material(runs), tmp_path)
+        write_figures(FigureInputs(runs), tmp_path)
 
 
 TITLES = [

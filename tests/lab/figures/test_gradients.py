@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torchadder.data import load_dataset, open_batches
-from torchadder.lab.figures import Material, gradients
+from torchadder.lab.figures import FigureInputs, gradients
 from torchadder.lab.runs import TrainedRun
 from torchadder.models import create_model
 from torchadder.train.loop import forward_backward
@@ -54,13 +54,13 @@ def test_the_norms_are_those_of_the_first_iterations(trained, changes):
 
 
 def test_a_short_run_has_no_more_iterations(trained):
-    (panel,) = gradients.measure(Material([TrainedRun.read(trained(epochs=1))], iterations=100))["panels"]
+    (panel,) = gradients.measure(FigureInputs([TrainedRun.read(trained(epochs=1))], iterations=100))["panels"]
     assert {len(layer["norms"]) for layer in panel["layers"]} == {3}
 
 
 def test_the_table_of_the_paper_stands_beside_lenet5(trained):
     runs = [TrainedRun.read(trained(op, op=op, epochs=1)) for op in ("adder", "conv", "binary")]
-    panels = gradients.measure(Material(runs, iterations=1))["panels"]
+    panels = gradients.measure(FigureInputs(runs, iterations=1))["panels"]
     published = [[layer["paper"] for layer in panel["layers"]] for panel in panels]
     assert published == [[0.0009, 0.0012, 0.0146, None, None], [0.2261, 0.2990, 0.4646, None, None], [None] * 5]
     assert gradients.describe({"panels": panels}).startswith("conv2, conv3, fc1 of AdderNet")  # binary's own layers

@@ -5,19 +5,19 @@ import json
 import pytest
 import torch
 
-from torchadder.lab.figures import Material, curves, filters, weights
+from torchadder.lab.figures import FigureInputs, curves, filters, weights
 from torchadder.lab.runs import TrainedRun
 from torchadder.lab.weights import fits
 
 
 @pytest.fixture
-def material(trained):
-    return Material([TrainedRun.read(trained(op, op=op)) for op in ("adder", "conv")])
+def inputs(trained):
+    return FigureInputs([TrainedRun.read(trained(op, op=op)) for op in ("adder", "conv")])
 
 
-def test_weights_hold_fits_and_histograms(material):
-    data = weights.measure(material)
-    for panel, run in zip(data["panels"], material.runs, strict=True):
+def test_weights_hold_fits_and_histograms(inputs):
+    data = weights.measure(inputs)
+    for panel, run in zip(data["panels"], inputs.runs, strict=True):
         layers = fits(run.model())
         assert [layer["name"] for layer in panel["layers"]] == [layer.name for layer in layers]
         for found, layer in zip(panel["layers"], layers, strict=True):
@@ -56,9 +56,9 @@ def test_the_paper_shows_no_binary_weights():
     assert "paper" not in weights.describe({"panels": [panel]})
 
 
-def test_filters_are_those_of_the_first_layer(material):
-    data = filters.measure(material)
-    for panel, run in zip(data["panels"], material.runs, strict=True):
+def test_filters_are_those_of_the_first_layer(inputs):
+    data = filters.measure(inputs)
+    for panel, run in zip(data["panels"], inputs.runs, strict=True):
         weight = run.model().conv1.weight
         assert torch.equal(torch.tensor(panel["weight"]), weight)
         assert panel["largest"] == weight.abs().max().item()
@@ -78,21 +78,21 @@ def test_filters_on_any_number_of_channels_are_drawn(shape):
         assert sorted(drawn.compressed()) == weight.flatten().tolist()
 
 
-def test_curves_are_what_the_epochs_wrote(material):
-    data = curves.measure(material)
-    for curve, run in zip(data["curves"], material.runs, strict=True):
+def test_curves_are_what_the_epochs_wrote(inputs):
+    data = curves.measure(inputs)
+    for curve, run in zip(data["curves"], inputs.runs, strict=True):
         assert curve["epoch"] == [1, 2]
         for name in ("train_loss", "test_loss", "test_accuracy"):
             assert curve[name] == [row[name] for row in run.metrics]
-    accuracy = material.runs[1].metrics[-1]["test_accuracy"]
+    accuracy = inputs.runs[1].metrics[-1]["test_accuracy"]
     assert f"CNN {accuracy:.2f}% after epoch 2" in curves.describe(data)
 
 
-def test_curves_of_numbers_that_are_missing_or_infinite(material):
-    run = material.runs[0]
+def test_curves_of_numbers_that_are_missing_or_infinite(inputs):
+    run = inputs.runs[0]
     del run.metrics[0]["test_loss"]
     run.metrics[1]["test_loss"] = float("inf")
-    data = curves.measure(Material([run]))
+    data = curves.measure(FigureInputs([run]))
     assert data["curves"][0]["test_loss"] == [None, None]
     json.dumps(data, allow_nan=False)
     assert len(curves.draw(data).axes) == 3

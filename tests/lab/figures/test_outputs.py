@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchadder.functional import adder_conv2d
-from torchadder.lab.figures import Material, outputs
+from torchadder.lab.figures import FigureInputs, outputs
 from torchadder.lab.runs import TrainedRun
 from torchadder.models import create_model
 
@@ -73,7 +73,7 @@ def test_channels_that_never_vary_are_left_out(images):
 
 
 def test_recentring_is_what_16_bits_need(trained):
-    data = outputs.measure(Material([TrainedRun.read(trained())]))
+    data = outputs.measure(FigureInputs([TrainedRun.read(trained())]))
     raw, recentred = (data["panels"][0]["numbers"][form] for form in ("raw", "recentred"))
     assert raw["median"] > 10 * recentred["median"]
     assert raw["rounding"] > 10 * recentred["rounding"]

@@ -1,6 +1,6 @@
-"""The figures of the paper's analysis, made of one's own runs: `torchadder figures`."""
+"""Draw the figures of the AdderNet paper from trained runs: weights, filters, features, gradients, curves, outputs."""
 
-from torchadder.lab.figures.gallery import FIGURES, Made, make
-from torchadder.lab.figures.material import Material
+from torchadder.lab.figures.gallery import FIGURES, FigureFiles, write_figures
+from torchadder.lab.runs import FigureInputs
 
-__all__ = ["FIGURES", "Made", "Material", "make"]
+__all__ = ["FIGURES", "FigureFiles", "FigureInputs", "write_figures"]

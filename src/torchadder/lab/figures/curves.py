@@ -1,4 +1,4 @@
-"""Learning curves: loss and accuracy by epoch of any runs, such as the four optimisation schemes of the paper."""
+"""Draw learning curves: loss and accuracy by epoch, for example of the four optimisation schemes of the paper."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from torchadder.lab.figures.drawing import canvas, line_style, log_scale, wrapped
-from torchadder.lab.figures.material import Material
-from torchadder.lab.runs import TrainedRun
+from torchadder.lab.runs import FigureInputs, TrainedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN = ("train_loss", "test_loss", "test_accuracy")
-ACCURACIES = (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9)  # ticks of an axis that is logarithmic in the errors
+TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9)  # of an accuracy axis that is logarithmic in the error
 
 
-def refusal(runs: list[TrainedRun]) -> str | None:
+def unsupported(runs: list[TrainedRun]) -> str | None:
     return None
 
 
-def measure(material: Material) -> dict[str, Any]:
-    """What the runs wrote at the end of every epoch; losses in nats an image, accuracies in percent."""
+def measure(inputs: FigureInputs) -> dict[str, Any]:
+    """Return the metrics of each epoch: losses in nats per image, accuracies in percent."""
     curves = []
-    for title, run in material:
+    for title, run in inputs:
         epochs = {"epoch": [row["epoch"] for row in run.metrics]}
         epochs |= {name: [_finite(row.get(name)) for row in run.metrics] for name in SHOWN}
         curves.append({"title": title, "dataset": run.recipe.dataset, "epochs": run.recipe.epochs, **epochs})
@@ -70,15 +69,15 @@ def _lines(axes: Axes, curves: list[dict[str, Any]], name: str) -> None:
 
 
 def _stretch(axes: Axes, accuracies: list[float]) -> None:
-    """A scale on which 98 to 99% is as far as 80 to 90%: logarithmic in the error, from the worst to the best."""
+    """Scale the axis logarithmically in the error, so that 98 to 99% is as far as 80 to 90%."""
     errors = [100 - accuracy for accuracy in accuracies if accuracy < 100]
     if not errors or max(errors) < 10 * min(errors):
         return
-    least = min(errors) / 1.5  # where 100% is drawn as well
+    least = min(errors) / 1.5  # An accuracy of 100% has no logarithm; it is drawn here.
     axes.set_yscale("function", functions=(lambda a: -_log(100 - a, least), lambda y: 100 - 10.0 ** (-y)))
     low, high = 100 - max(errors) * 1.1, 100 - least
     axes.set_ylim(max(low, 0), high)
-    axes.set_yticks([tick for tick in ACCURACIES if low <= tick <= high])
+    axes.set_yticks([tick for tick in TICKS if low <= tick <= high])
     axes.yaxis.set_major_formatter("{x:g}")
 
 

@@ -1,4 +1,4 @@
-"""How figures look and how they are written: one style, colours for the colour-blind, the same bytes each time."""
+"""Style, lay out and write figures: colours for the colour-blind, and the same bytes for the same data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design", 2008: for runs
+# Colours of runs: Okabe and Ito, "Color Universal Design", 2008
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Tol, "Colour schemes", SRON/EPS/TN/09-002, 2021, "muted" and black: for classes
+# Colours of classes: Tol, "Colour schemes", SRON/EPS/TN/09-002, 2021, "muted" and black
 CLASS_COLOURS = (
     *("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#222222"),
 )
@@ -27,7 +27,7 @@ MARKERS = "os^Dv"
 LINES = ("-", "--", "-.", ":")
 
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # the one that matplotlib brings along
+    "font.family": "DejaVu Sans",  # the font that matplotlib contains
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -52,8 +52,8 @@ STYLE: dict[str, Any] = {
 DPI = 120
 
 
-def check() -> None:
-    """Raises UserError where matplotlib is missing."""
+def check_installed() -> None:
+    """Raise UserError if matplotlib is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -62,17 +62,17 @@ def check() -> None:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within, what is drawn and written has the style of all figures."""
+    """Apply the common style to everything that is drawn and written inside the context."""
     import matplotlib
 
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # not what the user's matplotlibrc says
+        matplotlib.rcdefaults()  # A matplotlibrc of the user must not change the figures.
         matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
         yield
 
 
 def canvas(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches, that lays itself out."""
+    """Return an empty figure, sizes in inches, with automatic layout."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -80,7 +80,7 @@ def canvas(width: float, height: float) -> Figure:
 
 
 def write(figure: Figure, stem: Path) -> None:
-    """Write ``stem``.png and ``stem``.svg, without dates and versions. Raises OSError."""
+    """Write ``stem``.png and ``stem``.svg without dates and versions. Raises OSError."""
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix[1:], metadata=metadata)
@@ -88,12 +88,12 @@ def write(figure: Figure, stem: Path) -> None:
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour and dashes of run ``number``; the pair comes again after 28."""
+    """Return the colour and the dashes of run ``number``; they repeat after 28 runs."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
 
 
 def wrapped(title: str, width: int) -> str:
-    """A title on as many lines as it needs, broken at its commas, else anywhere."""
+    """Break a title into lines of at most ``width`` characters, at its commas where possible."""
     lines = [""]
     for part in title.split(", "):
         joined = f"{lines[-1]}, {part}" if lines[-1] else part
@@ -105,7 +105,7 @@ def wrapped(title: str, width: int) -> str:
 
 
 def log_scale(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5, for few decades."""
+    """Make the y axis logarithmic with plain numbers at 1, 2 and 5, for a range of few decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -114,8 +114,8 @@ def log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def chosen(names: Sequence[str], most: int) -> list[str]:
-    """At most ``most`` of ``names``, evenly spread, the first and the last among them."""
+def evenly_spaced(names: Sequence[str], most: int) -> list[str]:
+    """Return at most ``most`` of ``names`` at even distances, including the first and the last."""
     if len(names) <= most:
         return list(names)
     return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
@@ -124,9 +124,9 @@ def chosen(names: Sequence[str], most: int) -> list[str]:
 def rows_and_layers(
     titles: Sequence[str], columns: int, row_height: float, layers: Sequence[str], legend: Sequence[str]
 ) -> tuple[Figure, Any, Axes]:
-    """A figure with a row of axes for each of ``titles``, (rows, columns), and below them axes with x by ``layers``.
+    """Return a figure, a row of axes for each of ``titles`` (rows, columns), and axes below with ``layers`` along x.
 
-    Of what is drawn there the labels will be ``legend``; see ``legend_beside``.
+    ``legend``: the labels that ``legend_beside`` will list beside the lower axes; they decide its height.
     """
     many = len(layers) > 8
     below = max(2.3 + many * 0.07 * max(map(len, layers)), 0.17 * sum(len(_beside(label)) for label in legend))
@@ -145,7 +145,7 @@ def rows_and_layers(
 
 
 def legend_beside(axes: Axes) -> None:
-    """A legend to the right of ``axes``, long labels on several lines."""
+    """Add a legend to the right of ``axes``, with long labels on several lines."""
     handles, labels = axes.get_legend_handles_labels()
     lines = ["\n".join(_beside(label)) for label in labels]
     axes.legend(handles, lines, loc="center left", bbox_to_anchor=(1, 0.5))

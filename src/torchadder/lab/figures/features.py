@@ -1,4 +1,4 @@
-"""The features of LeNet++, points in a plane or in space: clusters of an AdderNet, sectors by angle of a CNN."""
+"""Draw the 2-D or 3-D features of LeNet++: clusters for an AdderNet, sectors by angle for a CNN."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from torch import Tensor
 from torchadder.data import open_batches
 from torchadder.errors import UserError
 from torchadder.lab.figures.drawing import CLASS_COLOURS, INK, canvas, wrapped
-from torchadder.lab.figures.material import Material, several_networks
-from torchadder.lab.runs import TrainedRun
+from torchadder.lab.runs import FigureInputs, TrainedRun, several_networks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NETWORKS = {"lenetpp": 2, "lenetpp_3d": 3}  # the dimensions of their features
+NETWORKS = ("lenetpp", "lenetpp_3d")
 BATCH = 250
 PATTERNS = {"adder": "clusters", "conv": "sectors"}  # in the paper
 NAMES = {"clusters": "clusters", "sectors": "sectors by angle", "neither": "neither clusters nor sectors"}
@@ -25,13 +24,13 @@ NAMES = {"clusters": "clusters", "sectors": "sectors by angle", "neither": "neit
 
 @dataclass(frozen=True)
 class Shape:
-    """How the features f of the classes lie, with c the centre (mean) of the class of f.
+    """Measure how the features f of the classes are arranged, with c the centre (mean) of the class of f.
 
-    ``within``: mean of |f - c| over all images. ``between``: mean distance of two centres, over all pairs.
-    ``radial``: the share of the spread about the centres that lies along the ray from the origin to the centre,
-    sum ((f - c) . c / |c|)^2 / sum |f - c|^2. It is 1/d for round clusters in d dimensions and 1 for spokes.
-    ``by_distance``: share of the images nearer to the centre of their class than to any other. ``by_direction``:
-    the same by angle alone, of f / |f| to the mean direction of each class.
+    ``within``: mean of |f - c| over all images. ``between``: mean distance of two centres over all pairs.
+    ``radial``: fraction of the variance about the centres that lies along the ray from the origin to the centre,
+    sum ((f - c) . c / |c|)^2 / sum |f - c|^2: 1/d for round clusters in d dimensions, 1 for points on rays.
+    ``by_distance``: fraction of the images that are nearer to the centre of their class than to any other.
+    ``by_direction``: the same by angle, comparing f / |f| with the mean direction of each class.
     """
 
     within: float
@@ -43,15 +42,15 @@ class Shape:
 
     @property
     def ratio(self) -> float:
-        """``within`` / ``between``: the smaller, the more compact."""
+        """Return ``within`` / ``between``: the smaller, the more compact the classes."""
         return self.within / self.between
 
     @property
     def pattern(self) -> str:
-        """What the classes are.
+        """Return "clusters", "sectors" or "neither".
 
-        "clusters" where the spread is nearer to that of round ones than to spokes; else "sectors" where the direction
-        mistakes at most half as many images again as the distance does; else "neither".
+        The classes are clusters if ``radial`` is nearer to that of round clusters than to 1. Otherwise they are
+        sectors if the direction misclassifies at most 1.5 times as many images as the distance.
         """
         if self.radial <= (1 + 1 / self.dimensions) / 2:
             return "clusters"
@@ -59,9 +58,9 @@ class Shape:
 
 
 def shape_of(points: Tensor, labels: Tensor) -> tuple[Shape, Tensor]:
-    """Of features (N, d) with their labels (N,), and the centres (K, d) of the K classes that occur, by label.
+    """Measure features (N, d) with labels (N,); return also the centres (K, d) of the K classes that occur, by label.
 
-    Raises ValueError where fewer than two classes do.
+    Raises ValueError if fewer than two classes occur.
     """
     points = points.double()
     classes, own = labels.unique(return_inverse=True)
@@ -81,7 +80,7 @@ def shape_of(points: Tensor, labels: Tensor) -> tuple[Shape, Tensor]:
     return shape, centres
 
 
-def refusal(runs: list[TrainedRun]) -> str | None:
+def unsupported(runs: list[TrainedRun]) -> str | None:
     for run in runs:
         if run.recipe.model not in NETWORKS:
             known = " or ".join(NETWORKS)
@@ -92,14 +91,14 @@ def refusal(runs: list[TrainedRun]) -> str | None:
     return several_networks(runs)
 
 
-def measure(material: Material) -> dict[str, Any]:
-    """Of each run the features of all test images, their labels, the centres of the classes, and the numbers of Shape.
+def measure(inputs: FigureInputs) -> dict[str, Any]:
+    """Return for each run the features and labels of all test images, the class centres, and the fields of Shape.
 
-    Raises UserError where the data cannot be had.
+    Raises UserError if the data set cannot be loaded.
     """
     panels = []
-    for title, run in material:
-        points, labels = _features(material, title, run)
+    for title, run in inputs:
+        points, labels = _features(inputs, title, run)
         try:
             shape, centres = shape_of(points, labels)
         except ValueError as error:
@@ -116,15 +115,15 @@ def measure(material: Material) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _features(material: Material, title: str, run: TrainedRun) -> tuple[Tensor, Tensor]:
+def _features(inputs: FigureInputs, title: str, run: TrainedRun) -> tuple[Tensor, Tensor]:
     model: Any = run.model()
-    batches = open_batches(material.dataset(run).test, BATCH)
+    batches = open_batches(inputs.dataset(run).test, BATCH)
     points, labels = [], []
-    for number, (images, theirs) in enumerate(batches):
-        material.tell(f"features: {title}", number, len(batches))
+    for number, (images, batch_labels) in enumerate(batches):
+        inputs.progress(f"features: {title}", number, len(batches))
         points.append(model.features(images))
-        labels.append(theirs)
-    material.tell(f"features: {title}", len(batches), len(batches))
+        labels.append(batch_labels)
+    inputs.progress(f"features: {title}", len(batches), len(batches))
     return torch.cat(points), torch.cat(labels)
 
 
@@ -140,7 +139,7 @@ def describe(data: dict[str, Any]) -> str:
 
 
 def _verdict(panels: list[dict[str, Any]]) -> str:
-    """Whether these numbers show what the paper's figure does."""
+    """Return a sentence that compares these numbers with the figure of the paper."""
     wrong = [
         f"{panel['title']} has {NAMES[panel['pattern']]}"
         for panel in panels
@@ -163,7 +162,7 @@ def draw(data: dict[str, Any]) -> Figure:
         solid = panel["dimensions"] == 3
         axes: Any = figure.add_subplot(1, len(panels), number, projection="3d" if solid else None)
         if solid:
-            axes.computed_zorder = False  # labels before points, wherever they lie in depth
+            axes.computed_zorder = False  # Labels are drawn over points at any depth.
         _points(axes, panel)
         axes.set_title(f"{wrapped(panel['title'], 40)}\nwithin/between {panel['ratio']:.3f}", loc="left")
         axes.tick_params(labelsize=7)

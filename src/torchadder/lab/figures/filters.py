@@ -1,4 +1,4 @@
-"""The filters of the first layer, those of an AdderNet beside those of a CNN."""
+"""Draw the filters of the first layer, those of an AdderNet beside those of a CNN."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from torchadder.lab.figures.drawing import FAINT, canvas, wrapped
-from torchadder.lab.figures.material import Material, several_networks
-from torchadder.lab.runs import TrainedRun
+from torchadder.lab.runs import FigureInputs, TrainedRun, several_networks
 from torchadder.lab.weights import weighted_layers
 
 if TYPE_CHECKING:
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 GAP = 1  # pixels between filters
 
 
-def refusal(runs: list[TrainedRun]) -> str | None:
+def unsupported(runs: list[TrainedRun]) -> str | None:
     return several_networks(runs)
 
 
-def measure(material: Material) -> dict[str, Any]:
-    """``weight``: of each run's first layer, (C_out, C_in, kh, kw). Every network here begins with a convolution."""
+def measure(inputs: FigureInputs) -> dict[str, Any]:
+    """Return ``weight`` of each run's first layer, (C_out, C_in, kh, kw); all models here begin with a convolution."""
     panels = []
-    for title, run in material:
+    for title, run in inputs:
         name, layer = next(iter(weighted_layers(run.model()).items()))
         weight = layer.weight.detach()  # type: ignore[operator]
         about = {"layer": name, "largest": weight.abs().max().item(), "weight": weight.tolist()}
@@ -56,7 +55,7 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 def _picture(figure: Figure, axes: Axes, weight: Tensor) -> None:
-    """Colours as they are, 0 in grey; of all other channels red above 0 and blue below, 0 in white."""
+    """Draw filters on three channels as colours with 0 in grey, others by sign: red above 0, blue below, 0 in white."""
     from matplotlib.patches import Rectangle
 
     largest = weight.abs().max().item()
@@ -74,9 +73,10 @@ def _picture(figure: Figure, axes: Axes, weight: Tensor) -> None:
 
 
 def _mosaic(weight: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-    """All filters on one picture with NaN between, (H, W) or of filters on colours (H, W, 3), and where each begins.
+    """Arrange all filters in one picture with NaN between them; return it and the (x, y) corner of each filter.
 
-    Filters on other numbers of channels have one row each, by channel.
+    The picture is (H, W, 3) for filters on three channels, otherwise (H, W). With more than one channel that is not
+    three, each filter has a row and each channel a column.
     """
     outputs, inputs, rows, columns = weight.shape
     tiles = weight.movedim(1, -1) if inputs == 3 else weight.flatten(0, 1)[..., None]

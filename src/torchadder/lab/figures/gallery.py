@@ -1,4 +1,4 @@
-"""The figures by name, and making them: measured first, then drawn from what was measured alone, then written."""
+"""List the figures by name and write them: measure, draw from the measured data alone, write PNG, SVG and JSON."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from torchadder.environment import describe_environment
 from torchadder.errors import UserError
 from torchadder.lab.bench.record import portable_command, today
 from torchadder.lab.figures import curves, drawing, features, filters, gradients, outputs, weights
-from torchadder.lab.figures.material import Material
-from torchadder.lab.runs import TrainedRun
+from torchadder.lab.runs import FigureInputs, TrainedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Kind(Protocol):
-    """What the module of a figure has."""
+class FigureModule(Protocol):
+    """Declare the functions that the module of a figure has."""
 
-    def refusal(self, runs: list[TrainedRun]) -> str | None:
-        """Why ``runs`` cannot make it, as far as can be said before it is tried; None where they can."""
+    def unsupported(self, runs: list[TrainedRun]) -> str | None:
+        """Return the reason why ``runs`` cannot make the figure, as far as it is known in advance, or None."""
 
-    def measure(self, material: Material) -> dict[str, Any]:
-        """All that is drawn, as plain values for JSON. Raises UserError where it cannot be had."""
+    def measure(self, inputs: FigureInputs) -> dict[str, Any]:
+        """Return all data of the figure as plain values for JSON. Raises UserError if it cannot be computed."""
 
     def describe(self, data: dict[str, Any]) -> str:
-        """Its headline numbers, on one line."""
+        """Return the main numbers of the data on one line."""
 
     def draw(self, data: dict[str, Any]) -> Figure:
-        """The picture of what ``measure`` found."""
+        """Draw the data that ``measure`` returned."""
 
 
-FIGURES: dict[str, Kind] = {
+FIGURES: dict[str, FigureModule] = {
     "features": features,
     "filters": filters,
     "weights": weights,
@@ -46,8 +45,8 @@ FIGURES: dict[str, Kind] = {
 }
 
 
-class Made(NamedTuple):
-    """A figure that was written: ``stem``.png, .svg and .json; ``line``: its headline numbers."""
+class FigureFiles(NamedTuple):
+    """Name a figure that was written as ``stem``.png, .svg and .json; ``line`` holds its main numbers."""
 
     name: str
     stem: Path
@@ -55,42 +54,44 @@ class Made(NamedTuple):
     data: dict[str, Any]
 
 
-def make(material: Material, out: Path, names: Sequence[str] = ()) -> tuple[list[Made], dict[str, str]]:
-    """Write the figures of those ``names``, or without any all that can be made, into the folder ``out``.
+def write_figures(
+    inputs: FigureInputs, out: Path, names: Sequence[str] = ()
+) -> tuple[list[FigureFiles], dict[str, str]]:
+    """Write the figures ``names``, or by default all that the runs can make, into the folder ``out``.
 
-    Returns what was made, and of what was left out the reason by name.
+    Returns the figures that were written, and for each that was left out the reason, by name.
 
-    Raises UserError for an unknown name, a figure by name that cannot be made, where none can be, without
-    matplotlib, and where ``out`` cannot be written.
+    Raises UserError for an unknown name, a named figure that cannot be made, runs that can make no figure at all, a
+    missing matplotlib, and a folder that cannot be written.
     """
     for name in names:
         if name not in FIGURES:
             raise UserError(f"unknown figure {name!r}; known: {', '.join(FIGURES)}")
-    drawing.check()
-    refused = {name: reason for name in names or FIGURES if (reason := FIGURES[name].refusal(material.runs))}
+    drawing.check_installed()
+    reasons = {name: reason for name in names or FIGURES if (reason := FIGURES[name].unsupported(inputs.runs))}
     for name in names:
-        if name in refused:
-            raise UserError(f"{name}: {refused[name]}")
-    _prepare(out)
-    made = []
+        if name in reasons:
+            raise UserError(f"{name}: {reasons[name]}")
+    _check_folder(out)
+    written = []
     for name in dict.fromkeys(names or FIGURES):
-        if name in refused:
+        if name in reasons:
             continue
         try:
-            data = FIGURES[name].measure(material)
+            data = FIGURES[name].measure(inputs)
         except UserError as error:
             if names:
                 raise UserError(f"{name}: {error}") from error
-            refused[name] = str(error)
+            reasons[name] = str(error)
             continue
-        made.append(_write(name, data, material, out))
-    if not made:
-        raise UserError("no figure can be made: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
-    return made, refused
+        written.append(_write(name, data, inputs, out))
+    if not written:
+        raise UserError("no figure can be made: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+    return written, reasons
 
 
-def _prepare(out: Path) -> None:
-    """Before minutes are spent."""
+def _check_folder(out: Path) -> None:
+    """Create ``out`` and write into it once, before minutes of computation are spent."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
@@ -99,8 +100,8 @@ def _prepare(out: Path) -> None:
         raise UserError(f"cannot write into {out}: {error.strerror or error}") from error
 
 
-def _write(name: str, data: dict[str, Any], material: Material, out: Path) -> Made:
-    about = [{"title": title, "folder": run.folder.name, "recipe": asdict(run.recipe)} for title, run in material]
+def _write(name: str, data: dict[str, Any], inputs: FigureInputs, out: Path) -> FigureFiles:
+    about = [{"title": title, "folder": run.folder.name, "recipe": asdict(run.recipe)} for title, run in inputs]
     environment = describe_environment()
     environment["command"] = portable_command(environment["command"])
     line = FIGURES[name].describe(data)
@@ -112,4 +113,4 @@ def _write(name: str, data: dict[str, Any], material: Material, out: Path) -> Ma
         files.write_bytes(out / f"{name}.json", text.encode())
     except OSError as error:
         raise UserError(f"cannot write into {out}: {error.strerror or error}") from error
-    return Made(name, out / name, line, data)
+    return FigureFiles(name, out / name, line, data)

@@ -1,7 +1,7 @@
-"""The l2-norms of the gradients of each layer's filters, iteration by iteration, beside the table of the paper.
+"""Draw the l2-norms of the gradients of each layer's filters by iteration, beside the table of the paper.
 
-A run keeps none of them: its first iterations are trained again, by the training loop itself from the recipe and its
-seed. The norms are those that backward leaves, before clipping and before ALR or ILR rescales them.
+A run directory does not store gradients, so the first iterations are trained again by the training loop, from the
+recipe and its seed. The norms are taken right after backward, before clipping and before ALR or ILR rescales.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from torchadder.lab.figures.drawing import CLASS_COLOURS, INK, canvas, wrapped
-from torchadder.lab.figures.material import Material, several_networks
-from torchadder.lab.runs import TrainedRun
+from torchadder.lab.runs import FigureInputs, TrainedRun, several_networks
 from torchadder.lab.weights import kind_of, weighted_layers
 from torchadder.models import Model
 from torchadder.train import Progress, Recipe, Run, train
@@ -26,23 +25,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAPER = {  # in the first iteration of LeNet-5-BN; quoted second-hand
+PAPER = {  # norms in the first iteration of LeNet-5-BN; quoted second-hand
     "adder": {"conv1": 0.0009, "conv2": 0.0012, "conv3": 0.0146},
     "conv": {"conv1": 0.2261, "conv2": 0.2990, "conv3": 0.4646},
 }
-COMPARED = 3  # layers, as in the paper
-MANY = 10  # layers from here on are told apart by a scale of colours
+COMPARED = 3  # number of layers in the paper's table
+MANY = 10  # With more layers, colours come from a continuous scale.
 
 
-def refusal(runs: list[TrainedRun]) -> str | None:
+def unsupported(runs: list[TrainedRun]) -> str | None:
     return several_networks(runs)
 
 
-def measure(material: Material) -> dict[str, Any]:
-    """``norms``: of each layer of each run, one an iteration; ``paper``: what is published of it, or None."""
+def measure(inputs: FigureInputs) -> dict[str, Any]:
+    """Return for each layer of each run ``norms``, one per iteration, and ``paper``, the published norm or None."""
     panels = []
-    for title, run in material:
-        norms = replay(run, material.iterations, material.data_dir, partial(material.tell, f"gradients: {title}"))
+    for title, run in inputs:
+        norms = replay(run, inputs.iterations, inputs.data_dir, partial(inputs.progress, f"gradients: {title}"))
         paper = PAPER.get(run.recipe.op, {}) if run.recipe.model == "lenet5bn" else {}
         kinds = {name: kind_of(layer) for name, layer in weighted_layers(run.model()).items()}
         layers = [{"name": n, "kind": kinds[n], "paper": paper.get(n), "norms": norms[n]} for n in norms]
@@ -51,50 +50,50 @@ def measure(material: Material) -> dict[str, Any]:
 
 
 def replay(
-    run: TrainedRun, iterations: int, data_dir: Path | None, tell: Callable[[int, int], None]
+    run: TrainedRun, iterations: int, data_dir: Path | None, progress: Callable[[int, int], None]
 ) -> dict[str, list[float]]:
-    """The norms of the first ``iterations`` of ``run``, or of all where it has fewer, by layer; nothing is written.
+    """Train the first ``iterations`` of ``run`` again (all if it has fewer) and return the norms by layer.
 
-    ``tell`` is called with the iterations that are done, and their number. One process does what several may have
-    done. Raises UserError where the data cannot be had.
+    ``progress`` is called with the iterations that are done and their total. Nothing is written, and one process is
+    used even if the run was distributed. Raises UserError if the data set cannot be loaded.
     """
     again = Run(run.folder, run.recipe, None)
     again.writes = False
-    recorder = _Recorder(iterations, tell)
-    with suppress(_EnoughError):
+    recorder = _Recorder(iterations, progress)
+    with suppress(_FinishedError):
         train(again, data_dir=data_dir, progress=recorder)
     return recorder.norms
 
 
-class _EnoughError(Exception):
-    """All iterations that were wanted are done."""
+class _FinishedError(Exception):
+    """Stop the training loop: all wanted iterations are done."""
 
 
 class _Recorder(Progress):
-    """Takes the norm of each weight's gradient as soon as backward has it in full."""
+    """Record the norm of each weight's gradient as soon as backward has finished it."""
 
-    def __init__(self, iterations: int, tell: Callable[[int, int], None]):
+    def __init__(self, iterations: int, progress: Callable[[int, int], None]):
         self.norms: dict[str, list[float]] = {}
-        self._iterations, self._tell = iterations, tell
+        self._iterations, self._progress = iterations, progress
 
     def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
         self._iterations = min(self._iterations, recipe.epochs * steps_an_epoch)
         for name, layer in weighted_layers(model).items():
             self.norms[name] = []
-            hook = partial(self._differentiated, self.norms[name], recipe.accumulate, [0])
+            hook = partial(self._record, self.norms[name], recipe.accumulate, [0])
             layer.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[operator]
-        self._tell(0, self._iterations)
+        self._progress(0, self._iterations)
 
-    def _differentiated(self, norms: list[float], parts: int, seen: list[int], weight: Tensor) -> None:
+    def _record(self, norms: list[float], parts: int, seen: list[int], weight: Tensor) -> None:
         seen[0] += 1
-        if seen[0] % parts:  # the gradients of the batch's other parts are still to be added
+        if seen[0] % parts:  # The gradients of the other parts of the batch are not added yet.
             return
         norms.append(weight.grad.norm().item())  # type: ignore[union-attr]
         done = min(map(len, self.norms.values()))
-        if done == len(norms):  # the last layer of this iteration
-            self._tell(done, self._iterations)
+        if done == len(norms):  # This was the last layer of the iteration.
+            self._progress(done, self._iterations)
             if done == self._iterations:
-                raise _EnoughError
+                raise _FinishedError
 
 
 def describe(data: dict[str, Any]) -> str:
@@ -117,13 +116,13 @@ def _row(norms: Iterable[float]) -> str:
 
 
 def _compared(panels: list[dict[str, Any]]) -> list[str]:
-    """The first layers that are of the network's own operator in every run."""
+    """Return the names of the first layers that have the network's own operator in every run."""
     own = [{layer["name"] for layer in panel["layers"] if layer["kind"] == panel["op"]} for panel in panels]
     return [layer["name"] for layer in panels[0]["layers"] if all(layer["name"] in names for names in own)][:COMPARED]
 
 
 def _verdict(panels: list[dict[str, Any]], names: list[str]) -> str:
-    """Whether the first gradients of AdderNets are the smaller ones, as in the paper's table."""
+    """Return a sentence that says if AdderNets have smaller first gradients than CNNs, as in the paper's table."""
     first: dict[str, dict[str, list[float]]] = {op: {name: [] for name in names} for op in PAPER}
     for panel in panels:
         for layer in panel["layers"]:

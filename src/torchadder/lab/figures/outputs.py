@@ -1,8 +1,8 @@
-"""What layers put out before normalisation, as it is and recentred: why adder layers need the latter in 16 bits.
+"""Draw layer outputs before normalisation, raw and recentred: the reason why 16-bit training needs recentring.
 
-An adder layer's outputs are negative and large, while only their variation about the mean of a channel carries
-something: the normalisation that follows takes the mean away. |mean| / std of a channel says how much larger the one
-is than the other. Recentring adds the constant sum |W| of each filter, and leaves a mean that 16-bit numbers can hold.
+The outputs of an adder layer are negative and large, but only their variation about the channel mean carries
+information: the normalisation that follows subtracts the mean. |mean| / std of a channel says how much larger the
+mean is. Recentring adds the constant sum |W| of each filter and leaves a mean that 16-bit numbers can represent.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from torchadder.data import StreamedSplit, open_batches
-from torchadder.lab.figures.drawing import COLOURS, FAINT, INK, MARKERS, chosen, legend_beside, rows_and_layers
-from torchadder.lab.figures.material import Material, several_networks
-from torchadder.lab.runs import TrainedRun
+from torchadder.lab.figures.drawing import COLOURS, FAINT, INK, MARKERS, evenly_spaced, legend_beside, rows_and_layers
+from torchadder.lab.runs import FigureInputs, TrainedRun, several_networks
 from torchadder.lab.weights import kind_of, weighted_layers
 from torchadder.nn import Adder
 
@@ -25,52 +24,52 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PIXELS = 1 << 18  # about as many go through the network: 256 images of 32 x 32
+PIXELS = 1 << 18  # number of input pixels per channel: 256 images of 32 x 32
 BINS = 60
-DRAWN = 5
-INSIDE = 0.998
+DRAWN = 5  # layers with a histogram
+INSIDE = 0.998  # fraction of the values that a histogram spans, so that outliers do not compress it
 RAW, RECENTRED = "raw", "recentred"
 FORMS = {RAW: COLOURS[1], RECENTRED: COLOURS[0]}
 
 
-def refusal(runs: list[TrainedRun]) -> str | None:
+def unsupported(runs: list[TrainedRun]) -> str | None:
     return several_networks(runs)
 
 
-def measure(material: Material) -> dict[str, Any]:
-    """What ``layer_outputs`` finds of each run over test images; ``numbers``: over the layers of its own operator."""
+def measure(inputs: FigureInputs) -> dict[str, Any]:
+    """Return ``layer_outputs`` of each run over test images, and ``numbers`` over the layers of its own operator."""
     panels = []
-    for title, run in material:
-        material.tell(f"outputs: {title}", 0, 1)
-        images = _images(material, run)
+    for title, run in inputs:
+        inputs.progress(f"outputs: {title}", 0, 1)
+        images = _images(inputs, run)
         layers = layer_outputs(run.model(), images)
         numbers = _overall([layer for layer in layers if layer["kind"] == run.recipe.op])
         panels.append({"title": title, "images": len(images), "numbers": numbers, "layers": layers})
-        material.tell(f"outputs: {title}", 1, 1)
+        inputs.progress(f"outputs: {title}", 1, 1)
     return {"panels": panels}
 
 
 def layer_outputs(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
-    """Of each convolution and linear layer what it puts out for ``images``, in the order of definition.
+    """Measure the output of each convolution and linear layer for ``images``, in order of definition.
 
-    "raw", and of adder layers "recentred": the histogram of the middle 99.8% of the values, and of each channel that
-    varies ``spread``, |mean| / std over images and positions, and ``rounding``, the root mean square of the error
-    that rounding to bfloat16 makes, over the std.
+    Each layer has an entry "raw", and an adder layer also "recentred": the histogram of the middle 99.8% of the
+    values, and for each channel that varies ``spread``, |mean| / std over images and positions, and ``rounding``, the
+    root mean square error of rounding to bfloat16, divided by the std.
     """
     found: dict[str, dict[str, Any]] = {}
 
-    def look(name: str, layer: Any, inputs: Any, output: Tensor) -> None:
+    def record(name: str, layer: Any, inputs: Any, output: Tensor) -> None:
         found[name] = {"name": name, "kind": kind_of(layer)}
         channels = output.transpose(0, 1).flatten(1)  # (C, images and positions)
         if not isinstance(layer, Adder):
-            found[name][RAW] = _of_form(channels)
+            found[name][RAW] = _statistics(channels)
             return
         constant = layer.weight.abs().flatten(1).sum(1, keepdim=True)  # type: ignore[operator]
-        found[name][RAW] = _of_form(channels - constant if layer.recenter else channels)
-        found[name][RECENTRED] = _of_form(channels if layer.recenter else channels + constant)
+        found[name][RAW] = _statistics(channels - constant if layer.recenter else channels)
+        found[name][RECENTRED] = _statistics(channels if layer.recenter else channels + constant)
 
     layers = weighted_layers(model)
-    handles = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(partial(record, name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             model(images)
@@ -80,7 +79,7 @@ def layer_outputs(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
     return [found[name] for name in layers if name in found]
 
 
-def _of_form(channels: Tensor) -> dict[str, Any]:
+def _statistics(channels: Tensor) -> dict[str, Any]:
     values = channels.flatten().sort().values
     cut = round(len(values) * (1 - INSIDE) / 2)
     inside = values[cut : len(values) - cut]
@@ -98,7 +97,7 @@ def _of_form(channels: Tensor) -> dict[str, Any]:
 
 
 def _overall(layers: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Median and largest ``spread``, and median ``rounding``, of all channels of ``layers``, of each form."""
+    """Return median and largest ``spread`` and median ``rounding`` over all channels of ``layers``, for each form."""
     numbers = {}
     for form in (RAW, RECENTRED):
         spreads = [value for layer in layers if form in layer for value in layer[form]["spread"]]
@@ -109,8 +108,8 @@ def _overall(layers: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return numbers
 
 
-def _images(material: Material, run: TrainedRun) -> Tensor:
-    test = material.dataset(run).test
+def _images(inputs: FigureInputs, run: TrainedRun) -> Tensor:
+    test = inputs.dataset(run).test
     size = test.size if isinstance(test, StreamedSplit) else test.pixels.shape[-1]
     return next(iter(open_batches(test, max(16, PIXELS // size**2), workers=0)))[0]
 
@@ -130,7 +129,7 @@ def describe(data: dict[str, Any]) -> str:
 def draw(data: dict[str, Any]) -> Figure:
     panels = data["panels"]
     names = [layer["name"] for layer in panels[0]["layers"]]
-    drawn = chosen(names, DRAWN)
+    drawn = evenly_spaced(names, DRAWN)
     series = {
         f"{panel['title']}, {form}": (number, form) for number, panel in enumerate(panels) for form in panel["numbers"]
     }
@@ -149,7 +148,7 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 def _spreads(axes: Axes, layers: list[dict[str, Any]], form: str, shift: float, marker: str, label: str) -> None:
-    """Median and largest |mean| / std of each layer's channels."""
+    """Draw the median (mark) and the largest (line) |mean| / std of each layer's channels."""
     found = {place: layer[form]["spread"] for place, layer in enumerate(layers) if layer.get(form, {}).get("spread")}
     x = [place + shift for place in found]
     medians = [statistics.median(spread) for spread in found.values()]

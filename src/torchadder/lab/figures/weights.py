@@ -1,7 +1,7 @@
-"""The weights of each layer as a histogram, with the Laplace and the Gaussian density that fit it best.
+"""Draw the weights of each layer as a histogram, with the Laplace and the Gaussian density that fit best.
 
-The paper finds the weights of an AdderNet Laplace-like and those of a CNN Gaussian-like; which density is likelier
-says whether ours are.
+The paper finds the weights of an AdderNet Laplace-like and those of a CNN Gaussian-like. The density with the larger
+likelihood says which of the two the weights of a run are.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from torchadder.lab.figures.drawing import (
     FAINT,
     INK,
     MARKERS,
-    chosen,
+    evenly_spaced,
     legend_beside,
     line_style,
     rows_and_layers,
 )
-from torchadder.lab.figures.material import Material, several_networks
-from torchadder.lab.runs import TrainedRun
+from torchadder.lab.runs import FigureInputs, TrainedRun, several_networks
 from torchadder.lab.weights import Gaussian, Laplace, LayerWeights, fits
 
 if TYPE_CHECKING:
@@ -31,22 +30,22 @@ if TYPE_CHECKING:
 
 PATTERNS = {"adder": Laplace.name, "conv": Gaussian.name}  # in the paper
 BINS = 60
-DRAWN = 5  # layers with a histogram of their own; the numbers of all stand below
-INSIDE = 0.998  # share of the weights that the histogram spans, so that a few far out do not squeeze it
+DRAWN = 5  # layers with a histogram; the axes below show the numbers of all layers
+INSIDE = 0.998  # fraction of the weights that a histogram spans, so that outliers do not compress it
 
 
-def refusal(runs: list[TrainedRun]) -> str | None:
+def unsupported(runs: list[TrainedRun]) -> str | None:
     return several_networks(runs)
 
 
-def measure(material: Material) -> dict[str, Any]:
-    """Of each layer of each run: both fits, and the histogram of its middle 99.8% as a density of all weights.
+def measure(inputs: FigureInputs) -> dict[str, Any]:
+    """Return for each layer of each run both fits and the histogram of the middle 99.8%, as a density of all weights.
 
-    ``better``: in how many of the layers of the network's own operator each density is the likelier one, and
-    ``gain``: the mean over these layers of the Laplace's log-likelihood less the Gaussian's, nats a weight.
+    ``better`` counts for each density the layers of the network's own operator in which it is likelier. ``gain`` is
+    the mean over these layers of the Laplace's log-likelihood minus the Gaussian's, in nats per weight.
     """
     panels = []
-    for title, run in material:
+    for title, run in inputs:
         layers = fits(run.model())
         own = [layer for layer in layers if layer.kind == run.recipe.op]
         better = {name: sum(layer.better.name == name for layer in own) for name in (Laplace.name, Gaussian.name)}
@@ -96,7 +95,7 @@ def _verdict(panels: list[dict[str, Any]]) -> str:
 def draw(data: dict[str, Any]) -> Figure:
     panels = data["panels"]
     names = [layer["name"] for layer in panels[0]["layers"]]
-    drawn = chosen(names, DRAWN)
+    drawn = evenly_spaced(names, DRAWN)
     titles = [panel["title"] for panel in panels]
     figure, rows, axes = rows_and_layers(titles, len(drawn), 1.9, names, titles)
     for row, panel in zip(rows, panels, strict=True):
@@ -128,6 +127,6 @@ def _histogram(axes: Axes, layer: dict[str, Any]) -> None:
     axes.set_yticks([])
     axes.locator_params(axis="x", nbins=4)
     axes.spines["left"].set_visible(False)
-    axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # room for the legend
+    axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # leaves room for the legend
     axes.legend(loc="upper left", fontsize=7, handlelength=1.2, borderaxespad=0, labelcolor=INK)
     axes.tick_params(colors=FAINT, labelcolor=INK)
