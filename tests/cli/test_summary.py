@@ -2,12 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from torchadder.cli import main
-from torchadder.counts import cost, summary
+from torchadder.counts import summary
 from torchadder.lab.bench import one_image
 from torchadder.models import create_model
 from torchadder.models.registry import OPS
@@ -18,15 +17,11 @@ REFUSED = [  # arguments -> the words on stderr
     (["lenet5bn", "--input-size", "32"], "--input-size 32: expected CxHxW"),
     (["lenet5bn", "--input-size", "1x32x-2"], "--input-size 1x32x-2: every size must be at least 1"),
     (["lenet5bn", "--input-size", "1x28x28"], "does not run on an input of 1x28x28"),
-    (["lenet5bn", "--costs", "nowhere.toml"], "cannot read nowhere.toml: No such file"),
 ]
 
-CHIP = '["[My] chip"]\nunit = "ns"\nadd = 0.5\n'
 
-
-def printed(op="adder", name="lenet5bn", tables=()):
-    counts = summary(create_model(name, op=op))
-    return f"{counts}\n\n{cost.text(cost.costs(counts, [*cost.built_in(), *tables]))}\n"
+def printed(op="adder", name="lenet5bn"):
+    return f"{summary(create_model(name, op=op))}\n"
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -42,8 +37,6 @@ def test_table_on_a_terminal(capsys, monkeypatch):
     out = capsys.readouterr().out
     for words in ("resnet20 · adder · input 3x32x32", "layer2.0.downsample.0", "81,183,360", "82.34M", "┃"):
         assert words in out
-    for words in ("VIA Nano 2000, float", "164,138,752", "2,524,102", "Horowitz"):
-        assert words in out
 
 
 def test_a_terminal_too_narrow_for_the_table_cuts_nothing(capsys, monkeypatch):
@@ -57,31 +50,8 @@ def test_json_is_one_object_and_nothing_else(capsys):
     assert main(["summary", "resnet20", "--op", "conv", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     counts = summary(create_model("resnet20", op="conv"))
-    assert found.pop("costs") == json.loads(json.dumps([each.to_dict() for each in cost.costs(counts)]))
     assert found == json.loads(json.dumps(counts.to_dict()))
     assert found["total"]["mul"] == 40_813_184
-
-
-def test_a_table_of_costs_of_one_s_own_comes_after_the_published(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("chip.toml").write_text(CHIP)
-    assert main(["summary", "lenet5bn", "--costs", "chip.toml"]) == 0
-    out = capsys.readouterr().out
-    assert out == printed(tables=cost.read_tables(Path("chip.toml")))
-    assert re.search(r"^\[My\] chip +ns +- +0.5 +- +416,520 +-$", out, re.MULTILINE)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "120")
-    assert main(["summary", "lenet5bn", "--costs", "chip.toml"]) == 0
-    assert "[My] chip" in capsys.readouterr().out
-
-
-def test_a_table_of_a_published_name_takes_its_place(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("chip.toml").write_text('["45 nm, int8"]\nunit = "fJ"\nadd = 1\n')
-    assert main(["summary", "lenet5bn", "--costs", "chip.toml", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["costs"]
-    assert [each["name"] for each in found] == [table.name for table in cost.built_in()]
-    assert (found[1]["unit"], found[1]["total"]) == ("fJ", 833_040)
 
 
 @pytest.mark.parametrize("reason", [None, "cannot quantise relu"])

@@ -1,9 +1,8 @@
-"""torchadder summary: the operation counts of a model, by layer and in total, and what they cost."""
+"""torchadder summary: the operation counts of a model, by layer and in total."""
 
 import json as json_format
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +14,6 @@ from rich.table import Table
 from torchadder.counts import summary as count
 from torchadder.environment import describe_environment
 from torchadder.errors import UserError
-from torchadder.lab import cost
 from torchadder.lab.bench import one_image
 from torchadder.models import create_model, list_models
 from torchadder.models.registry import OPS
@@ -30,38 +28,26 @@ def summary(
         str | None,
         typer.Option(metavar="CxHxW", help="Shape of one input, e.g. 3x32x32 (default: the paper's)."),
     ] = None,
-    costs: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Tables of what an operation costs (TOML), beside the published."),
-    ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Time one image on one thread, here.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON object.")] = False,
 ) -> None:
-    """Count the multiplications, additions and XNORs of MODEL for one image, the paper's count below.
-
-    What they cost follows: cycles on the paper's processor, energy by published figures for 45 nm, and whatever a
-    file adds with headings like ["My chip"] and lines like unit = "pJ", mul = 0.3, add = 0.02, xnor = 0.001.
-    """
+    """Count the multiplications, additions and XNORs of MODEL for one image, the paper's count below."""
     size = None if input_size is None else _size(input_size)
-    own = [] if costs is None else cost.read_tables(costs)
-    tables = {table.name: table for table in [*cost.built_in(), *own]}  # one's own in place of one of the same name
     network = create_model(model, op=op, in_chans=None if size is None else size[0])
     counts = count(network, size)
-    found = cost.costs(counts, tables.values())
     times = one_image.measure(network, size or network.input_size) if measure else []
     if json:
-        more: dict[str, Any] = {"costs": [each.to_dict() for each in found]}
+        more: dict[str, Any] = {}
         if measure:
             more["measured"] = {"environment": {**describe_environment(), "threads": 1}, "rows": times}
         print(json_format.dumps({**counts.to_dict(), **more}))
         return
     terminal = Console(file=sys.stdout)
-    first = _table(counts.title, counts.cells(), counts.notes(), 3)
-    second = _table(None, cost.cells(found), cost.notes(found), 2)
-    if terminal.is_terminal and max(_width(first), _width(second)) <= terminal.width:
-        terminal.print(first, "", second)
+    table = _table(counts.title, counts.cells(), counts.notes(), 3)
+    if terminal.is_terminal and _width(table) <= terminal.width:
+        terminal.print(table)
     else:
-        print(counts, cost.text(found), sep="\n\n")
+        print(counts)
     if measure:
         print("\n" + "\n".join(_measured(times)))
 

@@ -22,7 +22,6 @@ from torchadder.data.pixels import load_pillow
 from torchadder.engine import Engine
 from torchadder.errors import UserError
 from torchadder.lab.bench.record import portable_command
-from torchadder.lab.cost import Cost, costs
 from torchadder.lab.predictions import Predictions, predict
 from torchadder.lab.reproduce import EXPERIMENTS
 from torchadder.lab.reproduce.record import effective
@@ -125,7 +124,6 @@ class Content:
     headline: Headline
     paper: Paper | None
     layers: Summary
-    costs: list[Cost]
     weights: list[LayerWeights]
     classes: list[str]
     predictions: Predictions | None = None
@@ -155,7 +153,6 @@ def collect(
         headline_of(run),
         paper_of(run),
         layers,
-        costs(layers),
         _weights(model, missing),
         [str(label) for label in range(model.config["num_classes"])],
         missing=missing,

@@ -14,8 +14,7 @@ from typing import Any
 from torchadder import files
 from torchadder.data import Dataset, Split
 from torchadder.errors import UserError
-from torchadder.lab import cost
-from torchadder.lab.report import charts
+from torchadder.lab.report import charts, cost
 from torchadder.lab.report.content import REPETITIONS, Content, Missing, collect
 from torchadder.lab.reproduce.record import effective
 from torchadder.lab.runs import TrainedRun, titles
