@@ -1,4 +1,4 @@
-"""Two tiny trained runs whose every name is hostile to a page, an integer program of one, and pages about them."""
+"""Train two tiny runs whose names contain HTML and scripts, quantize one, and write pages about them."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def pixels(data_dir=None):
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Run directories by operator; the adder's holds int8.tadder."""
+    """Return run directories by operator; that of the adder network holds int8.tadder."""
     root = tmp_path_factory.mktemp("runs") / FOLDER
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -40,14 +40,14 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def world(monkeypatch, one_thread, folders):
-    """The data set is known, and the runs are there: by operator."""
+    """Register the data set and return the runs by operator."""
     monkeypatch.setitem(datasets._DATASETS, ATTACK, pixels)
     return {op: TrainedRun.read(folder) for op, folder in folders.items()}
 
 
 @pytest.fixture(scope="session")
 def pages(folders, tmp_path_factory):
-    """Pages about the AdderNet (one), about both (two), and without data (bare): paths."""
+    """Write pages about the AdderNet (one), about both runs (two), and without data (bare); return their paths."""
     place = tmp_path_factory.mktemp("pages")
     adder, conv = (TrainedRun.read(folders[op]) for op in ("adder", "conv"))
     with pytest.MonkeyPatch.context() as patched:

@@ -1,4 +1,4 @@
-"""What the page says of a run: each number against the run, settings that stand out, the paper's number, pictures."""
+"""Test the content of the page: each number against the run, changed settings, the paper's number, pictures."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ def run_of(tmp_path, accuracies, recipe="lenet5bn-mnist", **changes):
     return TrainedRun(tmp_path, get_recipe(recipe, changes), rows, {})
 
 
-def test_the_headline_is_the_last_epoch_with_the_first_of_the_best_beside_it(tmp_path):
+def test_the_headline_is_the_last_epoch_with_the_first_best_epoch(tmp_path):
     found = content.headline_of(run_of(tmp_path, [50.0, 70.0, 70.0, 60.0]))
     assert (found.accuracy, found.best_accuracy, found.best_epoch) == (60.0, 70.0, 2)
     assert (found.epochs, found.planned, found.seconds) == (4, 50, 8.0)
@@ -58,7 +58,7 @@ def test_the_headline_is_the_last_epoch_with_the_first_of_the_best_beside_it(tmp
         ("resnet20-cifar10", {"op": "binary", "epochs": 20}, 20, None, None),  # with SGD: no row of the table
     ],
 )
-def test_the_number_of_the_paper_is_that_of_the_recipe(tmp_path, recipe, changes, epochs, paper, gap):
+def test_the_published_number_is_that_of_the_recipe(tmp_path, recipe, changes, epochs, paper, gap):
     found = content.paper_of(run_of(tmp_path, [99.25] * epochs, recipe, **changes))
     assert (found and found.accuracy, found and found.gap) == (paper, gap)
     assert found is None or ("arXiv:1912.13200" in found.source and "](" not in found.source)
@@ -73,7 +73,7 @@ def test_the_number_of_the_paper_is_that_of_the_recipe(tmp_path, recipe, changes
         ({"name": "of an older version", "batch_size": 8}, {"batch_size", "eta"}),  # against the fields' defaults
     ],
 )
-def test_settings_that_differ_from_the_recipe_stand_out(changes, changed):
+def test_settings_that_differ_from_the_recipe_are_marked(changes, changed):
     groups = content.settings_of(get_recipe("lenet5bn-mnist", changes))
     settings = {setting.name: setting for group in groups.values() for setting in group}
     assert {name for name, setting in settings.items() if setting.changed} == changed
@@ -81,7 +81,7 @@ def test_settings_that_differ_from_the_recipe_stand_out(changes, changed):
     assert settings["eta"].used == (changes.get("op") != "conv")
 
 
-def test_the_environment_names_no_folder_of_the_machine():
+def test_the_environment_names_no_folder():
     found = content.environment_of(
         {
             "command": "torchadder train lenet5bn-mnist --data /home/me/data --seed 3",
@@ -98,7 +98,7 @@ def test_the_environment_names_no_folder_of_the_machine():
     assert content.environment_of({"command": "an 'open quote", "resumed": []}) == {}
 
 
-def opened(uri):
+def decode(uri):
     head, _, text = uri.partition(",")
     assert head == "data:image/png;base64"
     return Image.open(io.BytesIO(base64.b64decode(text)))
@@ -110,13 +110,13 @@ def opened(uri):
 )
 def test_a_picture_has_the_pixels_of_the_image(shape, mode, size):
     levels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
-    image = opened(data_uri(levels / 255))
+    image = decode(data_uri(levels / 255))
     assert (image.mode, image.size) == (mode, size)
     if max(shape) <= content.LARGEST_SIDE and mode == "RGB":
         assert [image.getpixel((x, 2)) for x in range(4)] == [tuple(levels[:, 2, x].tolist()) for x in range(4)]
 
 
-def test_everything_of_a_run_with_data_and_program(world):
+def test_content_of_a_run_with_data_and_program(world):
     run = world["adder"]
     dataset = run.dataset()
     found = collect(run, "a title", dataset)
@@ -124,16 +124,16 @@ def test_everything_of_a_run_with_data_and_program(world):
     with torch.no_grad():
         predicted = model(dataset.test.images).argmax(1)
         engine = Engine(run.folder / "int8.tadder")
-        answered = engine(dataset.test.images).argmax(1)
+        classified = engine(dataset.test.images).argmax(1)
     assert found.predictions.correct == int((predicted == dataset.test.labels).sum()) < 30
     assert found.predictions.accuracy == pytest.approx(run.metrics[-1]["test_accuracy"])
     assert len(found.pictures) == min(content.MISTAKES, 30 - found.predictions.correct)
     first, mistake = found.pictures[0], found.predictions.mistakes[0]
     assert (first.label, first.predicted) == (dataset.classes[mistake.label], dataset.classes[mistake.predicted])
-    pixels = torch.tensor([*opened(first.uri).tobytes()]).view(32, 32)
+    pixels = torch.tensor([*decode(first.uri).tobytes()]).view(32, 32)
     assert torch.equal(pixels, dataset.test.pixels[mistake.index, 0].long())
     (program,) = found.programs
-    assert program.accuracy == pytest.approx(100 * (answered == dataset.test.labels).double().mean().item())
+    assert program.accuracy == pytest.approx(100 * (classified == dataset.test.labels).double().mean().item())
     assert program.seconds > 0
     assert found.layers.mul == 0
     assert [layer.name for layer in found.weights] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
@@ -150,14 +150,14 @@ def test_without_data_the_program_is_timed_and_not_tested(world):
     assert found.missing == [UNTESTED]
 
 
-def test_images_without_a_normalisation_are_stretched(trained):
+def test_images_without_a_normalisation_are_scaled_to_their_range(trained):
     run = TrainedRun.read(trained())
     found = collect(run, "a title", run.dataset())
     assert found.stretched
-    assert opened(found.pictures[0].uri).getextrema() == (0, 255)
+    assert decode(found.pictures[0].uri).getextrema() == (0, 255)
 
 
-def test_a_program_that_is_found_and_does_not_fit_is_left_out(world, tmp_path):
+def test_a_program_in_the_directory_that_does_not_fit_is_left_out(world, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(world["conv"].folder, folder)
     (folder / "damaged.tadder").write_bytes(b"not a program")
@@ -167,11 +167,11 @@ def test_a_program_that_is_found_and_does_not_fit_is_left_out(world, tmp_path):
     assert found.programs == []
     assert [str(folder) in part.text for part in found.missing] == [False] * 4
     text = "\n".join(map(str, found.missing))
-    assert "damaged.tadder: it is not sound" in text
-    assert "stranger.tadder takes 1 channels and knows 3 classes, the run's model 1 and 10" in text
+    assert "damaged.tadder: it is damaged" in text
+    assert "stranger.tadder has 1 channels and 3 classes, the run's model 1 and 10" in text
     for name, words in (
         ("damaged", "no sound program"),
-        ("stranger", "no program of this run"),
+        ("stranger", "was not made from this run"),
         ("none", "cannot read"),
     ):
         with pytest.raises(UserError, match=words):
@@ -188,5 +188,5 @@ def test_metrics_that_lack_a_number_are_damaged(tmp_path):
 def test_a_data_set_of_another_shape_is_refused(world):
     run = world["adder"]
     other = replace(run.dataset(), num_classes=7)
-    with pytest.raises(UserError, match=r"takes 1 channels and knows 10 classes; .* has 1 and 7"):
+    with pytest.raises(UserError, match=r"has a model of 1 channels and 10 classes; .* has 1 and 7"):
         collect(run, "a title", other)

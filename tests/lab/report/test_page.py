@@ -1,5 +1,4 @@
-"""The page as a file: nothing in it runs or loads but its own, names are escaped, what is missing is said, what is
-meaningless is refused."""
+"""Test the page as a file: it runs and loads only its own code, escapes names, and says what is missing."""
 
 import base64
 import hashlib
@@ -27,7 +26,7 @@ def text(pages, request):
     return pages[request.param].read_text()
 
 
-def test_only_the_scripts_of_the_package_are_allowed_and_nothing_is_loaded(text):
+def test_only_scripts_of_the_package_run_and_nothing_is_loaded(text):
     policy = html.unescape(re.search(r'http-equiv="Content-Security-Policy" content="(.*?)"', text)[1])
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in SCRIPT.findall(text)]
     assert len(digests) == 2
@@ -45,7 +44,7 @@ def test_only_the_scripts_of_the_package_are_allowed_and_nothing_is_loaded(text)
     assert "vega.github.io/schema" not in DATA.search(text)[1]
 
 
-def test_names_that_are_html_are_text(text):
+def test_names_with_html_are_shown_as_text(text):
     assert text.count("<script") == text.count("</script") == 3
     assert "<img src=x" not in text
     assert html.escape(ATTACK).replace("&quot;", "&#34;") in text
@@ -89,9 +88,9 @@ def test_a_loss_of_zero_has_no_logarithm(losses, kind):
     assert spec["layer"][0]["encoding"]["y"]["scale"].get("type") == kind
 
 
-def test_what_is_missing_is_said_without_the_folders_of_the_machine(pages, world, tmp_path):
+def test_missing_parts_are_listed_without_folders(pages, world, tmp_path):
     text = pages["bare"].read_text()
-    assert "the test images are not at hand" in text
+    assert "the test images are not available" in text
     assert "holds no .tadder file" in text
     assert str(tmp_path.parent.parent) not in text
     for named in pages.values():
@@ -99,7 +98,7 @@ def test_what_is_missing_is_said_without_the_folders_of_the_machine(pages, world
     lines = report.write([world["conv"]], tmp_path / "untested.html", test=False)
     assert lines == [
         f"{page.UNTESTED}: the test images were left out",
-        "no int8 accuracy and latency: the run directory holds no .tadder file of torchadder quantize",
+        "no 8-bit accuracy and latency: the run directory holds no .tadder file",
     ]
     assert "Confusion matrix" not in (tmp_path / "untested.html").read_text()
 
@@ -132,12 +131,11 @@ def named(run, **changes):
         (lambda run, folder: [run, named(run, folder=run.folder / ".." / run.folder.name)], "is named twice"),
         (
             lambda run, folder: [run, named(run, folder=folder, recipe=RECIPES["lenet5bn-mnist"])],
-            "was tested on .* and .* on mnist: their accuracies do not compare",
+            "was tested on .* and .* on mnist: accuracies on different data sets do not compare",
         ),
     ],
 )
 def test_runs_that_cannot_be_on_one_page(world, tmp_path, change, message):
-
     with pytest.raises(UserError, match=message) as caught:
         report.write(change(world["adder"], tmp_path), tmp_path / "page.html")
     assert "\n" not in str(caught.value)
@@ -157,7 +155,7 @@ def test_a_program_belongs_to_one_run(world, tmp_path):
         ("folder.html", "is a folder"),
     ],
 )
-def test_a_place_that_cannot_be_written(world, tmp_path, path, message):
+def test_a_path_that_cannot_be_written(world, tmp_path, path, message):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(UserError, match=message):
         report.write([world["adder"]], tmp_path / path)
@@ -183,9 +181,9 @@ def test_a_missing_package_is_named(world, tmp_path, monkeypatch, package):
         report.write([world["adder"]], tmp_path / "page.html")
 
 
-def test_data_that_was_named_and_is_not_there_is_a_mistake(world, tmp_path, monkeypatch):
+def test_a_named_data_folder_without_the_data_is_an_error(world, tmp_path, monkeypatch):
     def refuse(data_dir):
-        raise UserError(f"--data {data_dir} holds nothing")
+        raise UserError(f"data_dir={data_dir} holds nothing")
 
     monkeypatch.setitem(datasets._DATASETS, ATTACK, refuse)
     with pytest.raises(UserError, match="holds nothing"):
@@ -196,9 +194,9 @@ def test_data_that_was_named_and_is_not_there_is_a_mistake(world, tmp_path, monk
     ("seconds", "text"),
     [(0.04, "0.0 s"), (8.64, "8.6 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3599.6, "1 h 0 min"), (5940, "1 h 39 min")],
 )
-def test_a_time_is_told_in_two_units(seconds, text):
+def test_a_duration_has_at_most_two_units(seconds, text):
     assert page._clock(seconds) == text
 
 
-def test_folders_have_their_last_name_alone(pages):
+def test_only_the_last_name_of_a_folder_is_shown(pages):
     assert html.escape(f"adder {FOLDER}") in pages["two"].read_text()

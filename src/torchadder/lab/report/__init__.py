@@ -1,4 +1,4 @@
-"""The report: one page of HTML about training runs, which needs no network and opens from disk."""
+"""Write a report: one HTML page about training runs that needs no network and opens from disk."""
 
 from torchadder.lab.report.page import is_installed, write
 

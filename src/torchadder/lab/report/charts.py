@@ -1,6 +1,6 @@
-"""The charts of the page: Vega-Lite specifications by Altair and the numbers that they draw.
+"""Build the charts of the page: Vega-Lite specifications, made with Altair, and the rows that they draw.
 
-Colours are those of the style sheet, by name, so that a chart follows the theme of the page and its print.
+Colours are variables of the style sheet, so that charts follow the theme of the page, also in print.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torchadder.lab.report.content import Content, rounded
 from torchadder.lab.weights import LayerWeights
 
-SERIES = 8  # colours of the style sheet that can be told apart
+SERIES = 8  # number of colours in the style sheet that are easy to tell apart
 SPLITS = ("test", "train")
-POINTS = 10  # epochs up to which each is marked, since a line needs two
+POINTS = 10  # With fewer epochs than this each is marked, because a line needs two points.
 FONT = "system-ui, sans-serif"
 DENSITY_POINTS = 121
-EPOCH_TICKS = "sequence(ceil(first / step) * step, last + 1, step)"  # whole ones: tickMinStep does not keep to them
-STEPS = {  # 1, 2 or 5 times a power of ten, for 6 to 12 ticks
+EPOCH_TICKS = "sequence(ceil(first / step) * step, last + 1, step)"  # tickMinStep does not keep ticks at whole epochs.
+STEPS = {  # The step is 1, 2 or 5 times a power of ten and gives 6 to 12 ticks.
     "rough": "max(1, (last - first) / 6)",
     "power": "pow(10, floor(log(rough) / LN10))",
     "step": "power * (rough < 2 * power ? 1 : rough < 5 * power ? 2 : 5)",
@@ -31,7 +31,7 @@ Rows = list[dict[str, Any]]
 
 
 def metrics(contents: Sequence[Content]) -> Rows:
-    """The learning curves as rows: run (its number), split, epoch, accuracy in percent and loss."""
+    """Return the learning curves as rows: run (its index), split, epoch, accuracy in percent, loss."""
     return [
         {
             **{"run": number, "split": split, "epoch": row["epoch"]},
@@ -44,10 +44,10 @@ def metrics(contents: Sequence[Content]) -> Rows:
 
 
 def curves(quantity: str, titles: Sequence[str], rows: Rows) -> Spec:
-    """``quantity`` ("accuracy" or "loss") by epoch of runs with these titles, of ``rows`` under the name metrics.
+    """Return the chart of ``quantity`` ("accuracy" or "loss") by epoch; its data set is named "metrics".
 
-    Signals: ``first`` and ``last`` epoch that is drawn, ``hidden`` runs ("run0") and splits; ``zoom``: the epochs that
-    were dragged over.
+    The page sets the signals ``first`` and ``last`` (epochs to draw) and ``hidden`` (runs such as "run0", and splits),
+    and reads ``zoom``, the epochs that the user dragged over.
     """
     import altair as alt
 
@@ -104,7 +104,7 @@ def curves(quantity: str, titles: Sequence[str], rows: Rows) -> Spec:
 
 
 def weight_histogram() -> Spec:
-    """A layer's weights (rows under the name bins) and the densities that were fitted to them (under fits)."""
+    """Return the chart of a layer's weights (data set "bins") with both fitted densities (data set "fits")."""
     import altair as alt
 
     x_axis = alt.Axis(tickCount=5, grid=False)
@@ -129,7 +129,7 @@ def weight_histogram() -> Spec:
 
 
 def weight_rows(layer: LayerWeights) -> dict[str, Rows]:
-    """What weight_histogram draws of a layer: bars of one width over all of its weights, about sqrt(n) of them."""
+    """Return the rows for ``weight_histogram``: about sqrt(n) bins of equal width over all n weights, and the fits."""
     low, high = layer.values.min().item(), layer.values.max().item()
     count = min(60, max(10, round(layer.values.numel() ** 0.5)))
     weights = torch.histc(layer.values, count, low, high)
@@ -156,10 +156,10 @@ def _finished(chart: Any, height: int) -> Spec:
     lines = {"gridColor": "var(--line)", "domainColor": "var(--line)", "tickColor": "var(--line)"}
     spec: Spec = (
         chart.properties(width="container", height=height, background="transparent")
-        .configure(font=FONT, aria=False)  # the page describes a chart in words and repeats it as a table
+        .configure(font=FONT, aria=False)  # The page describes each chart in words and repeats it as a table.
         .configure_view(stroke=None)
         .configure_axis(**text, **lines, titleFontWeight="normal")
         .to_dict()
     )
-    del spec["$schema"]  # the page names the language; versions that differ would be a warning on the console
+    del spec["$schema"]  # The page names the language; a version that differs would print a warning.
     return spec

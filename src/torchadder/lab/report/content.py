@@ -1,4 +1,4 @@
-"""What the page says of a run: numbers and texts, taken from the run directory, its model and the test images."""
+"""Collect the numbers and texts that the page shows of a run, from its directory, its model and the test images."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from torchadder.train.recipe import RECIPES, Recipe
 BATCH = 256
 MISTAKES = 24
 LARGEST_SIDE = 64  # pixels of an image on the page
-REPETITIONS = 51  # of the measurement of a latency
+REPETITIONS = 51  # calls of the engine, whose median time is the latency
 NEEDED = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds", "images_per_second")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A field of a recipe. ``default``: of the recipe of that name; ``used``: whether operator and scheme heed it."""
+    """Hold a field of a recipe, its default in the recipe of that name, and if it has an effect on this run."""
 
     name: str
     value: Any
@@ -54,7 +54,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Headline:
-    """The result of a run and what it took. ``best_epoch`` was chosen on the test images. Accuracies in percent."""
+    """Hold the result of a run and its effort. ``best_epoch`` was chosen on the test images. Accuracies in percent."""
 
     accuracy: float
     best_accuracy: float
@@ -68,9 +68,9 @@ class Headline:
 
 @dataclass(frozen=True)
 class Paper:
-    """What a paper has for the recipe. ``epochs``: of the recipe in full; ``gap``: ours minus theirs, in points.
+    """Hold the published accuracy of a recipe, in percent, and the ``epochs`` of the full recipe.
 
-    ``gap`` is None where the run is shorter than that, or not finished.
+    ``gap``: accuracy of the run minus the published one, in points; None if the run is shorter or not finished.
     """
 
     accuracy: float
@@ -81,7 +81,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Picture:
-    """A mistake as an image: a PNG in a data URI, its classes by name, and the probability of the wrong one."""
+    """Show a mistake: a PNG as a data URI, the names of both classes, and the probability of the predicted one."""
 
     uri: str
     index: int
@@ -92,8 +92,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class IntegerProgram:
-    """A .tadder file. ``accuracy``: over the test images, None where there are none; ``seconds``: median of one
-    image on one thread; ``about``: what the file says of itself."""
+    """Hold what is known of a .tadder file.
+
+    ``accuracy``: over the test images, in percent; None without test images. ``seconds``: latency, the median of
+    ``Engine.benchmark`` for one image on one thread. ``about``: the metadata of the file.
+    """
 
     file: str
     accuracy: float | None
@@ -104,7 +107,7 @@ class IntegerProgram:
 
 
 class Missing(NamedTuple):
-    """A part that the page lacks. ``text``: which, and why; ``details`` may name folders, and stay off the page."""
+    """Name a part that the page lacks and the reason. ``details`` may name folders and are not on the page."""
 
     text: str
     details: str = ""
@@ -115,11 +118,11 @@ class Missing(NamedTuple):
 
 @dataclass
 class Content:
-    """All that the page says of one run."""
+    """Hold everything that the page shows of one run."""
 
     title: str
     run: TrainedRun
-    settings: dict[str, list[Setting]]  # by the group of --help
+    settings: dict[str, list[Setting]]  # by group of the recipe
     environment: dict[str, str]
     headline: Headline
     paper: Paper | None
@@ -136,10 +139,14 @@ class Content:
 def collect(
     run: TrainedRun, title: str, dataset: Dataset | Missing, program: Path | None = None, workers: int | None = None
 ) -> Content:
-    """The content for ``run``. ``dataset``: what it was tested on, or why that is not at hand.
+    """Collect the content of ``run``.
 
-    ``program``: a .tadder file to describe beside those in the run directory. Raises UserError where the run is
-    damaged, the data set or the program is not for its model.
+    Args:
+        dataset: the data set of the run, or the reason why its test images are not used.
+        program: a .tadder file to describe beside those in the run directory.
+        workers: processes that decode images.
+
+    Raises UserError if the run is damaged, or if the data set or ``program`` does not fit its model.
     """
     check_metrics(run)
     model = run.model()
@@ -175,17 +182,15 @@ def collect(
                 content.programs.append(_program(path, model, images, workers))
             except UserError as error:
                 missing.append(
-                    Missing(f"no integer program {path.name}: it is not sound, or not of this run", str(error))
+                    Missing(f"no integer program {path.name}: it is damaged, or was not made from this run", str(error))
                 )
     if not content.programs:
-        missing.append(
-            Missing(f"no int8 accuracy and latency: the run directory holds no {SUFFIX} file of torchadder quantize")
-        )
+        missing.append(Missing(f"no 8-bit accuracy and latency: the run directory holds no {SUFFIX} file"))
     return content
 
 
 def check_metrics(run: TrainedRun) -> None:
-    """Raises UserError where a line of the metrics lacks a number that the page needs."""
+    """Raise UserError if a line of the metrics lacks a number that the page needs."""
     for row in run.metrics:
         for name in NEEDED:
             value = row.get(name)
@@ -197,9 +202,9 @@ def check_metrics(run: TrainedRun) -> None:
 
 
 def settings_of(recipe: Recipe) -> dict[str, list[Setting]]:
-    """Every field, in the order of the recipe; a recipe that no longer exists is compared with the fields' defaults."""
+    """Return all fields by group, in recipe order; an unknown recipe is compared with the defaults of the fields."""
     known = RECIPES.get(recipe.name)
-    heeded = effective(asdict(recipe))
+    in_effect = effective(asdict(recipe))
     found: dict[str, list[Setting]] = {}
     for option in fields(Recipe):
         value = getattr(recipe, option.name)
@@ -207,13 +212,13 @@ def settings_of(recipe: Recipe) -> dict[str, list[Setting]]:
         if known is not None:
             default = getattr(known, option.name)
         group = option.metadata["group"] if option.metadata else "Recipe"
-        used = option.name == "seed" or heeded[option.name] is not None
+        used = option.name == "seed" or in_effect[option.name] is not None
         found.setdefault(group, []).append(Setting(option.name, value, default, used))
     return found
 
 
 def environment_of(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Its entries as text. Paths of the machine leave the command, since a page is sent; resumptions are counted."""
+    """Return the entries as text. Paths are removed from the command, because a page is shared with others."""
     found = {}
     for name, value in environment.items():
         if name == "resumed":
@@ -223,7 +228,7 @@ def environment_of(environment: Mapping[str, Any]) -> dict[str, str]:
         elif name == "command":
             try:
                 found[name] = portable_command(str(value))
-            except ValueError:  # no command line that a shell would take
+            except ValueError:  # It is not a valid command line.
                 continue
         elif value is not None:
             found[name] = str(value)
@@ -231,6 +236,7 @@ def environment_of(environment: Mapping[str, Any]) -> dict[str, str]:
 
 
 def headline_of(run: TrainedRun) -> Headline:
+    """Return result and effort of ``run``. The best epoch is the first with the highest test accuracy."""
     rows = run.metrics
     best = max(rows, key=lambda row: row["test_accuracy"])
     peaks = [row["peak_rss_mib"] for row in rows if isinstance(row.get("peak_rss_mib"), (int, float))]
@@ -247,7 +253,7 @@ def headline_of(run: TrainedRun) -> Headline:
 
 
 def paper_of(run: TrainedRun) -> Paper | None:
-    """The number of the first table that has the recipe, in full or shortened to the run's epochs."""
+    """Return the number of the first published table that has the recipe, in full or with fewer epochs."""
     ours = effective(asdict(run.recipe))
     for experiment in EXPERIMENTS.values():
         for row in experiment.rows:
@@ -257,7 +263,9 @@ def paper_of(run: TrainedRun) -> Paper | None:
             if ours != {**full, "epochs": ours["epochs"]} or ours["epochs"] > full["epochs"]:
                 continue
             done = run.metrics[-1]["epoch"] == full["epochs"]
-            gap = round(round(run.metrics[-1]["test_accuracy"], 2) - row.paper, 2) + 0.0 if done else None  # no -0.0
+            gap = (
+                round(round(run.metrics[-1]["test_accuracy"], 2) - row.paper, 2) + 0.0 if done else None
+            )  # + 0.0 turns -0.0 into 0.0.
             source = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", experiment.source)
             return Paper(row.paper, f"{source}: {experiment.title}, {row.label}", full["epochs"], gap)
     return None
@@ -275,8 +283,8 @@ def _check_fits(run: TrainedRun, model: Model, dataset: Dataset) -> None:
     takes = model.config["in_chans"], model.config["num_classes"]
     if takes != (dataset.in_chans, dataset.num_classes):
         raise UserError(
-            f"{run.folder} takes {takes[0]} channels and knows {takes[1]} classes; {dataset.name} has "
-            f"{dataset.in_chans} and {dataset.num_classes}: it is not the data set that the run was trained on"
+            f"{run.folder} has a model of {takes[0]} channels and {takes[1]} classes; {dataset.name} has "
+            f"{dataset.in_chans} and {dataset.num_classes}: the run was trained on another data set"
         )
 
 
@@ -287,8 +295,8 @@ def _program(path: Path, model: Model, dataset: Dataset | None, workers: int | N
     ours = (model.config["in_chans"], model.config["num_classes"])
     if takes != ours:
         raise UserError(
-            f"{path.name} takes {takes[0]} channels and knows {takes[1]} classes, the run's model {ours[0]} and "
-            f"{ours[1]}: it is no program of this run"
+            f"{path.name} has {takes[0]} channels and {takes[1]} classes, the run's model {ours[0]} and {ours[1]}: "
+            "it was not made from this run"
         )
     accuracy = None
     if dataset is not None:
@@ -297,7 +305,7 @@ def _program(path: Path, model: Model, dataset: Dataset | None, workers: int | N
         if size != found:
             raise UserError(
                 f"{path.name} takes images of {size[0]} x {size[1]}; those of {dataset.name} have "
-                f"{found[0]} x {found[1]}: it is no program of this run"
+                f"{found[0]} x {found[1]}: it was not made from this run"
             )
         accuracy = predict(engine, open_batches(test, BATCH, workers=workers), engine.classes, keep=0).accuracy
     seconds = statistics.median(Engine(path, threads=1).benchmark(1, REPETITIONS))
@@ -319,15 +327,15 @@ def _add_pictures(content: Content, dataset: Dataset) -> None:
 
 
 def stretched(x: Tensor) -> Tensor:
-    """An image (C, H, W) of whatever range, from 0 to 1."""
+    """Scale an image (C, H, W) of any range linearly to 0 to 1."""
     low, high = x.min(), x.max()
     return (x - low) / (high - low).clamp(min=1e-12)
 
 
 def data_uri(pixels: Tensor) -> str:
-    """A PNG of an image float32 (C, H, W) whose pixels are 0 to 1; of other than 3 channels the mean, in grey.
+    """Return a PNG of an image float32 (C, H, W) with values 0 to 1; if C is not 3, the channel mean in grey.
 
-    Larger ones shrink to LARGEST_SIDE. Raises UserError without Pillow.
+    An image larger than LARGEST_SIDE is scaled down. Raises UserError if Pillow is not installed.
     """
     scale = max(pixels.shape[1:]) / LARGEST_SIDE
     if scale > 1:
@@ -342,5 +350,5 @@ def data_uri(pixels: Tensor) -> str:
 
 
 def rounded(value: float, digits: int = 5) -> float | None:
-    """``value`` with so many significant digits; None in place of what JSON cannot hold."""
+    """Round ``value`` to significant digits; return None for a number that JSON cannot represent."""
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None

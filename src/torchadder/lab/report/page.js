@@ -11,7 +11,7 @@
     const { view } = await vegaEmbed(element, spec, {
       mode: "vega-lite",
       renderer: "svg",
-      ast: true, // expressions are interpreted: the page's policy forbids eval
+      ast: true, // interprets expressions, because the policy of the page forbids eval
       actions: false,
       defaultStyle: false,
       tooltip: { disableDefaultStyle: true },
@@ -34,7 +34,7 @@
     for (const view of curves) {
       if (!view.dragged) continue;
       const [from, to] = view.dragged.map(Math.round);
-      await view.signal("zoom_x", [0, 0]).runAsync(); // takes the brush away before the scale changes
+      await view.signal("zoom_x", [0, 0]).runAsync(); // removes the brush before the scale changes
       view.dragged = null;
       if (to > from) [first.value, last.value] = [from, to];
       show();
@@ -43,7 +43,7 @@
 
   controls.addEventListener("input", show);
   controls.addEventListener("reset", () => setTimeout(show));
-  window.addEventListener("pointerup", () => setTimeout(zoom)); // after the chart has seen it
+  window.addEventListener("pointerup", () => setTimeout(zoom)); // The chart must handle the event first.
   controls.hidden = false;
 
   const theme = document.getElementById("theme");

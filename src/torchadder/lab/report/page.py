@@ -1,4 +1,4 @@
-"""The page itself: what is said of the runs put into the template, with style, script and charts inside it."""
+"""Write the page: fill the template with the content of the runs, and embed style, scripts and charts."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ from torchadder.version import __version__
 SUFFIX = ".html"
 FOLDER = Path(__file__).parent
 PACKAGES = ("jinja2", "altair", "vl_convert")
-MATRIX = 25  # classes up to which the confusion matrix is shown whole
+SCHEMES = {
+    "alr": "ALR is the adaptive learning rate of the AdderNet paper: the gradient of each adder layer of k weights is "
+    "rescaled to the norm eta √k.",
+    "ilr": "ILR is an increased learning rate: the gradient of each adder layer is multiplied by ilr_factor.",
+}
+MATRIX = 25  # largest number of classes with a full confusion matrix
+LISTED = 20  # length of the two lists that replace a larger matrix
 UNTESTED = "no confusion matrix, no accuracy by class and no mistakes"
-LISTED = 20  # otherwise so many of the most frequent confusions, and of the classes with the lowest accuracy
 
 
 def is_installed() -> bool:
-    """Whether the packages of the extra [report] are at hand."""
+    """Return True if the packages of the extra [report] are installed."""
     return all(importlib.util.find_spec(name) is not None for name in PACKAGES)
 
 
@@ -43,20 +48,21 @@ def write(
     program: Path | None = None,
     workers: int | None = None,
 ) -> list[str]:
-    """Write the page about ``runs`` to ``path``, whole or not at all; several are compared.
+    """Write the page about ``runs`` to ``path``; several runs are compared.
 
     Args:
-        path: a file FILE.html, which is replaced.
-        data_dir: folder with the data files, as --data. Where it is None and the data cannot be had, the page
-            says so and does without.
-        test: False leaves out what needs the test images; None does where these stream, which may take hours.
-        program: a .tadder file of the run, which is then the only one; those in run directories are found.
-        workers: processes that decode images which stream.
+        path: a file named *.html; an existing one is replaced.
+        data_dir: folder with the data files; None for the default places. If it is None and the data set cannot be
+            loaded, the page says so and leaves out what needs it.
+        test: False leaves out everything that needs the test images; None does so only for images that stream from
+            disk, whose test may take hours.
+        program: a .tadder file of the single run, beside those in the run directory.
+        workers: processes that decode images that stream from disk.
 
-    Returns what the page lacks and why, a line each.
+    Returns a line for each part that the page lacks, with the reason.
 
-    Raises UserError for missing packages, a path that cannot be written, runs that cannot be on one page or are
-    damaged, and data in ``data_dir`` or a program that are not for them.
+    Raises UserError for missing packages, a path that cannot be written, runs that are damaged or cannot be compared,
+    and a data set or a program that does not fit the runs.
     """
     files.check_writable(path, SUFFIX)
     _check(runs, program)
@@ -82,16 +88,16 @@ def _check(runs: Sequence[TrainedRun], program: Path | None) -> None:
     seen: set[Path] = set()
     for run in runs:
         if run.folder.resolve() in seen:
-            raise UserError(f"{run.folder} is named twice: a run is not compared with itself")
+            raise UserError(f"{run.folder} is named twice: name each run once")
         seen.add(run.folder.resolve())
         first = runs[0]
         if run.recipe.dataset != first.recipe.dataset:
             raise UserError(
                 f"{first.folder} was tested on {first.recipe.dataset} and {run.folder} on {run.recipe.dataset}: "
-                "their accuracies do not compare, make a page of each"
+                "accuracies on different data sets do not compare, make a page of each"
             )
     if program is not None and len(runs) > 1:
-        raise UserError(f"--program {program} belongs to one run, got {len(runs)}: move it into its run directory")
+        raise UserError(f"program={program} belongs to one run, got {len(runs)} runs: move it into its run directory")
 
 
 def _collect(
@@ -107,11 +113,11 @@ def _collect(
             try:
                 dataset = run.dataset(data_dir)
                 streams = test is None and not isinstance(dataset.test, Split)
-                opened[wanted] = Missing(f"{UNTESTED}: the test images stream") if streams else dataset
+                opened[wanted] = Missing(f"{UNTESTED}: the test images stream from disk") if streams else dataset
             except UserError as error:
                 if data_dir is not None:
                     raise
-                opened[wanted] = Missing(f"{UNTESTED}: the test images are not at hand", str(error))
+                opened[wanted] = Missing(f"{UNTESTED}: the test images are not available", str(error))
         return opened[wanted]
 
     named = zip(runs, titles([*runs]), strict=True)
@@ -119,7 +125,7 @@ def _collect(
 
 
 def render(contents: Sequence[Content]) -> str:
-    """The page about what was collected of one or more runs, as HTML."""
+    """Return the page as HTML."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -134,6 +140,7 @@ def render(contents: Sequence[Content]) -> str:
     page = environment.get_template("page.html.j2").render(
         contents=contents,
         heading=contents[0].run.recipe.name if len(contents) == 1 else f"{len(contents)} runs compared",
+        schemes=_schemes([content.run.recipe for content in contents]),
         differences=_differences([content.run.recipe for content in contents]),
         charts=_charts(contents),
         matrix=MATRIX,
@@ -146,11 +153,11 @@ def render(contents: Sequence[Content]) -> str:
         style=(FOLDER / "page.css").read_text(),
         scripts=scripts,
     )
-    return page.lstrip()  # of the lines that macros leave
+    return page.lstrip()  # Macros leave empty lines before the doctype.
 
 
 def _charts(contents: Sequence[Content]) -> dict[str, Any]:
-    """Specifications by name, and the figures: the name of a specification with the numbers that it draws."""
+    """Return chart specifications by name, and for each chart of the page its specification and rows."""
     names = [content.title for content in contents]
     rows = charts.metrics(contents)
     figures: dict[str, Any] = {name: {"spec": name, "shared": True} for name in ("accuracy", "loss")}
@@ -161,24 +168,30 @@ def _charts(contents: Sequence[Content]) -> dict[str, Any]:
     return {"specs": {**specs, "weights": charts.weight_histogram()}, "shared": {"metrics": rows}, "figures": figures}
 
 
+def _schemes(recipes: Sequence[Recipe]) -> str:
+    """Return an explanation of the learning-rate schemes of the AdderNets among the runs."""
+    used = {recipe.lr_scheme for recipe in recipes if recipe.op == "adder"}
+    return " ".join(text for scheme, text in SCHEMES.items() if scheme in used)
+
+
 def _differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[Any]]]:
-    """The fields in which the recipes differ, the seed too, with the value of each; None where it has no effect."""
-    heeded = [{**effective(vars(recipe)), "seed": recipe.seed} for recipe in recipes]
-    columns = [(f.name, [values[f.name] for values in heeded]) for f in fields(Recipe)]
+    """Return the fields in which the recipes differ with the value of each; None where a field has no effect."""
+    in_effect = [{**effective(vars(recipe)), "seed": recipe.seed} for recipe in recipes]
+    columns = [(f.name, [values[f.name] for values in in_effect]) for f in fields(Recipe)]
     return [(name, values) for name, values in columns if any(value != values[0] for value in values)]
 
 
 @functools.cache
 def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script, from the package that brings them along."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, which vl-convert contains."""
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle(snippet=None)  # type: ignore[arg-type]  # its default
+    bundle: str = vl_convert.javascript_bundle(snippet=None)  # type: ignore[arg-type]  # None is its default.
     return bundle.replace("\r\n", "\n").replace("</script", r"<\/script")
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """The content security policy: these scripts and no others run, nothing is loaded from anywhere."""
+    """Return a content security policy that runs only ``scripts`` and loads nothing."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
@@ -188,7 +201,7 @@ def _policy(scripts: Sequence[str]) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """``45 s``, ``8 min 29 s``, ``1 h 2 min``."""
+    """Return a duration such as "45 s", "8 min 29 s" or "1 h 2 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -197,7 +210,7 @@ def _clock(seconds: float) -> str:
 
 
 def _plain(value: Any) -> str:
-    """The value of a field as a word: booleans are on or off, nothing is a dash."""
+    """Return the value of a field as text: on or off for a boolean, a dash for None."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
@@ -206,5 +219,5 @@ def _plain(value: Any) -> str:
 
 
 def _shade(number: int, largest: int) -> int:
-    """0 for nothing, else 1 to 5: how dark a cell of the matrix is, by the square root of its share."""
+    """Return the darkness of a matrix cell: 0 for no image, else 1 to 5 by the square root of number / largest."""
     return 0 if not number else max(1, round(5 * (number / largest) ** 0.5))
