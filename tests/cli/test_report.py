@@ -29,7 +29,7 @@ def test_the_page_of_several_lies_here_and_what_it_lacks_is_printed(folder, caps
     assert main(["report", "run", "again", "--no-test"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[2].partition(":")[0] for line in lines[:4]] == [
-        *("no confusion matrix, no accuracy by class and no mistakes", "no int8 accuracy and latency") * 2
+        *("no confusion matrix, no accuracy by class and no mistakes", "no 8-bit accuracy and latency") * 2
     ]
     assert lines[4].startswith("report.html · ")
     assert "2 runs compared" in Path("report.html").read_text()
@@ -53,7 +53,7 @@ def test_a_program_elsewhere_is_named(folder):
         (["run", "-o", "none/page.html"], "none is no folder; create it first"),
         (["run", "--program", "none.tadder"], "cannot read none.tadder"),
         (["run", "--program", "run/config.json"], "run/config.json is no sound program"),
-        (["run", "again", "--program", "run.tadder"], "--program run.tadder belongs to one run, got 2"),
+        (["run", "again", "--program", "run.tadder"], "run.tadder belongs to one run, got 2"),
     ],
 )
 def test_a_mistake_is_one_line(folder, capsys, arguments, message):

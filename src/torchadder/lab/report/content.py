@@ -263,9 +263,8 @@ def paper_of(run: TrainedRun) -> Paper | None:
             if ours != {**full, "epochs": ours["epochs"]} or ours["epochs"] > full["epochs"]:
                 continue
             done = run.metrics[-1]["epoch"] == full["epochs"]
-            gap = (
-                round(round(run.metrics[-1]["test_accuracy"], 2) - row.paper, 2) + 0.0 if done else None
-            )  # + 0.0 turns -0.0 into 0.0.
+            difference = round(round(run.metrics[-1]["test_accuracy"], 2) - row.paper, 2)
+            gap = difference + 0.0 if done else None  # + 0.0 turns -0.0 into 0.0.
             source = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", experiment.source)
             return Paper(row.paper, f"{source}: {experiment.title}, {row.label}", full["epochs"], gap)
     return None
