@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from torchadder.cli import console
-from torchadder.lab.demo import Server
-from torchadder.lab.demo.answers import Answers
+from torchadder.lab.demo import DemoClassifier, Server
 from torchadder.quant.file import SUFFIX
 
 
@@ -25,10 +24,10 @@ def demo(
     Programs for colour take an image instead. The page is for this machine alone (127.0.0.1) and loads nothing from
     elsewhere. Ctrl-C ends it.
     """
-    answers = Answers(file, threads)
-    with Server(answers, port) as server:
-        told = [console.printable(value) for value in answers.about()["told"]]
-        print(" · ".join([file.name, *told]))
+    classifier = DemoClassifier(file, threads)
+    with Server(classifier, port) as server:
+        about = [console.printable(value) for value in classifier.describe()["about"]]
+        print(" · ".join([file.name, *about]))
         print(f"draw at {server.url}  (Ctrl-C ends it)", flush=True)
         if show and any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
             threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()

@@ -1,4 +1,4 @@
-"""Programs with random weights, grey for drawings and in colour for images, and servers that answer for them."""
+"""Write programs with random weights, grey for drawings and colour for images, and start demo servers for them."""
 
 import json
 import threading
@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from torchadder.lab.bench.networks import with_statistics
-from torchadder.lab.demo import Server
-from torchadder.lab.demo.answers import Answers
+from torchadder.lab.demo import DemoClassifier, Server
 from torchadder.models import create_model
 from torchadder.quant import file, quantize
 
@@ -29,7 +28,7 @@ NAMES = ["<b>cat</b>", "dog", "frog"]
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
-    """A folder with grey.tadder, a LeNet-5-BN of adder layers, and colour.tadder, for images of 3 x 12 x 16."""
+    """Return a folder with grey.tadder, a LeNet-5-BN of adder layers, and colour.tadder, for images of 3 x 12 x 16."""
     folder = tmp_path_factory.mktemp("programs")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -45,11 +44,11 @@ def programs(tmp_path_factory):
 
 @pytest.fixture
 def serve(one_thread):
-    """Start a server in a thread: Answers, or what stands in for them -> Server. It ends with the test."""
+    """Start a server for a classifier in a thread; it ends with the test."""
     with ExitStack() as stack:
 
-        def start(answers):
-            server = stack.enter_context(Server(answers))
+        def start(classifier):
+            server = stack.enter_context(Server(classifier))
             threading.Thread(target=server.serve_forever, args=[0.01]).start()
             stack.callback(server.shutdown)
             return server
@@ -59,4 +58,4 @@ def serve(one_thread):
 
 @pytest.fixture
 def grey(programs, serve):
-    return serve(Answers(programs / "grey.tadder"))
+    return serve(DemoClassifier(programs / "grey.tadder"))

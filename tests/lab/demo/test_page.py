@@ -1,13 +1,14 @@
-"""The page in a real browser: drawn on with mouse and keyboard, given images; nothing of it leaves this machine."""
+"""Test the demo page in Chromium: drawing with mouse and keyboard, image files, and no request to other hosts."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
 from PIL import Image
 from tests.lab.demo.conftest import NAMES
 
-from torchadder.lab.demo.answers import Answers
+from torchadder.lab.demo import DemoClassifier
 from torchadder.lab.demo.server import DOCUMENTS
 
 CONTRAST = """names => {
@@ -25,7 +26,7 @@ CONTRAST = """names => {
 
 @pytest.fixture
 def visit(visited):
-    """(server, **options of the browser's page) -> its page, which asks nobody but the server."""
+    """Open the page of a server; a request to another host fails the test."""
 
     def open_page(server, **options):
         return visited(server.url, "body[data-ready]", lambda url: url.startswith(server.url), **options)
@@ -34,7 +35,7 @@ def visit(visited):
 
 
 def drawn(page, *points):
-    """A stroke through points of the unit square, with the mouse; the pixels of the drawing after it."""
+    """Draw a stroke through points of the unit square with the mouse and return the pixels after it."""
     box = page.locator("#canvas").bounding_box()
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
     page.mouse.move(*places[0])
@@ -46,7 +47,7 @@ def drawn(page, *points):
 
 
 def seen(page):
-    """What the page says that the network is given: uint8 (28, 28)."""
+    """Return the input of the network that the page shows: uint8 (28, 28)."""
     grey = """() => {
         const copy = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
         copy.drawImage(document.getElementById("seen"), 0, 0);
@@ -56,7 +57,7 @@ def seen(page):
 
 
 def shown(page):
-    """The columns of the table: names, scores and distances."""
+    """Return the columns of the table: names, scores and distances."""
     page.wait_for_selector("tr.best")
     rows = page.evaluate(
         "[...document.getElementById('classes').rows].map(row => [...row.cells].map(c => c.textContent))"
@@ -64,34 +65,31 @@ def shown(page):
     return [[row[0] for row in rows], [row[2] for row in rows], [row[-1] for row in rows]]
 
 
-def test_a_one_is_drawn_and_answered(visit, grey, programs):
+def test_a_drawn_one_is_classified(visit, grey, programs):
     page = visit(grey)
-    assert page.inner_text("#answer") == "–"
+    assert page.inner_text("#result-class") == "–"
     pixels = drawn(page, (0.3, 0.2), (0.3, 0.5), (0.3, 0.6))
     assert pixels.max() == 255
     rows, columns = pixels.any(1).nonzero()[0], pixels.any(0).nonzero()[0]
-    assert 18 <= len(rows) <= 21  # as MNIST's digits are: 20 pixels high, upright, in the middle
+    assert 18 <= len(rows) <= 21  # like the digits of MNIST: 20 pixels high, upright, centred
     assert 2 <= len(columns) <= 4
     centre = [(pixels * places).sum() / pixels.sum() for places in np.mgrid[:28, :28]]
     assert centre == pytest.approx([13.5, 13.5], abs=0.1)
-    expected = Answers(programs / "grey.tadder")(pixels.tobytes())
+    expected = DemoClassifier(programs / "grey.tadder").classify(pixels.tobytes())
+    best = expected["distances"][int(np.argmax(expected["logits"]))]
     page.wait_for_function(
-        "n => document.querySelector('tr.best td:last-child')?.textContent === n", arg=_best(expected)
+        "n => document.querySelector('tr.best td:last-child')?.textContent === n", arg=f"{best:,.0f}"
     )
     names, scores, distances = shown(page)
     assert names == [str(digit) for digit in range(10)]
     assert [float(score.replace("−", "-")) for score in scores] == pytest.approx(expected["logits"], abs=0.0051)
     assert [float(distance.replace(",", "")) for distance in distances] == expected["distances"]
-    assert page.inner_text("#answer").startswith(f"{np.argmax(expected['logits'])} ")
+    assert page.inner_text("#result-class").startswith(f"{np.argmax(expected['logits'])} ")
     assert " ms in the engine, 1 thread" in page.inner_text("#time")
-    page.wait_for_function("() => document.getElementById('status').textContent.endsWith('%')")  # it is read out
+    page.wait_for_function("() => document.getElementById('status').textContent.endsWith('%')")  # for screen readers
 
 
-def _best(answer):
-    return f"{answer['distances'][int(np.argmax(answer['logits']))]:,.0f}"
-
-
-def test_size_and_place_of_a_drawing_do_not_matter_and_a_dot_stays_one(visit, grey):
+def test_size_and_position_of_a_drawing_do_not_matter_and_a_dot_stays_small(visit, grey):
     page = visit(grey)
     shape = np.array([(0, 0), (1, 0), (0.4, 1), (0.2, 0.9)])
     found = []
@@ -109,7 +107,7 @@ def test_undo_clear_and_samples(visit, grey):
     page.click("#undo")
     assert (seen(page) == first).all()
     page.click("#undo")
-    assert page.inner_text("#answer") == "–"
+    assert page.inner_text("#result-class") == "–"
     assert page.locator("tr.best").count() == 0
     samples = set()
     for digit in range(10):
@@ -118,7 +116,7 @@ def test_undo_clear_and_samples(visit, grey):
     assert len(samples) == 10
     shown(page)
     page.click("#clear")
-    assert page.inner_text("#answer") == "–"
+    assert page.inner_text("#result-class") == "–"
 
 
 def test_a_one_is_drawn_with_the_keyboard(visit, grey):
@@ -137,56 +135,52 @@ def test_a_one_is_drawn_with_the_keyboard(visit, grey):
     assert len(pixels.any(0).nonzero()[0]) <= 4
     shown(page)
     page.keyboard.press("Control+z")
-    assert page.inner_text("#answer") == "–"
+    assert page.inner_text("#result-class") == "–"
     page.keyboard.press("Space")
     shown(page)
     page.keyboard.press("Delete")
-    assert page.inner_text("#answer") == "–"
+    assert page.inner_text("#result-class") == "–"
 
 
 def test_an_image_in_colour(visit, serve, programs):
-    answers = Answers(programs / "colour.tadder")
-    page = visit(serve(answers))
+    classifier = DemoClassifier(programs / "colour.tadder")
+    page = visit(serve(classifier))
     assert page.inner_text("h1") == "Choose an image"
     assert not page.locator("#canvas").is_visible()
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    with page.expect_request("**/classify") as asked:
+    with page.expect_request("**/classify") as request:
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": file.getvalue()})
-    assert asked.value.post_data_buffer == pixels.transpose(2, 0, 1).tobytes()
+    assert request.value.post_data_buffer == pixels.transpose(2, 0, 1).tobytes()
     names, scores, _ = shown(page)
-    assert names == NAMES  # as text: a file is no author of the page
-    expected = answers(asked.value.post_data_buffer)["logits"]
+    assert names == NAMES  # names with HTML are shown as text
+    expected = classifier.classify(request.value.post_data_buffer)["logits"]
     assert [float(score.replace("−", "-")) for score in scores] == pytest.approx(expected, abs=0.0051)
     page.set_input_files("#file", {"name": "b.png", "mimeType": "image/png", "buffer": b"no image"})
     page.wait_for_function("() => document.getElementById('problem').textContent !== ''")
     assert page.inner_text("#problem") == "b.png cannot be shown: expected an image"
-    assert page.inner_text("#answer") == "–"
+    assert page.inner_text("#result-class") == "–"
 
 
-def test_the_page_says_why_there_is_no_answer(visit, grey):
+def test_errors_are_shown(visit, grey):
     page = visit(grey)
     page.evaluate('() => { window.fetch = async () => new Response(\'{"error": "no way"}\', {status: 500}) }')
     page.get_by_role("button", name="Sample 1").click()
-    page.wait_for_function("() => document.getElementById('problem').textContent === 'No answer: no way'")
+    page.wait_for_function("() => document.getElementById('problem').textContent === 'No result: no way'")
     page.evaluate("() => { window.fetch = async () => { throw new TypeError('network') } }")
     page.get_by_role("button", name="Sample 2").click()
     page.wait_for_function("() => document.getElementById('problem').textContent.endsWith('still running?')")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read_on_a_narrow_screen_by_day_and_night(visit, grey, scheme):
-    page = visit(grey, color_scheme=scheme, viewport={"width": 320, "height": 640})
+def test_a_narrow_screen_shows_everything_with_contrast_and_all_documents_are_used(visit, grey):
+    page = visit(grey, viewport={"width": 320, "height": 640})
     page.get_by_role("button", name="Sample 8").click()
     shown(page)
     assert page.evaluate("document.documentElement.scrollWidth") == 320
-    for ink in ("--ink", "--muted", "--accent", "--problem"):
-        for paper in ("--page", "--paper"):
-            assert page.evaluate(CONTRAST, [ink, paper]) >= 4.5, (ink, paper)
-
-
-def test_every_document_is_on_the_page(visit, grey):
-    page = visit(grey)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for ink, paper in itertools.product(("--ink", "--muted", "--accent", "--problem"), ("--page", "--paper")):
+            assert page.evaluate(CONTRAST, [ink, paper]) >= 4.5, (scheme, ink, paper)
     sources = page.evaluate("performance.getEntriesByType('resource').map(entry => new URL(entry.name).pathname)")
     assert {*DOCUMENTS} - {"/", "/icon.svg"} <= {*sources}

@@ -1,4 +1,4 @@
-"""The server under questions good and bad: who may ask, how much, in which form; and clients that break off."""
+"""Test the classifier of the demo against the program, and the server with valid, refused and broken requests."""
 
 import http.client
 import json
@@ -7,32 +7,117 @@ import threading
 from contextlib import closing
 
 import pytest
+import torch
+import torch.nn.functional as F
+from tests.lab.demo.conftest import NAMES
 
+from torchadder.data.augment import CENTRE
 from torchadder.errors import UserError
-from torchadder.lab.demo import Server
+from torchadder.lab.demo import DemoClassifier, Server
 from torchadder.lab.demo import server as server_module
-from torchadder.lab.demo.answers import Answers
+from torchadder.quant import file
 
 PIXELS = bytes(range(196)) * 4
 TYPE = "application/octet-stream"
 
 
+def random_pixels(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_logits_are_those_of_the_program_on_the_preprocessed_image(programs):
+    classifier = DemoClassifier(programs / "grey.tadder")
+    assert classifier.shape == (1, 28, 28)
+    pixels = random_pixels(1, 28, 28)
+    found = classifier.classify(pixels.numpy().tobytes())
+    resized = F.interpolate(pixels[None].float(), (32, 32), mode="bilinear", antialias=True)
+    program, _ = file.read(programs / "grey.tadder")
+    assert torch.equal(torch.tensor(found["logits"]), program((resized / 255 - 0.1307) / 0.3081)[0])
+    assert found["milliseconds"] > 0
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_distances_are_the_accumulators_of_the_last_layer(programs):
+    pixels = random_pixels(1, 28, 28)
+    found = DemoClassifier(programs / "grey.tadder").classify(pixels.numpy().tobytes())
+    program, _ = file.read(programs / "grey.tadder")
+    resized = F.interpolate(pixels[None].float(), (32, 32), mode="bilinear", antialias=True)
+    values = [program.codes((resized / 255 - 0.1307) / 0.3081)]
+    for step in program.steps[:-1]:
+        values.append(step(values[-1]))
+    weight = program.steps[-1].weight.flatten(1).int()
+    features = values[-1].flatten().int()
+    assert len(features) == 84
+    assert found["distances"] == (features - weight).abs().sum(1).tolist()
+
+
+def test_colour_images_and_no_distances_after_an_ordinary_layer(programs):
+    classifier = DemoClassifier(programs / "colour.tadder")
+    assert classifier.shape == (3, 12, 16)
+    pixels = random_pixels(3, 12, 16)
+    found = classifier.classify(pixels.numpy().tobytes())
+    program, _ = file.read(programs / "colour.tadder")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3]))
+    assert torch.equal(torch.tensor(found["logits"]), program((pixels / 255 - mean)[None] / std)[0])
+    assert found["distances"] is None
+
+
+def test_description_for_the_page(programs, tmp_path):
+    about = DemoClassifier(programs / "grey.tadder", threads=2).describe()
+    assert about.pop("kernels")
+    assert about == {
+        "file": "grey.tadder",
+        "about": ["lenet5bn", "adder", "mnist", "8 bits"],
+        "pixels": [1, 28, 28],
+        "input": [1, 32, 32],
+        "crop": None,
+        "names": [str(digit) for digit in range(10)],
+        "last": "adder",
+        "features": 84,
+        "threads": 2,
+    }
+    about = DemoClassifier(programs / "colour.tadder").describe()
+    assert (about["names"], about["last"], about["features"]) == (NAMES, "conv", 4 * 5 * 7)
+    program, known = file.read(programs / "colour.tadder")
+    file.write(program, tmp_path / "centre.tadder", {**known, "part": "centre", "model": "m" * 1000})
+    about = DemoClassifier(tmp_path / "centre.tadder").describe()
+    assert (about["crop"], about["about"]) == (CENTRE, ["m" * 80])
+
+
+def test_logits_that_are_not_finite_become_none(programs, tmp_path):
+    program, about = file.read(programs / "grey.tadder")
+    program.steps[-1].epilogue.gain[:2] = torch.tensor([torch.nan, 0.0])
+    file.write(program, tmp_path / "odd.tadder", about)
+    found = DemoClassifier(tmp_path / "odd.tadder").classify(bytes(784))
+    assert found["logits"][0] is None
+    assert found["distances"][:2] == [None, None]
+    assert None not in found["distances"][2:]
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_file_without_preprocessing_is_refused(programs, tmp_path):
+    program, about = file.read(programs / "grey.tadder")
+    file.write(program, tmp_path / "bare.tadder", {"model": about["model"]})
+    with pytest.raises(UserError, match=r"cannot tell from .*bare.tadder what to do with an image"):
+        DemoClassifier(tmp_path / "bare.tadder")
+
+
 class Counting:
-    """In place of a program: it answers with the number of bright pixels, and fails where the first is bright."""
+    """Stand in for a classifier: count the bright pixels, and fail if the first is 255."""
 
     shape = (1, 28, 28)
 
-    def about(self):
+    def describe(self):
         return {"file": "counting.tadder"}
 
-    def __call__(self, content):
+    def classify(self, content):
         if content[0] == 255:
             raise RuntimeError("no\nway")
         return {"bright": sum(byte > 127 for byte in content)}
 
 
-def asked(server, method="POST", path="/classify", body=PIXELS, **headers):
-    """Status, headers and parsed body of one request; a header that is None is left out."""
+def request(server, method="POST", path="/classify", body=PIXELS, **headers):
+    """Send one request and return status, headers and body; a header that is None is left out."""
     sent = {"Host": server.url[7:-1], "Origin": server.url[:-1], "Content-Type": TYPE, "Content-Length": str(len(body))}
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
     with closing(http.client.HTTPConnection(*server.server_address, timeout=20)) as connection:
@@ -48,27 +133,27 @@ def asked(server, method="POST", path="/classify", body=PIXELS, **headers):
 
 
 def raw(server, text):
-    """All that comes back for what is sent as it is, until the server ends the connection."""
+    """Send ``text`` unchanged and return everything until the server closes the connection."""
     with socket.create_connection(server.server_address, timeout=20) as client:
         client.sendall(text)
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
-def test_the_answer_is_that_of_the_program(grey, programs):
-    status, headers, content = asked(grey)
+def test_the_response_is_that_of_the_classifier(grey, programs):
+    status, headers, content = request(grey)
     assert (status, headers["Content-Type"]) == (200, "application/json")
-    expected = Answers(programs / "grey.tadder")(PIXELS)
+    expected = DemoClassifier(programs / "grey.tadder").classify(PIXELS)
     found = json.loads(content)
     assert found.keys() == expected.keys()
     assert (found["logits"], found["distances"]) == (expected["logits"], expected["distances"])
-    status, _, content = asked(grey, "GET", "/program", b"")
-    assert (status, json.loads(content)) == (200, Answers(programs / "grey.tadder").about())
+    status, _, content = request(grey, "GET", "/program", b"")
+    assert (status, json.loads(content)) == (200, DemoClassifier(programs / "grey.tadder").describe())
 
 
 @pytest.mark.parametrize("path", [*server_module.DOCUMENTS, "/program", "/?from=here"])
 def test_documents_and_their_headers(serve, path):
     server = serve(Counting())
-    status, headers, content = asked(server, "GET", path, b"", Origin=None)
+    status, headers, content = request(server, "GET", path, b"", Origin=None)
     assert status == 200
     assert content
     assert headers["Content-Security-Policy"].startswith("default-src 'none'; ")
@@ -77,36 +162,36 @@ def test_documents_and_their_headers(serve, path):
     assert headers["Cache-Control"] == "no-store"
     assert headers["Server"] == "torchadder"
     assert "Access-Control-Allow-Origin" not in headers
-    status, bare, nothing = asked(server, "HEAD", path, b"", Origin=None)
+    status, bare, nothing = request(server, "HEAD", path, b"", Origin=None)
     assert (status, bare["Content-Length"], nothing) == (200, str(len(content)), b"")
 
 
-def test_localhost_is_a_name_of_it_too(serve):
+def test_localhost_is_accepted_as_host(serve):
     server = serve(Counting())
     place = f"localhost:{server.server_address[1]}"
-    assert asked(server, Host=place, Origin=f"http://{place}")[0] == 200
+    assert request(server, Host=place, Origin=f"http://{place}")[0] == 200
 
 
 REFUSED = [  # what is different about the request, status, words of the line
-    (dict(Host="evil.example"), 403, "for nobody else"),
-    (dict(Host="127.0.0.1"), 403, "for nobody else"),
-    (dict(Host=None), 403, "for nobody else"),
-    (dict(Host=["evil.example", "127.0.0.1"]), 403, "for nobody else"),
-    (dict(method="GET", path="/", body=b"", Host="evil.example:80"), 403, "for nobody else"),
-    (dict(Origin="http://evil.example"), 403, "only its own page may ask"),
-    (dict(Origin="null"), 403, "only its own page may ask"),
-    (dict(Origin=None), 403, "only its own page may ask"),
-    (dict(Content_Length=None), 411, "says its Content-Length"),
-    (dict(Transfer_Encoding="chunked"), 411, "says its Content-Length"),
-    (dict(Content_Length="many"), 400, "is no number"),
-    (dict(Content_Length="-1"), 400, "is no number"),
-    (dict(Content_Length="+784"), 400, "is no number"),
-    (dict(Content_Length="NaN"), 400, "is no number"),
-    (dict(Content_Length=["784", "784"]), 400, "is no number"),
+    (dict(Host="evil.example"), 403, "expected the Host header"),
+    (dict(Host="127.0.0.1"), 403, "expected the Host header"),
+    (dict(Host=None), 403, "expected the Host header"),
+    (dict(Host=["evil.example", "127.0.0.1"]), 403, "expected the Host header"),
+    (dict(method="GET", path="/", body=b"", Host="evil.example:80"), 403, "expected the Host header"),
+    (dict(Origin="http://evil.example"), 403, "expected a request from the demo page"),
+    (dict(Origin="null"), 403, "expected a request from the demo page"),
+    (dict(Origin=None), 403, "expected a request from the demo page"),
+    (dict(Content_Length=None), 411, "expected a Content-Length"),
+    (dict(Transfer_Encoding="chunked"), 411, "expected a Content-Length"),
+    (dict(Content_Length="many"), 400, "is not a number"),
+    (dict(Content_Length="-1"), 400, "is not a number"),
+    (dict(Content_Length="+784"), 400, "is not a number"),
+    (dict(Content_Length="NaN"), 400, "is not a number"),
+    (dict(Content_Length=["784", "784"]), 400, "is not a number"),
     (dict(body=b""), 400, "expected 784 bytes, got 0"),
     (dict(body=PIXELS[:-1]), 400, "expected 784 bytes, got 783"),
-    (dict(body=PIXELS + b"0"), 413, "expected 784 bytes, one a pixel"),
-    (dict(body=b"", Content_Length="1000000000000"), 413, "expected 784 bytes"),  # of which none is sent
+    (dict(body=PIXELS + b"0"), 413, "expected 784 bytes, one per pixel"),
+    (dict(body=b"", Content_Length="1000000000000"), 413, "expected 784 bytes"),  # and no byte is sent
     (dict(body=b"", Content_Length="9" * 5000), 413, "expected 784 bytes"),
     (dict(Content_Type="application/json"), 400, "expected application/octet-stream, got application/json"),
     (dict(Content_Type=None), 400, "expected application/octet-stream, got text/plain"),
@@ -130,9 +215,9 @@ REFUSED = [  # what is different about the request, status, words of the line
 
 
 @pytest.mark.parametrize(("different", "status", "words"), REFUSED)
-def test_refused_in_one_line_of_json_and_the_next_is_answered(serve, different, status, words, capfd):
+def test_a_refusal_is_one_line_of_json_and_the_next_request_works(serve, different, status, words, capfd):
     server = serve(Counting())
-    found, headers, content = asked(server, **different)
+    found, headers, content = request(server, **different)
     assert found == status
     assert headers["Content-Type"] == "application/json"
     assert words.lower() in json.loads(content)["error"].lower()
@@ -140,7 +225,7 @@ def test_refused_in_one_line_of_json_and_the_next_is_answered(serve, different, 
     assert headers["Connection"] == "close"
     if status == 405:
         assert headers["Allow"] in words
-    assert json.loads(asked(server)[2]) == {"bright": 272}
+    assert json.loads(request(server)[2]) == {"bright": 272}
     assert capfd.readouterr() == ("", "")
 
 
@@ -157,32 +242,32 @@ GARBAGE = [
 def test_garbage(serve, text, capfd):
     server = serve(Counting())
     raw(server, text)
-    assert asked(server)[0] == 200
+    assert request(server)[0] == 200
     assert capfd.readouterr() == ("", "")
 
 
-def test_clients_that_stop_in_the_middle_block_nobody(serve, capfd):
+def test_clients_that_stop_in_the_middle_do_not_block_others(serve, capfd):
     server = serve(Counting())
     head = f"POST /classify HTTP/1.1\r\nHost: {server.url[7:-1]}\r\nOrigin: {server.url[:-1]}\r\n"
     head += f"Content-Type: {TYPE}\r\nContent-Length: 784\r\n\r\n"
     silent = [socket.create_connection(server.server_address, timeout=20) for _ in range(4)]
     for client, part in zip(silent, ("", "POST /cl", head[:-2], head + "pixels"), strict=True):
         client.sendall(part.encode())
-    assert asked(server)[0] == 200
+    assert request(server)[0] == 200
     for client in silent:
         client.close()
-    assert asked(server)[0] == 200
+    assert request(server)[0] == 200
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("part", ["", "POST /cl", "POST /classify HTTP/1.1\r\nHost: {host}\r\n"])
-def test_a_silent_client_is_hung_up_on(serve, monkeypatch, part):
+def test_a_silent_client_is_disconnected(serve, monkeypatch, part):
     monkeypatch.setattr(server_module._Handler, "timeout", 0.05)
     server = serve(Counting())
     assert raw(server, part.format(host=server.url[7:-1]).encode()) == b""
 
 
-def test_one_connection_carries_many_questions(serve):
+def test_one_connection_carries_many_requests(serve):
     server = serve(Counting())
     headers = {"Host": server.url[7:-1], "Origin": server.url[:-1], "Content-Type": TYPE}
     with closing(http.client.HTTPConnection(*server.server_address, timeout=20)) as connection:
@@ -191,25 +276,25 @@ def test_one_connection_carries_many_questions(serve):
             assert json.loads(connection.getresponse().read()) == {"bright": count}
 
 
-def test_everybody_at_once_gets_the_answer_to_his_own_question(grey, programs):
-    answers = Answers(programs / "grey.tadder")
-    questions = [bytes([shade]) * 784 for shade in range(0, 240, 20)]
-    expected = [answers(question)["logits"] for question in questions]
+def test_concurrent_requests_get_their_own_results(grey, programs):
+    classifier = DemoClassifier(programs / "grey.tadder")
+    inputs = [bytes([shade]) * 784 for shade in range(0, 240, 20)]
+    expected = [classifier.classify(pixels)["logits"] for pixels in inputs]
     found = {}
 
-    def ask(number):
+    def send(number):
         for _ in range(5):
-            found[number] = json.loads(asked(grey, body=questions[number])[2])["logits"]
+            found[number] = json.loads(request(grey, body=inputs[number])[2])["logits"]
 
-    threads = [threading.Thread(target=ask, args=[number]) for number in range(len(questions))]
+    threads = [threading.Thread(target=send, args=[number]) for number in range(len(inputs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[number] for number in range(len(questions))] == expected
+    assert [found[number] for number in range(len(inputs))] == expected
 
 
-def test_it_listens_on_this_machine_alone_and_a_taken_port_is_one_line(serve):
+def test_it_listens_on_localhost_and_a_taken_port_is_an_error(serve):
     server = serve(Counting())
     assert server.server_address[0] == "127.0.0.1"
     port = server.server_address[1]

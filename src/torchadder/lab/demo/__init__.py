@@ -1,5 +1,5 @@
-"""A local page on which one draws, and sees what a program answers while one does."""
+"""Serve a local page on which a user draws and sees at once how an integer program classifies the drawing."""
 
-from .server import Server
+from torchadder.lab.demo.server import DemoClassifier, Server
 
-__all__ = ["Server"]
+__all__ = ["DemoClassifier", "Server"]

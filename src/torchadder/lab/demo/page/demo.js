@@ -1,21 +1,21 @@
-// The page: it turns what is drawn or chosen into pixels, asks the server while one draws, and shows the answer.
+// Turn a drawing or an image file into pixels, send them to the server while the user draws, and show the result.
 
 import { Drawing, SAMPLES, pixelsOfImage } from "./drawing.js";
 
 const $ = (id) => document.getElementById(id);
 const element = (name, properties) => Object.assign(document.createElement(name), properties);
-const MANY = 20; // classes: of more, only the likeliest are listed
+const MANY = 20; // with more classes only the LISTED likeliest are shown
 const LISTED = 10;
-const TIMES = 21; // answers whose median time is shown
-const QUIET = 600; // milliseconds without a new answer until it is read out
+const TIMES = 21; // number of results whose median time is shown
+const QUIET = 600; // milliseconds without a new result before a screen reader announces it
 const STEP = 1 / 28;
 const LAST = {
   adder: (n) => `The last layer is an adder layer: the distance of a class is the sum of |feature − filter| over ${n} `
-    + "features, in steps of their codes. A gain and a bias of each class, those of batch normalisation, make the score "
-    + "(logit) of it, since some classes may be far from every image: the answer is the highest score, not the smallest "
+    + "quantized features. Batch normalisation turns it into the score (logit) with a scale and a bias for each class, "
+    + "because some classes may be far from every image. The predicted class has the highest score, not the smallest "
     + "distance.",
-  conv: (n) => `The last layer is an ordinary one: the score (logit) of a class is the sum of feature × filter over ${n} `
-    + "features, and a bias. It has no distances.",
+  conv: (n) => `The last layer is an ordinary layer: the score (logit) of a class is the sum of feature × filter over ${n} `
+    + "features, plus a bias. It has no distances.",
   binary: (n) => `The last layer is binary: the score (logit) of a class counts the signs that ${n} features share with its `
     + "filter. It has no distances.",
 };
@@ -25,53 +25,53 @@ const [channels, height, width] = program.pixels;
 const canvas = $("canvas");
 const context = canvas.getContext("2d");
 let drawing = new Drawing();
-let pen = null; // the place of the keyboard's pen, once it was used
+let pen = null; // position of the keyboard pen after its first use
 let down = false;
 
-// ---- asking: one question at a time, always the newest
+// ---- requests: one at a time, always with the newest pixels
 
 let newest = null;
-let asking = false;
-let sheet = 0; // counts what was cleared away, so that an answer that comes late is not shown
+let waiting = false;
+let sheet = 0; // number of cleared drawings, so that a late result for an old one is not shown
 
-async function ask(pixels) {
+async function classify(pixels) {
   newest = pixels;
-  if (asking) return;
-  asking = true;
+  if (waiting) return;
+  waiting = true;
   while (newest) {
-    const [body, asked] = [newest, sheet];
+    const [body, current] = [newest, sheet];
     newest = null;
     try {
       const response = await fetch("classify", {
         method: "POST", headers: { "Content-Type": "application/octet-stream" }, body });
-      const answer = await response.json();
-      if (!response.ok) throw new Error(answer.error);
-      if (asked === sheet) show(answer);
+      const result = await response.json();
+      if (!response.ok) throw new Error(result.error);
+      if (current === sheet) show(result);
       $("problem").textContent = "";
     } catch (error) {
       newest = null;
       $("problem").textContent = error instanceof TypeError
-        ? "No answer: is torchadder demo still running?" : `No answer: ${error.message}`;
+        ? "No result: is torchadder demo still running?" : `No result: ${error.message}`;
     }
   }
-  asking = false;
+  waiting = false;
 }
 
-function forget() {
+function reset() {
   newest = null;
   sheet += 1;
   rows(program.names.length > MANY ? [] : program.names.map((name) => ({ name, score: null })));
-  $("answer").textContent = "–";
+  $("result-class").textContent = "–";
   $("time").textContent = "\u00a0";
   $("problem").textContent = "";
   seen(null);
   announce("");
 }
 
-// ---- the answer
+// ---- the result
 
 const milliseconds = [];
-let scale = 1; // the largest score so far: bars do not change their unit while one draws
+let scale = 1; // the largest score so far, so that the unit of the bars does not change while the user draws
 
 function show({ logits, distances, milliseconds: latest }) {
   const scores = logits.map((value) => value ?? -Infinity);
@@ -80,7 +80,7 @@ function show({ logits, distances, milliseconds: latest }) {
   const share = 1 / scores.reduce((sum, value) => sum + Math.exp(value - scores[best]), 0);
   const likeliest = program.names[best];
   const percent = Number.isFinite(share) ? `${(100 * share).toFixed(1)}%` : "";
-  $("answer").replaceChildren(likeliest, " ", element("span", { className: "share", textContent: percent }));
+  $("result-class").replaceChildren(likeliest, " ", element("span", { className: "share", textContent: percent }));
   const listed = order.length > MANY ? order.slice(0, LISTED) : [...order].sort((a, b) => a - b);
   scale = Math.max(scale, ...scores.filter(Number.isFinite).map(Math.abs));
   rows(listed.map((i) => ({ name: program.names[i], score: logits[i], distance: distances?.[i], best: i === best })));
@@ -139,10 +139,10 @@ function seen(pixels) {
 
 function changed() {
   paint();
-  if (!drawing.strokes.length) return forget();
+  if (!drawing.strokes.length) return reset();
   const pixels = drawing.pixels(width);
   seen(pixels);
-  return ask(pixels);
+  return classify(pixels);
 }
 
 function paint() {
@@ -234,13 +234,13 @@ async function choose(file) {
   drawing = new Drawing();
   [pen, down] = [null, false];
   paint();
-  forget();
+  reset();
   const mine = sheet;
   try {
     const pixels = await pixelsOfImage(file, program.pixels, program.crop);
     if (mine !== sheet) return;
     seen(pixels);
-    ask(pixels);
+    classify(pixels);
   } catch {
     $("problem").textContent = `${file.name} cannot be shown: expected an image`;
   }
@@ -256,16 +256,16 @@ drop.addEventListener("drop", (event) => {
   choose(event.dataTransfer.files[0]);
 });
 
-// ---- what the program is
+// ---- the program
 
 const digits = program.names.length === 10 && program.names.every((name, i) => name === String(i));
 const drawn = channels === 1;
 $("title").textContent = drawn ? (digits ? "Draw a digit" : "Draw, or choose an image") : "Choose an image";
-$("told").textContent = [program.file, ...program.told].join(" · ");
+$("about").textContent = [program.file, ...program.about].join(" · ");
 $("drawing").hidden = $("keys").hidden = !drawn;
-$("file-label").textContent = drawn ? "Or an image file, chosen or dropped here" : "An image file, chosen or dropped here";
-$("file-note").textContent = `${program.crop ? "Its middle is" : "It is"} scaled to ${height} × ${width} pixels here in `
-  + "the browser; torchadder predict scales in its own way, so scores may differ a little.";
+$("file-label").textContent = drawn ? "Or choose an image file, or drop one here" : "Choose an image file, or drop one here";
+$("file-note").textContent = `${program.crop ? "Its centre is" : "It is"} scaled to ${height} × ${width} pixels by `
+  + "the browser. Scores may differ a little from torchadder predict, which scales in another way.";
 $("last").textContent = `${LAST[program.last](program.features)} Kernels: ${program.kernels.join(", ")}.`;
 $("distance-title").hidden = program.last !== "adder";
 if (drawn && digits) {
@@ -280,6 +280,6 @@ if (drawn && digits) {
     $("samples").append(button);
   });
 }
-forget();
+reset();
 paint();
 document.body.dataset.ready = "";

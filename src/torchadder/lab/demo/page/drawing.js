@@ -1,9 +1,9 @@
-// A drawing: strokes of points within the unit square, and the pixels that it is for a network trained on MNIST.
+// Hold a drawing as strokes of points in the unit square, and render it as the pixels of an MNIST digit.
 
-const INK = 20; // pixels: MNIST's digits are fitted into a box of 20 x 20 ...
-const PEN = 2.4; // ... and drawn about that wide
-const FINE = 8; // points of a pixel in either direction, of which it is the mean
-const DOT = 0.12; // of the unit square: what is smaller is not blown up to fill the box
+const INK = 20; // pixels: MNIST fits digits into a box of 20 x 20
+const PEN = 2.4; // pixels: width of their strokes
+const FINE = 8; // oversampling in either direction; a pixel is the mean of FINE * FINE values
+const DOT = 0.12; // size in the unit square; a smaller drawing is not enlarged to fill the box
 
 export class Drawing {
   strokes = [];
@@ -17,7 +17,7 @@ export class Drawing {
   }
 
   trace(context, place) {
-    // Lines through the middles of what the pointer reported, bent at the points themselves: no corners where none were.
+    // Quadratic curves through the midpoints of neighbouring points, so that a smooth stroke has no corners.
     for (const stroke of this.strokes) {
       const points = stroke.map(place);
       const [first, ...rest] = points;
@@ -33,7 +33,7 @@ export class Drawing {
     }
   }
 
-  // Grey pixels (size x size), white on black: fitted into MNIST's box, their centre of mass in the middle.
+  // Return grey pixels (size x size), white on black, fitted into MNIST's box with the centre of mass in the middle.
   pixels(size) {
     const xs = this.strokes.flat().map(([x]) => x);
     const ys = this.strokes.flat().map(([, y]) => y);
@@ -77,7 +77,7 @@ function means(values, size) {
   return Uint8Array.from(sums, (sum) => Math.round(sum / FINE ** 2));
 }
 
-// The pixels (C, H, W) of an image file, scaled to that size. `crop`: the part of its shorter side that is used.
+// Return the pixels (C, H, W) of an image file, scaled to that size. `crop`: fraction of the shorter side that is used.
 export async function pixelsOfImage(file, [channels, height, width], crop) {
   const bitmap = await createImageBitmap(file);
   const canvas = document.createElement("canvas");
@@ -91,7 +91,7 @@ export async function pixelsOfImage(file, [channels, height, width], crop) {
   bitmap.close();
   const rgba = context.getImageData(0, 0, width, height).data;
   const area = width * height;
-  if (channels === 1) { // as Pillow makes grey of colours
+  if (channels === 1) { // the weights of Pillow's conversion to grey
     return Uint8Array.from({ length: area }, (_, i) =>
       Math.round(0.299 * rgba[4 * i] + 0.587 * rgba[4 * i + 1] + 0.114 * rgba[4 * i + 2]));
   }
@@ -103,7 +103,7 @@ const circle = (x, y, rx, ry, from = 0, to = 1) => Array.from({ length: 25 }, (_
   return [x + rx * Math.sin(angle), y - ry * Math.cos(angle)];
 });
 
-// Digits for those who do not draw, as strokes.
+// Sample digits as strokes.
 export const SAMPLES = [
   [circle(0.5, 0.5, 0.23, 0.36)],
   [[[0.5, 0.14], [0.49, 0.5], [0.47, 0.86]]],
