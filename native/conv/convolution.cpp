@@ -64,9 +64,9 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   const float *state[kChunkPixels];
   float *result[kChunkPixels];
   float sums[kChunkPixels];
-  const IsaFunctions &isa = isa_functions(part.packed->kernel->isa);
+  const AuxiliaryKernels &isa = auxiliary_kernels(part.packed->kernel->isa);
   const bool wants_sums =
-      (c.op == Op::forward_f32 && isa.forward_sums) || (c.op == Op::grad_input_f32 && isa.gradient_sums);
+      (c.op == Op::forward_f32 && isa.forward_reads_sums) || (c.op == Op::grad_input_f32 && isa.grad_input_reads_sums);
   int64_t j = begin % width, i = begin / width % height, d = begin / width / height % depth;
   int64_t n = begin / width / height / depth;
   while (begin < end) {
@@ -125,7 +125,7 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
                const ChannelBlock &from = c.blocks[static_cast<std::size_t>(b)];
                const int64_t width = from.kernel->lanes;
                const Packing &to = from.packing;
-               const Packer packer = c.view.group_lanes ? pack_by_lane : isa_functions(from.kernel->isa).pack;
+               const Packer packer = c.view.group_lanes ? pack_by_lane : auxiliary_kernels(from.kernel->isa).pack;
                packer(c.view, to, from.kernel->lanes);
                float *constants = forward ? to.tap_abs_sum + taps * width : to.constant;
                Block *block = &blocks[static_cast<std::size_t>(b)];

@@ -1,5 +1,6 @@
-// The kernel table: what kernels.inc lists, and which of it the CPU at hand runs.
+// The float kernels of kernels.inc, and which of them the selected instruction set uses.
 #pragma once
+#include "common/isa.h"
 #include "conv/tile.h"
 
 namespace torchadder {
@@ -15,34 +16,31 @@ enum class Op {
   depthwise_grad_f32,
   depthwise_sign_f32,
 };
-enum class Isa { reference, avx2, avx512 };
-enum class Sum { any, fma, add };
 
+// One line of kernels.inc.
 struct Kernel {
   const char *name;
   Op op;
   Isa isa;
-  int pixels, lanes;
+  int pixels, lanes;  // of the tile
   Sum sum;
   TileKernel run;
 };
 
-// What an instruction set has once, whatever the tile.
-struct IsaFunctions {
-  Packer pack;  // for the kernels whose lanes lie evenly in the weight; pack_by_lane() is for all
-  SourceSums source_sums;
-  bool forward_sums, gradient_sums;  // whether forward_f32 and grad_input_f32 want source sums
+// The functions that an instruction set has once, whatever the tile.
+struct AuxiliaryKernels {
+  Packer pack;             // for lanes that are evenly spaced in the weight; pack_by_lane() is for all
+  SourceSums source_sums;  // null if no kernel reads Tile::source_sum
+  bool forward_reads_sums, grad_input_reads_sums;  // whether forward_f32 and grad_input_f32 do
   Transposer transpose;
   SignGradientKernel sign_gradient;
-  int sign_lanes;
+  int sign_lanes;  // of sign_gradient
 };
 
 void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);
-bool runs_here(Isa isa);
-Isa selected_isa();
 
-// The narrowest kernel of the selected instruction set that holds `lanes` channels, or the widest there is.
+// Returns the narrowest kernel of the selected instruction set that holds `lanes` channels, else the widest there is.
 const Kernel &kernel_for(Op op, int64_t lanes);
-const IsaFunctions &isa_functions(Isa isa);
+const AuxiliaryKernels &auxiliary_kernels(Isa isa);
 
 }  // namespace torchadder

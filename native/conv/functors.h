@@ -107,11 +107,11 @@ struct DepthwiseGradInput {
 
 // Depthwise: any other functor that needs no source sum.
 template <class F>
-struct Own : F {
+struct OwnChannel : F {
   static constexpr Source kSource = Source::own;
 };
 
 template <class V>
-using DepthwiseGradInputClamp = Own<GradInputClamp<V>>;
+using DepthwiseGradInputClamp = OwnChannel<GradInputClamp<V>>;
 
 }  // namespace torchadder

@@ -1,7 +1,12 @@
-// The kernels of one instruction set: each of its lines in kernels.inc with its functor and tile.
+// The float kernels of one instruction set: each of its lines in kernels.inc with its functor and tile.
 //
-// The including file defines ISA, VECTOR, GRAD_INPUT and DEPTHWISE_GRAD_INPUT (functors), SIGN_ROWS (registers that the
-// sign gradient keeps), and KERNEL_isa for every isa: KERNEL_HERE for its own, nothing for the others.
+// The including file defines
+//   ISA                   the instruction set, as in isa.inc
+//   VECTOR                its vector type
+//   GRAD_INPUT            the functor of the input gradient, and
+//   DEPTHWISE_GRAD_INPUT  that of depthwise layers
+//   SIGN_ROWS             rows of packed weight that the sign gradient keeps in registers
+#include "conv/dispatch.h"
 #include "conv/functors.h"
 #include "conv/skeleton.h"
 
@@ -10,6 +15,7 @@
 
 namespace torchadder {
 namespace {
+
 template <bool kAdd>
 using forward_f32 = Forward<VECTOR, kAdd>;
 template <bool>
@@ -27,31 +33,38 @@ using depthwise_f32 = Depthwise<VECTOR>;
 template <bool>
 using depthwise_grad_f32 = DEPTHWISE_GRAD_INPUT<VECTOR>;
 template <bool>
-using depthwise_sign_f32 = Own<GradInputSign<VECTOR>>;
-constexpr bool any = false, fma = false, add = true;
-}  // namespace
+using depthwise_sign_f32 = OwnChannel<GradInputSign<VECTOR>>;
 
-#define KERNEL_HERE(name, op, pixels, lanes, sum)                             \
-  void name(const Block &block, const Tile &tile) {                           \
-    tile_kernel<VECTOR, op<sum>, pixels, lanes / VECTOR::width>(block, tile); \
-  }
-#define KERNEL(op, isa, pixels, lanes, sum) \
-  KERNEL_##isa(op##_##isa##_##pixels##x##lanes##_##sum, op, pixels, lanes, sum)
-#include "kernels.inc"
-
-void JOINED(grad_weight_sign_, ISA)(const SignGradient &job) { sign_gradient_kernel<VECTOR, SIGN_ROWS>(job); }
-
-void JOINED(source_sums_, ISA)(const Block &block, const float *const *source, int64_t count, float *sums) {
-  source_sums<VECTOR>(block, source, count, sums);
+// Null for a line of another instruction set.
+template <bool kIsOwn, class F, int P, int kLanes>
+constexpr TileKernel instance() {
+  if constexpr (kIsOwn)
+    return tile_kernel<VECTOR, F, P, kLanes / VECTOR::width>;
+  else
+    return nullptr;
 }
 
-void JOINED(transpose_, ISA)(const float *from, float *to, int64_t rows, int64_t columns, int64_t first, int64_t last) {
-  transpose<VECTOR>(from, to, rows, columns, first, last);
-}
-
-void JOINED(pack_, ISA)(const WeightView &view, const Packing &to, int lanes) {
+void pack_vectors(const WeightView &view, const Packing &to, int lanes) {
   if (lanes == VECTOR::width) return pack<VECTOR, 1>(view, to);
   pack<VECTOR, 2>(view, to);
 }
+
+}  // namespace
+
+extern const TileKernel JOINED(conv_kernels_, ISA)[] = {
+#define CONV_KERNEL(op, isa, pixels, lanes, sum) \
+  instance<Isa::isa == Isa::ISA, op<Sum::sum == Sum::add>, pixels, lanes>(),
+#include "kernels.inc"
+};
+
+extern const AuxiliaryKernels JOINED(conv_auxiliary_, ISA) = {
+    pack_vectors,
+    source_sums<VECTOR>,
+    forward_f32<false>::kSourceSum,
+    grad_input_f32<false>::kSourceSum,
+    transpose<VECTOR>,
+    sign_gradient_kernel<VECTOR, SIGN_ROWS>,
+    VECTOR::width,
+};
 
 }  // namespace torchadder

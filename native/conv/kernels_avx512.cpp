@@ -1,4 +1,4 @@
-// AVX-512 kernels (F, DQ).
+// The float kernels of AVX-512 (F, DQ).
 #include "conv/vector_avx512.h"
 
 #define ISA avx512
@@ -6,7 +6,4 @@
 #define GRAD_INPUT GradInputClamp
 #define DEPTHWISE_GRAD_INPUT DepthwiseGradInputClamp
 #define SIGN_ROWS 12
-#define KERNEL_avx512 KERNEL_HERE
-#define KERNEL_avx2(...)
-#define KERNEL_reference(...)
 #include "conv/instantiate.h"

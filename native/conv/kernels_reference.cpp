@@ -1,4 +1,7 @@
-// The reference: each operator as its formula reads, one number at a time, on any machine.
+// The reference of the float kernels: each operator as its formula reads, one number at a time, on any machine.
+//
+// It does not use the skeleton. The kernels of skeleton.h compute rearranged identities, such as 2 max(x, w) - x - w
+// for |x - w|; tests compare them with this file, which therefore shares no code with them.
 #include <algorithm>
 #include <cmath>
 
@@ -9,11 +12,13 @@
 namespace torchadder {
 namespace {
 
+constexpr int kReferenceLanes = 8;  // as in kernels.inc
+
 float distance(float w, float x, float) { return -std::fabs(x - w); }
 float hardtanh(float t) { return t > 1.0f ? 1.0f : t < -1.0f ? -1.0f : t; }
 float sign(float t) { return t > 0.0f ? 1.0f : t < 0.0f ? -1.0f : t; }
-float clamped(float w, float dy, float x) { return hardtanh(w - x) * dy; }
-float signed_(float w, float dy, float x) { return sign(w - x) * dy; }
+float hardtanh_term(float w, float dy, float x) { return hardtanh(w - x) * dy; }
+float sign_term(float w, float dy, float x) { return sign(w - x) * dy; }
 
 // result[lane] = constant[lane] + sum over runs of term(weight, source, state[lane]).
 template <float (*term)(float, float, float), bool kState, Source kSource>
@@ -25,30 +30,61 @@ void sum_of_terms(const Block &block, const Tile &tile) {
       for (const Run *run = block.runs; run != block.runs + block.run_count; ++run)
         for (int64_t k = 0; k < run->length; ++k) {
           const int64_t channel = kSource == Source::own     ? lane
-                                  : kSource == Source::group ? block.index[k * 8 + lane]
+                                  : kSource == Source::group ? block.index[k * kReferenceLanes + lane]
                                                              : k;
           const float *source = tile.source[p] + run->source + block.source_channel + channel;
-          sum += term(block.weight[(run->weight + k) * 8 + lane], *source, state);
+          sum += term(block.weight[(run->weight + k) * kReferenceLanes + lane], *source, state);
         }
       tile.result[p][block.channel + lane] = block.constant[lane] + sum;
     }
 }
 
-}  // namespace
-
-#define REFERENCE(name, term, state, source)                            \
-  void name##_reference_1x8_any(const Block &block, const Tile &tile) { \
-    sum_of_terms<term, state, Source::source>(block, tile);             \
+constexpr TileKernel reference(Op op) {
+  switch (op) {
+    case Op::forward_f32:
+      return sum_of_terms<distance, false, Source::one>;
+    case Op::grad_input_f32:
+      return sum_of_terms<hardtanh_term, true, Source::one>;
+    case Op::grad_input_sign_f32:
+      return sum_of_terms<sign_term, true, Source::one>;
+    case Op::grouped_f32:
+      return sum_of_terms<distance, false, Source::group>;
+    case Op::grouped_grad_f32:
+      return sum_of_terms<hardtanh_term, true, Source::group>;
+    case Op::grouped_sign_f32:
+      return sum_of_terms<sign_term, true, Source::group>;
+    case Op::depthwise_f32:
+      return sum_of_terms<distance, false, Source::own>;
+    case Op::depthwise_grad_f32:
+      return sum_of_terms<hardtanh_term, true, Source::own>;
+    case Op::depthwise_sign_f32:
+      return sum_of_terms<sign_term, true, Source::own>;
   }
-REFERENCE(forward_f32, distance, false, one)
-REFERENCE(grad_input_f32, clamped, true, one)
-REFERENCE(grad_input_sign_f32, signed_, true, one)
-REFERENCE(grouped_f32, distance, false, group)
-REFERENCE(grouped_grad_f32, clamped, true, group)
-REFERENCE(grouped_sign_f32, signed_, true, group)
-REFERENCE(depthwise_f32, distance, false, own)
-REFERENCE(depthwise_grad_f32, clamped, true, own)
-REFERENCE(depthwise_sign_f32, signed_, true, own)
+  return nullptr;
+}
+
+void transpose(const float *from, float *to, int64_t rows, int64_t columns, int64_t first, int64_t last) {
+  for (int64_t c = first; c < last; ++c)
+    for (int64_t r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
+}
+
+void sign_gradient(const SignGradient &job) {
+  for (int row = 0; row < job.rows; ++row)
+    for (int lane = 0; lane < job.lanes; ++lane) {
+      const float w = job.weight[row * kReferenceLanes + lane];
+      float sum = 0.0f;
+      const float *dy = job.dy + lane;
+      for (int64_t n = 0; n < job.images; ++n)
+        for (int64_t k = 0; k < job.size[0]; ++k)
+          for (int64_t i = 0; i < job.size[1]; ++i) {
+            const float *x = job.x + n * job.x_image + k * job.x_axis[0] + i * job.x_axis[1] + job.offsets[row];
+            for (int64_t j = 0; j < job.size[2]; ++j, dy += job.dy_pixel) sum += sign(x[j * job.x_axis[2]] - w) * *dy;
+          }
+      job.result[row * kReferenceLanes + lane] = sum;
+    }
+}
+
+}  // namespace
 
 void pack_by_lane(const WeightView &view, const Packing &to, int lanes) {
   for (int lane = 0; lane < lanes; ++lane) {
@@ -71,25 +107,12 @@ void pack_by_lane(const WeightView &view, const Packing &to, int lanes) {
   }
 }
 
-void transpose_reference(const float *from, float *to, int64_t rows, int64_t columns, int64_t first, int64_t last) {
-  for (int64_t c = first; c < last; ++c)
-    for (int64_t r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
-}
+extern const TileKernel conv_kernels_reference[] = {
+#define CONV_KERNEL(op, isa, ...) Isa::isa == Isa::reference ? reference(Op::op) : nullptr,
+#include "kernels.inc"
+};
 
-void grad_weight_sign_reference(const SignGradient &job) {
-  for (int row = 0; row < job.rows; ++row)
-    for (int lane = 0; lane < job.lanes; ++lane) {
-      const float w = job.weight[row * 8 + lane];
-      float sum = 0.0f;
-      const float *dy = job.dy + lane;
-      for (int64_t n = 0; n < job.images; ++n)
-        for (int64_t k = 0; k < job.size[0]; ++k)
-          for (int64_t i = 0; i < job.size[1]; ++i) {
-            const float *x = job.x + n * job.x_image + k * job.x_axis[0] + i * job.x_axis[1] + job.offsets[row];
-            for (int64_t j = 0; j < job.size[2]; ++j, dy += job.dy_pixel) sum += sign(x[j * job.x_axis[2]] - w) * *dy;
-          }
-      job.result[row * 8 + lane] = sum;
-    }
-}
+extern const AuxiliaryKernels conv_auxiliary_reference = {pack_by_lane, nullptr,       false,          false,
+                                                          transpose,    sign_gradient, kReferenceLanes};
 
 }  // namespace torchadder

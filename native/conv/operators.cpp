@@ -108,7 +108,7 @@ constexpr int64_t kColumnsAtOnce = 64;
 
 // Each image, a matrix of rows by columns, transposed: channels first to last, or back.
 void transpose(const float *from, float *to, int64_t images, int64_t rows, int64_t columns, int threads) {
-  const Transposer transposer = isa_functions(selected_isa()).transpose;
+  const Transposer transposer = auxiliary_kernels(selected_isa()).transpose;
   const int64_t blocks = (columns + kColumnsAtOnce - 1) / kColumnsAtOnce, floats = rows * columns;
   const int64_t most = std::max<int64_t>(1, images * floats / kLeastTransposed);
   parallel(static_cast<int>(std::clamp<int64_t>(most, 1, std::max(threads, 1))), [&](int t, int count) {
@@ -223,7 +223,7 @@ void grad_weight_sign(const torchadder_convolution &s, const float *dy, const fl
           offsets.push_back(a * s.dilation[0] * layout.plane + b * s.dilation[1] * layout.row +
                             c * s.dilation[2] * layout.pixel + k);
 
-  const IsaFunctions &isa = isa_functions(selected_isa());
+  const AuxiliaryKernels &isa = auxiliary_kernels(selected_isa());
   std::vector<ChannelBlock> blocks;
   for (int64_t g = 0; g < s.groups; ++g)
     for (int64_t lane = 0; lane < lanes; lane += isa.sign_lanes) {

@@ -17,33 +17,33 @@ using torchadder::fail;
 struct torchadder_engine {
   Executor executor;
   int64_t file_bytes;
-  bool keeps_values;
-  torchadder_engine(Plan plan, int threads, int64_t size, bool keeps)
-      : executor(std::move(plan), threads), file_bytes(size), keeps_values(keeps) {}
+  bool keep_values;
+  torchadder_engine(Plan plan, int threads, int64_t size, bool keep)
+      : executor(std::move(plan), threads), file_bytes(size), keep_values(keep) {}
 };
 
 namespace {
 
-constexpr int kMostThreads = 1024;
+constexpr int kMaxThreads = 1024;
 
 struct Close {
   void operator()(std::FILE *file) const { std::fclose(file); }
 };
 
-// Everything in a file. -1 where it cannot be read.
-int slurp(const char *path, std::vector<char> &bytes) {
+// Reads a whole file. Returns -1, as fail() does, if it cannot.
+int read_file(const char *path, std::vector<char> &bytes) {
   const std::unique_ptr<std::FILE, Close> file(std::fopen(path, "rb"));
   if (!file) return fail("cannot read %s: %s", path, std::strerror(errno));
-  char some[1 << 16];
+  char chunk[1 << 16];
   std::size_t count;
-  while ((count = std::fread(some, 1, sizeof some, file.get())) > 0) bytes.insert(bytes.end(), some, some + count);
+  while ((count = std::fread(chunk, 1, sizeof chunk, file.get())) > 0) bytes.insert(bytes.end(), chunk, chunk + count);
   return std::ferror(file.get()) ? fail("cannot read %s: %s", path, std::strerror(errno)) : 0;
 }
 
-int run(torchadder_engine *engine, const float *images, const uint8_t *codes, int64_t count, float *logits,
+int run(torchadder_engine *engine, const float *images, const uint8_t *q, int64_t count, float *logits,
         double *seconds) {
   if (count < 0) return fail("%lld images: expected 0 or more", static_cast<long long>(count));
-  engine->executor.run(images, codes, count, logits, seconds);
+  engine->executor.run(images, q, count, logits, seconds);
   return 0;
 }
 
@@ -65,7 +65,7 @@ int torchadder_engine_check(const void *bytes, size_t size) {
 torchadder_engine *torchadder_engine_load(const char *path, int threads) {
   try {
     std::vector<char> bytes;
-    if (slurp(path, bytes)) return nullptr;
+    if (read_file(path, bytes)) return nullptr;
     torchadder_engine *const engine = torchadder_engine_read(bytes.data(), bytes.size(), threads, nullptr, 0);
     if (!engine) fail("%s is no sound program: %s", path, std::string(torchadder_last_error()).c_str());
     return engine;
@@ -77,11 +77,11 @@ torchadder_engine *torchadder_engine_load(const char *path, int threads) {
 
 torchadder_engine *torchadder_engine_read(const void *bytes, size_t size, int threads, const char *isa,
                                           int keep_values) {
-  if (threads < 1 || threads > kMostThreads) {
-    fail("%d threads: expected 1 to %d", threads, kMostThreads);
+  if (threads < 1 || threads > kMaxThreads) {
+    fail("%d threads: expected 1 to %d", threads, kMaxThreads);
     return nullptr;
   }
-  const Kernels *const kernels = isa && *isa ? kernels_named(isa) : kernels_in_use();
+  const Kernels *const kernels = Kernels::find(isa && *isa ? isa : nullptr);
   if (!kernels) {
     fail("the engine has no kernels for '%s' on this CPU", isa);
     return nullptr;
@@ -118,19 +118,7 @@ torchadder_engine_about torchadder_engine_describe(const torchadder_engine *engi
 const char *torchadder_engine_kernel(const torchadder_engine *engine, int step) {
   const Plan &plan = engine->executor.plan();
   if (step < 0 || step >= static_cast<int>(plan.program.steps.size())) return nullptr;
-  switch (plan.program.steps[static_cast<std::size_t>(step)].op) {
-    case Op::adder:
-      return plan.kernels->adder_name;
-    case Op::conv:
-      return plan.kernels->conv_name;
-    case Op::binary:
-      return plan.kernels->binary_name;
-    case Op::max_pool:
-      return "max_pool";
-    case Op::average_pool:
-      return "average_pool";
-  }
-  return nullptr;
+  return plan.kernels->name(plan.program.steps[static_cast<std::size_t>(step)].op);
 }
 
 const char *torchadder_engine_note(const torchadder_engine *engine, const char *name) {
@@ -149,14 +137,14 @@ int torchadder_engine_run_u8(torchadder_engine *engine, const uint8_t *images, i
   return run(engine, nullptr, images, count, logits, seconds);
 }
 
-int torchadder_engine_value(torchadder_engine *engine, int index, int64_t *shape, uint8_t *codes) {
+int torchadder_engine_value(torchadder_engine *engine, int index, int64_t *shape, uint8_t *q) {
   const Plan &plan = engine->executor.plan();
-  if (!engine->keeps_values) return fail("this engine was loaded without keeping its values");
+  if (!engine->keep_values) return fail("this engine was loaded without keeping its values");
   if (index < 0 || index >= static_cast<int>(plan.values.size()))
     return fail("value %d: expected 0 to %zu", index, plan.values.size() - 1);
   const Layout &layout = plan.values[static_cast<std::size_t>(index)];
   shape[0] = layout.pixel, shape[1] = layout.height, shape[2] = layout.width;
-  if (codes) engine->executor.value(index, codes);
+  if (q) engine->executor.value(index, q);
   return 0;
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// This member's rows of a layout's halo.
+// Fills the halo of the rows of a layout that are this member's share.
 void fill_border(const Layout &layout, uint8_t *arena, int member, int size) {
   if (layout.border.empty()) return;
   const Share rows = share(layout.rows(), member, size);
@@ -35,15 +35,15 @@ Executor::Executor(Plan plan, int threads) : plan_(std::move(plan)) {
 }
 
 void Executor::Barrier::wait(int size) {
-  constexpr int kTurns = 2000;
+  constexpr int kSpins = 2000;
   const unsigned round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
     arrived_.store(0, std::memory_order_relaxed);
     round_.store(round + 1, std::memory_order_release);
     return;
   }
-  for (int turns = 0; round_.load(std::memory_order_acquire) == round; ++turns) {
-    if (turns >= kTurns) std::this_thread::yield();
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+    if (spins >= kSpins) std::this_thread::yield();
 #if defined(__x86_64__)
     else
       __builtin_ia32_pause();
@@ -51,11 +51,11 @@ void Executor::Barrier::wait(int size) {
   }
 }
 
-void Executor::run(const float *images, const uint8_t *codes, int64_t count, float *logits, double *seconds) {
-  const std::lock_guard<std::mutex> lock(turn_);
+void Executor::run(const float *images, const uint8_t *q, int64_t count, float *logits, double *seconds) {
+  const std::lock_guard<std::mutex> lock(mutex_);
   const int64_t size = plan_.program.shape.size(), classes = plan_.program.steps.back().to.channels;
   const auto image = [&](int64_t i) {
-    return Image{images ? images + i * size : nullptr, codes ? codes + i * size : nullptr, logits + i * classes};
+    return Image{images ? images + i * size : nullptr, q ? q + i * size : nullptr, logits + i * classes};
   };
   const auto work = [&](int member, int team) {
     const int64_t whole = count / team * team;
@@ -108,15 +108,15 @@ void Executor::input(const Image &image, uint8_t *arena, const Team &team) const
   const Share rows = share(shape.height, team.member, team.size);
   fill_border(to, arena, team.member, team.size);
   uint8_t *const origin = arena + to.origin();
-  if (image.numbers) {
-    plan_.kernels->moves.codes({image.numbers, shape.height, shape.width, shape.channels, program.scale.data(),
-                                program.zero_point.data(), program.qmax, origin, to.row()},
-                               rows.begin, rows.end);
+  if (image.x) {
+    plan_.kernels->auxiliary().quantize({image.x, shape.height, shape.width, shape.channels, program.scale.data(),
+                                         program.zero_point.data(), program.qmax, origin, to.row()},
+                                        rows.begin, rows.end);
     return;
   }
   for (int64_t y = rows.begin; y < rows.end; ++y)
     for (int64_t c = 0; c < shape.channels; ++c) {
-      const uint8_t *const from = image.codes + (c * shape.height + y) * shape.width;
+      const uint8_t *const from = image.q + (c * shape.height + y) * shape.width;
       uint8_t *const row = origin + y * to.row() + c;
       for (int64_t x = 0; x < shape.width; ++x) row[x * shape.channels] = from[x];
     }
@@ -127,12 +127,13 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   const LayerPlan &layer = plan_.layers[number];
   const Kernels &kernels = *plan_.kernels;
   const Layout *from = &plan_.values[static_cast<std::size_t>(step.source)];
-  if (layer.copies) {
-    const CopyJob copy{arena + from->origin(), from->row(),           from->width,
-                       step.from.channels,     layer.zero_row.data(), arena + layer.copy.origin(),
-                       layer.copy.row()};
+  if (layer.copies_source) {
+    const CopyJob copy{
+        arena + from->origin(),      from->row(),     from->width, step.from.channels, layer.zero_point_row.data(),
+        arena + layer.copy.origin(), layer.copy.row()};
     const Share rows = share(from->height, team.member, team.size);
-    (step.op == Op::binary ? kernels.moves.copy_binary : kernels.moves.copy_conv)(copy, rows.begin, rows.end);
+    (step.op == Op::binary ? kernels.auxiliary().copy_binary : kernels.auxiliary().copy_conv)(copy, rows.begin,
+                                                                                              rows.end);
     fill_border(layer.copy, arena, team.member, team.size);
     from = &layer.copy;
     team.wait();
@@ -142,7 +143,7 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   job.source_row = step.stride[0] * from->row();
   job.source_pixel = step.stride[1] * from->pixel;
   job.kernel_row = from->row();
-  job.rows = layer.rows, job.steps = layer.steps, job.tail = layer.tail;
+  job.rows = layer.rows, job.steps = layer.steps, job.tail_mask = layer.tail_mask;
   job.weight = layer.weight.get(), job.block_bytes = layer.block_bytes;
   job.width = step.to.width;
   job.channels = static_cast<int>(step.to.channels);
@@ -152,7 +153,7 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   if (number + 1 < plan_.values.size()) {
     const Layout &to = plan_.values[number + 1];
     job.multiplier = layer.multiplier.data(), job.offset = layer.offset.data(), job.shift = layer.shift.data();
-    job.highest = step.requantization.qmax, job.pre = step.requantization.pre_shift;
+    job.qmax = step.requantization.qmax, job.pre_shift = step.requantization.pre_shift;
     job.result = arena + to.origin(), job.result_row = to.row(), job.result_pixel = to.pixel;
     if (step.shortcut >= 0) {
       const Layout &shortcut = plan_.values[static_cast<std::size_t>(step.shortcut)];
@@ -161,9 +162,9 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
       job.shortcut_row = shortcut.row(), job.shortcut_pixel = shortcut.pixel;
     }
   } else {
-    job.logits = image.logits, job.gain = step.logits.scale.data(), job.bias = step.logits.bias.data();
+    job.logits = image.logits, job.scale = step.logits.scale.data(), job.bias = step.logits.bias.data();
   }
-  // Threads share pixels, which all read the same weights, or else pairs of blocks.
+  // Threads share the pixels, so that all read the same weights; if there are few pixels, pairs of blocks.
   const int64_t pixels = step.to.height * step.to.width, pairs = (layer.blocks + 1) / 2;
   Part part{0, pixels, 0, layer.blocks};
   if (pixels >= 16 * team.size) {
@@ -174,23 +175,23 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
     part.first_block = static_cast<int>(2 * some.begin);
     part.last_block = std::min(layer.blocks, static_cast<int>(2 * some.end));
   }
-  const LayerKernel kernel = step.op == Op::adder ? kernels.adder : step.op == Op::conv ? kernels.conv : kernels.binary;
-  kernel(job, part);
+  kernels.layer(step.op)(job, part);
 }
 
 void Executor::max_pool(std::size_t number, uint8_t *arena, const Team &team) const {
   const Step &step = plan_.program.steps[number];
   const Layout &from = plan_.values[static_cast<std::size_t>(step.source)], &to = plan_.values[number + 1];
   const Share rows = share(step.to.height, team.member, team.size);
-  plan_.kernels->moves.max_pool({arena + from.origin(), from.row(), from.height, from.width, from.pixel, step.kernel[0],
-                                 step.stride[0], step.padding[0], arena + to.origin(), to.row(), to.width},
-                                rows.begin, rows.end);
+  plan_.kernels->auxiliary().max_pool(
+      {arena + from.origin(), from.row(), from.height, from.width, from.pixel, step.kernel[0], step.stride[0],
+       step.padding[0], arena + to.origin(), to.row(), to.width},
+      rows.begin, rows.end);
 }
 
 void Executor::average_pool(std::size_t number, uint8_t *arena, const Team &team) const {
   const Step &step = plan_.program.steps[number];
   const Layout &from = plan_.values[static_cast<std::size_t>(step.source)], &to = plan_.values[number + 1];
-  const Requantization &by = step.requantization;
+  const Requantization &r = step.requantization;
   PoolJob job{};
   job.source_row = from.row(), job.channels = from.pixel;
   job.height = step.kernel[0], job.width = step.kernel[1];
@@ -203,23 +204,22 @@ void Executor::average_pool(std::size_t number, uint8_t *arena, const Team &team
       uint8_t *const result = arena + to.origin() + y * to.row() + x * to.pixel;
       for (int64_t first = channels.begin; first < channels.end; first += kRun) {
         const int64_t last = std::min(first + kRun, channels.end);
-        plan_.kernels->moves.channel_sums(job, first, last, sums);
+        plan_.kernels->auxiliary().channel_sums(job, first, last, sums);
         for (int64_t c = first; c < last; ++c) {
           const auto at = static_cast<std::size_t>(c);
-          result[c] =
-              requantised(sums[c - first], by.pre_shift, by.multiplier[at], by.offset[at], by.shift[at], by.qmax);
+          result[c] = requantize(sums[c - first], r.pre_shift, r.multiplier[at], r.offset[at], r.shift[at], r.qmax);
         }
       }
     }
 }
 
-void Executor::value(int index, uint8_t *codes) {
-  const std::lock_guard<std::mutex> lock(turn_);
+void Executor::value(int index, uint8_t *q) {
+  const std::lock_guard<std::mutex> lock(mutex_);
   const Layout &layout = plan_.values[static_cast<std::size_t>(index)];
   for (int64_t c = 0; c < layout.pixel; ++c)
     for (int64_t y = 0; y < layout.height; ++y)
       for (int64_t x = 0; x < layout.width; ++x)
-        *codes++ = arenas_[0][static_cast<std::size_t>(layout.origin() + y * layout.row() + x * layout.pixel + c)];
+        *q++ = arenas_[0][static_cast<std::size_t>(layout.origin() + y * layout.row() + x * layout.pixel + c)];
 }
 
 }  // namespace torchadder::engine

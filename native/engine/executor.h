@@ -1,4 +1,4 @@
-// Runs a plan on images, one or many threads.
+// The executor: runs a plan on images with one or many threads.
 #pragma once
 #include <atomic>
 #include <mutex>
@@ -15,20 +15,21 @@ class Executor {
   const Plan &plan() const { return plan_; }
   int threads() const { return static_cast<int>(arenas_.size()); }
 
-  // Images (count, C, H, W), float32 or codes (the other is null), to logits. `seconds`: see torchadder_engine.h.
-  void run(const float *images, const uint8_t *codes, int64_t count, float *logits, double *seconds);
+  // Computes the logits (count, classes) of images (count, C, H, W): float32, or quantized values `q`; the other is
+  // null. `seconds`: see torchadder_engine.h.
+  void run(const float *images, const uint8_t *q, int64_t count, float *logits, double *seconds);
 
-  // Value `index` of the arena that single images use, as codes (C, H, W).
-  void value(int index, uint8_t *codes);
+  // Writes value `index` of the last single image, (C, H, W).
+  void value(int index, uint8_t *q);
 
  private:
   struct Image {
-    const float *numbers;
-    const uint8_t *codes;
+    const float *x;
+    const uint8_t *q;
     float *logits;
   };
-  // Where threads wait for each other: turning for some microseconds, then handing the core to whoever wants it. (That
-  // of OpenMP turns for milliseconds; where a core is busy with something else, an image took a hundred times as long.)
+  // A barrier that spins for some microseconds and then yields the core. (The barrier of OpenMP spins for milliseconds:
+  // with a core that is busy with something else, an image took a hundred times as long.)
   class Barrier {
    public:
     void wait(int size);
@@ -37,7 +38,7 @@ class Executor {
     std::atomic<int> arrived_{0};
     std::atomic<unsigned> round_{0};
   };
-  // Which of the threads that work on one image this one is.
+  // The threads that work on one image, and which of them this one is.
   struct Team {
     int member, size;
     Barrier *barrier;
@@ -54,7 +55,7 @@ class Executor {
 
   Plan plan_;
   std::vector<Bytes> arenas_;
-  std::mutex turn_;
+  std::mutex mutex_;
   Barrier barrier_;
 };
 

@@ -1,37 +1,51 @@
-// What an engine kernel sees: one step for some pixels of one image, all addresses worked out.
+// The arguments of the engine's kernels: one step for a part of one image, with all addresses worked out.
+// All strides and row lengths are in bytes unless a field says otherwise. A pixel's channels are adjacent bytes.
 #pragma once
 #include <cstdint>
 
 namespace torchadder::engine {
 
-constexpr int kBlock = 8;       // output channels that lie side by side in packed weight
-constexpr int kStep = 8;        // bytes of each that meet 8 bytes of the source at a time
-constexpr int64_t kSlack = 64;  // bytes behind every buffer that a kernel may read, never use
+constexpr int kBlock = 8;       // output channels that are adjacent in packed weight
+constexpr int kStep = 8;        // bytes of a patch that one step of a kernel reads, with as many weights a channel
+constexpr int64_t kSlack = 64;  // bytes after every buffer that a kernel may read but does not use
 
-// A layer. Packed weight is [block][kernel row][step][kBlock channels][kStep bytes]; a kernel row of the source is
-// `steps` times 8 consecutive bytes, of the last of which only those in `tail` count.
+// A layer. Packed weight is [block][kernel row][step][kBlock channels][kStep bytes]. A row of a patch is `steps` times
+// kStep adjacent bytes of the source; `tail_mask` selects those of its last step that belong to it.
 struct LayerJob {
+  // The source, and a patch of it: kernel rows x steps.
   const uint8_t *source;             // the patch of output pixel (0, 0)
-  int64_t source_row, source_pixel;  // bytes to the patch of the pixel below, beside
-  int64_t kernel_row;                // bytes from a row of a patch to the next
+  int64_t source_row, source_pixel;  // from a patch to that of the output pixel below, beside
+  int64_t kernel_row;                // from a row of a patch to the next
   int rows, steps;                   // of a patch
-  uint64_t tail;                     // all ones where a row is whole steps
+  uint64_t tail_mask;                // all ones if a row of a patch is whole steps
+
   const uint8_t *weight;
-  int64_t block_bytes;
-  int64_t width;                                        // output pixels of a row
-  int channels;                                         // of the output
-  const int32_t *multiplier, *offset, *shift, *factor;  // by channel, whole blocks; factor may be null
-  int highest, pre;
-  const int32_t *weight_sum;  // adder: sum of each filter's codes
-  const float *gain, *bias;   // instead: logits
-  float *logits;
-  const int32_t *base;                      // binary: what 2 * popcount is taken from, [class][channel]
-  const int32_t *row_class, *column_class;  // binary: class = row_class[y] + column_class[x]
-  int64_t base_class;                       // numbers from a class to the next
+  int64_t block_bytes;  // from a block of packed weight to the next
+
+  // The output. Either quantized values (result is set) or logits (logits is set).
+  int64_t width;  // of a row, pixels
+  int channels;
   uint8_t *result;
   int64_t result_row, result_pixel;
+  float *logits;  // [channels], of a single output pixel
+
+  // Requantization, each [blocks * kBlock]: see program.h. factor and shortcut are null without a shortcut.
+  const int32_t *multiplier, *offset, *shift, *factor;
+  int qmax, pre_shift;
   const uint8_t *shortcut;
   int64_t shortcut_row, shortcut_pixel;
+
+  // Logits, each [channels].
+  const float *scale, *bias;
+
+  // Adder layers: the sum of each filter's weights, [blocks * kBlock].
+  const int32_t *weight_sum;
+
+  // Binary layers: accumulator = base - 2 * differing bits. base is [class][blocks * kBlock]; the class of pixel (y,
+  // x), row_class[y] + column_class[x], tells which taps lie in the padding.
+  const int32_t *base;
+  const int32_t *row_class, *column_class;
+  int64_t base_class;  // numbers from a class to the next
 };
 
 // Pixels [first, last) of the output, counted row by row, and blocks [first_block, last_block) of its channels.
@@ -41,65 +55,57 @@ struct Part {
 };
 using LayerKernel = void (*)(const LayerJob &, const Part &);
 
-// Rows [first, last) of a pooled value.
+// Pooling: rows [first, last) of the output, or channels [first, last) of the source.
 struct PoolJob {
   const uint8_t *source;
   int64_t source_row;
-  int64_t height, width;  // of the source
-  int64_t channels, kernel, stride, padding;
-  uint8_t *result;
-  int64_t result_row, result_width;
+  int64_t height, width;             // of the source, pixels
+  int64_t channels;                  // of the source, and bytes of a pixel
+  int64_t kernel, stride, padding;   // maximum only, pixels
+  uint8_t *result;                   // maximum only
+  int64_t result_row, result_width;  // bytes, pixels
 };
-using PoolKernel = void (*)(const PoolJob &, int64_t first, int64_t last);
+using MaxPool = void (*)(const PoolJob &, int64_t first, int64_t last);
+using ChannelSums = void (*)(const PoolJob &, int64_t first, int64_t last, int32_t *sums);  // over all pixels
 
-// Channels [first, last): sums over all positions of the source.
-using ChannelSums = void (*)(const PoolJob &, int64_t first, int64_t last, int32_t *sums);
-
-// Rows [first, last) of a copy of a value, as a conv or binary layer wants it.
+// The copy of a value that a conv or binary layer reads: rows [first, last).
 struct CopyJob {
   const uint8_t *source;
-  int64_t source_row, width, channels;
-  const uint8_t *zero;  // binary: by channel, again and again for a whole row
-  uint8_t *result;      // the pixel of the copy that pixel (0, 0) becomes
+  int64_t source_row;
+  int64_t width, channels;        // of the source, pixels and channels
+  const uint8_t *zero_point_row;  // binary: the zero points of a whole row of the source
+  uint8_t *result;                // where pixel (0, 0) goes
   int64_t result_row;
 };
 using CopyKernel = void (*)(const CopyJob &, int64_t first, int64_t last);
 
-// Float images to codes: channel by channel round(x / scale + zero), clamped; channels last.
-struct CodeJob {
-  const float *images;  // (C, H, W)
+// The quantization of a float image, channels first, to channels last: rows [first, last) of
+// q = clamp(round(x / scale + zero_point), 0, qmax). NaN becomes 0.
+struct QuantizeJob {
+  const float *image;  // (C, H, W)
   int64_t height, width, channels;
-  const float *scale, *zero;
-  int highest;
+  const float *scale, *zero_point;  // [channels]
+  int qmax;
   uint8_t *result;
   int64_t result_row;
 };
-using CodeKernel = void (*)(const CodeJob &, int64_t first, int64_t last);
+using QuantizeKernel = void (*)(const QuantizeJob &, int64_t first, int64_t last);
 
-// Everything but layers, of one instruction set.
-struct Moves {
-  CopyKernel copy_binary, copy_conv;  // the latter into bytes, or into 16-bit numbers where conv_bytes is 2
-  int conv_bytes;
-  PoolKernel max_pool;
+// The kernels of one instruction set beside those of layers.
+struct AuxiliaryKernels {
+  CopyKernel copy_conv, copy_binary;
+  int conv_bytes;  // of a number in the copy for a conv layer: 1, or 2 for 16-bit products
+  MaxPool max_pool;
   ChannelSums channel_sums;
-  CodeKernel codes;
+  QuantizeKernel quantize;
+  const int *lane_order;  // [kBlock]: the channel of a block whose weights are at each place of a packed step
 };
 
-// The kernels of one instruction set.
-struct Kernels {
-  const char *name;
-  LayerKernel adder, conv, binary;
-  const char *adder_name, *conv_name, *binary_name;
-  Moves moves;
-  const int *lane_order;  // [kBlock]: the channel of a block whose bytes lie at each place of packed weight
-};
-
-constexpr int kInOrder[kBlock] = {0, 1, 2, 3, 4, 5, 6, 7};
-
-// The requantisation of one number: torchadder/quant/program.py.
-inline uint8_t requantised(int32_t sum, int pre, int32_t multiplier, int32_t addend, int32_t shift, int highest) {
-  const int32_t code = ((sum >> pre) * multiplier + addend) >> shift;
-  return static_cast<uint8_t>(code < 0 ? 0 : code > highest ? highest : code);
+// Requantizes one accumulator; `addend` is the offset with what a shortcut adds.
+inline uint8_t requantize(int32_t accumulator, int pre_shift, int32_t multiplier, int32_t addend, int32_t shift,
+                          int qmax) {
+  const int32_t q = ((accumulator >> pre_shift) * multiplier + addend) >> shift;
+  return static_cast<uint8_t>(q < 0 ? 0 : q > qmax ? qmax : q);
 }
 
 }  // namespace torchadder::engine

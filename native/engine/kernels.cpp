@@ -1,55 +1,77 @@
 #include "engine/kernels.h"
 
 #include <cstring>
-
-#include "conv/dispatch.h"
+#include <iterator>
 
 namespace torchadder::engine {
 
-extern const Kernels kernels_reference;
-#if TORCHADDER_X86
-extern const Kernels kernels_avx2, kernels_avx2max, kernels_avx512, kernels_avx512vnni;
-#endif
+// Each instruction set of the engine has a table of all lines of kernels.inc, null at the lines of the others.
+#define DECLARE_yes(name)                           \
+  extern const LayerKernel engine_kernels_##name[]; \
+  extern const AuxiliaryKernels engine_auxiliary_##name;
+#define DECLARE_no(name)
+#define INSTRUCTION_SET(name, selected_as, conv, engine, ...) DECLARE_##engine(name)
+#include "common/isa.inc"
 
 namespace {
 
-// From the fastest on: the instruction set of dispatch.h that allows it, and whether this CPU can run it at all.
-struct Choice {
-  const Kernels *kernels;
-  Isa allowed_by;
-  bool runs, better;  // than what follows
+constexpr Op adder_u8 = Op::adder, conv_u8 = Op::conv, binary = Op::binary;
+constexpr ListedKernel kListed[] = {
+#define ENGINE_KERNEL(op, isa, pixels, channels) \
+  {#op "_" #isa "_" #pixels "x" #channels, op, Isa::isa, pixels, channels},
+#include "kernels.inc"
 };
 
-template <class Body>
-const Kernels *first_that(Body &&wanted) {
-#if TORCHADDER_X86
-  __builtin_cpu_init();
-  const bool wide = runs_here(Isa::avx512) && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  const bool one_sad_a_cycle = __builtin_cpu_is("intel");  // AMD's Zen computes two
-  const bool dots = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vpopcntdq");
-#endif
-  const Choice choices[] = {
-#if TORCHADDER_X86
-      {&kernels_avx512vnni, Isa::avx512, wide && dots, true},
-      {&kernels_avx512, Isa::avx512, wide, true},
-      {&kernels_avx2max, Isa::avx2, runs_here(Isa::avx2), one_sad_a_cycle},
-      {&kernels_avx2, Isa::avx2, runs_here(Isa::avx2), true},
-#endif
-      {&kernels_reference, Isa::reference, true, true},
-  };
-  for (const Choice &choice : choices)
-    if (choice.runs && wanted(choice)) return choice.kernels;
-  return nullptr;
+constexpr const LayerKernel *kTables[] = {
+#define TABLE_yes(name) engine_kernels_##name,
+#define TABLE_no(name) nullptr,
+#define INSTRUCTION_SET(name, selected_as, conv, engine, ...) TABLE_##engine(name)
+#include "common/isa.inc"
+};
+
+constexpr const AuxiliaryKernels *kAuxiliary[] = {
+#define AUXILIARY_yes(name) &engine_auxiliary_##name,
+#define AUXILIARY_no(name) nullptr,
+#define INSTRUCTION_SET(name, selected_as, conv, engine, ...) AUXILIARY_##engine(name)
+#include "common/isa.inc"
+};
+
+// Returns the line of `isa` for an operator, or that of the set it is a variant of.
+int listed(Op op, Isa isa) {
+  int found = -1;
+  for (int i = 0; i < static_cast<int>(std::size(kListed)); ++i)
+    if (kListed[i].op == op && (kListed[i].isa == isa || (found < 0 && kListed[i].isa == selected_as(isa)))) found = i;
+  return found;
 }
 
 }  // namespace
 
-const Kernels *kernels_in_use() {
-  return first_that([](const Choice &choice) { return choice.better && choice.allowed_by <= selected_isa(); });
+Kernels::Kernels(Isa isa) : auxiliary_(kAuxiliary[static_cast<int>(isa)]) {
+  for (const Op op : {Op::adder, Op::conv, Op::binary}) {
+    const int line = listed(op, isa);
+    names_[static_cast<int>(op)] = kListed[line].name;
+    layers_[static_cast<int>(op)] = kTables[static_cast<int>(kListed[line].isa)][line];
+  }
 }
 
-const Kernels *kernels_named(const char *name) {
-  return first_that([name](const Choice &choice) { return !std::strcmp(choice.kernels->name, name); });
+const char *Kernels::name(Op op) const {
+  if (op == Op::max_pool) return "max_pool";
+  if (op == Op::average_pool) return "average_pool";
+  return names_[static_cast<int>(op)];
+}
+
+const Kernels *Kernels::find(const char *name) {
+  static const Kernels all[] = {
+#define INSTRUCTION_SET(name, ...) Kernels(Isa::name),
+#include "common/isa.inc"
+  };
+  for (int i = kIsaCount; i-- > 0;) {
+    const Isa isa = static_cast<Isa>(i);
+    if (!kTables[i] || !is_supported(isa)) continue;
+    if (name ? !std::strcmp(isa_name(isa), name) : is_preferred(isa) && selected_as(isa) <= selected_isa())
+      return &all[i];
+  }
+  return nullptr;
 }
 
 }  // namespace torchadder::engine

@@ -1,8 +1,6 @@
-#include "engine/kernels_avx512.h"
+// The engine's kernels of AVX-512 with VNNI and VPOPCNTDQ: Ice Lake, Zen 4 and later.
+#include "engine/vector_avx512.h"
 
-namespace torchadder::engine {
-
-extern const Kernels kernels_avx512vnni = kernels_of<Avx512Vnni, uint8_t>(
-    "avx512vnni", "adder_u8_avx512vnni_8x16", "conv_u8_avx512vnni_8x16", "binary_avx512vnni_8x16");
-
-}  // namespace torchadder::engine
+#define ISA avx512vnni
+#define VECTOR Avx512Vnni
+#include "engine/instantiate.h"

@@ -1,101 +1,136 @@
-// The layer kernel, once for all kinds and vector widths: P pixels by W blocks of channels stay in registers over a
-// patch, and leave them as codes.
+// The layer kernel, once for all operators and instruction sets: P output pixels by W blocks of 8 channels accumulate
+// in registers over a patch; then the epilogue makes quantized values or logits of the accumulators.
+//
+// A vector type V has all that depends on the instruction set:
+//
+//   T                          a vector: for some channels of a block 8 bytes each, or their accumulators
+//   vectors                    vectors a block
+//   lane_order[kBlock]         the channel whose weights are at each place of a packed step
+//   zero, load, mask, keep     0; packed weight; 8 bytes for each channel; a & b
+//   broadcast(p)               the same 8 bytes of the source for each channel
+//   add_differences(a, x, w)   a + sum |x - w|, over 8 unsigned bytes
+//   add_products(a, x, w)      a + sum x * w, over ConvValue numbers of the source and signed weights
+//   add_differing_bits(...)    a + the number of bits in x ^ w
+//   fold_...(a)                the accumulators of one of these, one for a channel
+//   Lanes<W>, narrow<W>(a)     the accumulators of W blocks as 32-bit lanes in the order of the channels
+//   ConvValue                  uint8_t or int16_t: how a conv layer's source is stored for add_products
+//   kSigns, pack_signs         for auxiliary.h
+//
+// and Lanes<W> what requantization needs: width, load, store, load_u8, set, add, sub, mul, shift_right, min, and
+// store_u8 and store_u8_of_four, which clamp negative lanes to 0.
 #pragma once
+#include <cstring>
+
 #include "engine/job.h"
-#include "engine/lanes_avx2.h"
 
 namespace torchadder::engine {
 namespace {
 
+// The operators: one step of the inner loop, and how accumulators end.
 template <class V>
 struct Adder {
-  static typename V::T step(typename V::T sum, typename V::T x, typename V::T w) {
-    return V::absolute_differences(sum, x, w);
-  }
-  static typename V::T finish(typename V::T sum) { return sum; }
-  static constexpr bool kTail = true;  // bytes behind a row must not count; elsewhere their weight is 0
-  static constexpr bool kBase = false;
+  using T = typename V::T;
+  static constexpr bool kMasksTail = true;  // bytes after a row of a patch must not count; elsewhere their weight is 0
+  static constexpr bool kHasBase = false;
+  static T step(T sum, T x, T w) { return V::add_differences(sum, x, w); }
+  static T fold(T sum) { return V::fold_differences(sum); }
 };
 
 template <class V>
 struct Conv {
-  static typename V::T step(typename V::T sum, typename V::T x, typename V::T w) { return V::products(sum, x, w); }
-  static typename V::T finish(typename V::T sum) { return V::fold(sum); }
-  static constexpr bool kTail = false;
-  static constexpr bool kBase = false;
+  using T = typename V::T;
+  static constexpr bool kMasksTail = false;
+  static constexpr bool kHasBase = false;
+  static T step(T sum, T x, T w) { return V::add_products(sum, x, w); }
+  static T fold(T sum) { return V::fold_products(sum); }
 };
 
 template <class V>
 struct Binary {
-  static typename V::T step(typename V::T sum, typename V::T x, typename V::T w) {
-    return V::differing_bits(sum, x, w);
-  }
-  static typename V::T finish(typename V::T sum) { return sum; }
-  static constexpr bool kTail = true;
-  static constexpr bool kBase = true;
+  using T = typename V::T;
+  static constexpr bool kMasksTail = true;
+  static constexpr bool kHasBase = true;  // accumulator = base - 2 * differing bits
+  static T step(T sum, T x, T w) { return V::add_differing_bits(sum, x, w); }
+  static T fold(T sum) { return V::fold_bits(sum); }
 };
 
-template <class V, int W>
-struct LanesOf {
-  using L = Lanes8;
-  static __m256i narrow(const typename V::T *sum) { return V::narrow(sum); }
-};
-
-// Where output pixels lie: a walk along the rows.
-struct Walk {
+// An output pixel and its addresses; advances along the rows.
+struct Position {
   const LayerJob *job;
   int64_t y, x;
-  const uint8_t *source;
-  int64_t to, from;  // of result and shortcut
-  Walk(const LayerJob &of, int64_t pixel) : job(&of), y(pixel / of.width), x(pixel % of.width) {
+  const uint8_t *source;     // its patch
+  int64_t result, shortcut;  // offsets, bytes
+  Position(const LayerJob &of, int64_t pixel) : job(&of), y(pixel / of.width), x(pixel % of.width) {
     source = job->source + y * job->source_row + x * job->source_pixel;
-    to = y * job->result_row + x * job->result_pixel;
-    from = y * job->shortcut_row + x * job->shortcut_pixel;
+    result = y * job->result_row + x * job->result_pixel;
+    shortcut = y * job->shortcut_row + x * job->shortcut_pixel;
   }
-  // Of the pixel so many further in the row.
-  int64_t base(int further) const { return (job->row_class[y] + job->column_class[x + further]) * job->base_class; }
-  void skip(int64_t pixels) {
-    source += pixels * job->source_pixel, to += pixels * job->result_pixel, from += pixels * job->shortcut_pixel;
+  // The base of the pixel `ahead` pixels further in the row.
+  int64_t base(int ahead) const { return (job->row_class[y] + job->column_class[x + ahead]) * job->base_class; }
+  void advance(int64_t pixels) {
+    source += pixels * job->source_pixel;
+    result += pixels * job->result_pixel;
+    shortcut += pixels * job->shortcut_pixel;
     for (x += pixels; x >= job->width; x -= job->width, ++y) {
       source += job->source_row - job->width * job->source_pixel;
-      to += job->result_row - job->width * job->result_pixel;
-      from += job->shortcut_row - job->width * job->shortcut_pixel;
+      result += job->result_row - job->width * job->result_pixel;
+      shortcut += job->shortcut_row - job->width * job->shortcut_pixel;
     }
   }
 };
 
-// Pixels in tiles of `most` or one less, as evenly as that goes, so that no small rest is left.
+// Splits pixels into tiles of `most` or one less, as evenly as possible, so that no small tile remains at the end.
 struct Tiles {
-  int64_t count, size, more, left = 0;
-  Tiles(int64_t pixels, int most) : count((pixels + most - 1) / most), size(0), more(0) {
-    if (count) size = pixels / count, more = pixels % count;
+  int64_t count, size, larger, error = 0;
+  Tiles(int64_t pixels, int most) : count((pixels + most - 1) / most), size(0), larger(0) {
+    if (count) size = pixels / count, larger = pixels % count;
   }
-  int64_t next() {  // pixels of the next tile
-    left += more;
-    if (left < count) return size;
-    left -= count;
+  // Returns the number of pixels of the next tile.
+  int64_t next() {
+    error += larger;
+    if (error < count) return size;
+    error -= count;
     return size + 1;
   }
 };
 
-template <class V, class F, int P, int N, bool kMasked>
-inline __attribute__((always_inline)) void add_step(typename V::T (&sum)[P][N], const uint8_t *const (&source)[P],
-                                                    int64_t at, const uint8_t *const *weight, int64_t packed,
-                                                    typename V::T tail) {
-  typename V::T w[N];
-#pragma GCC unroll 4
-  for (int v = 0; v < N; ++v)
-    w[v] = V::load(weight[v / V::vectors] + packed + v % V::vectors * static_cast<int64_t>(sizeof(typename V::T)));
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    typename V::T x = V::broadcast(source[p] + at);
-    if constexpr (kMasked) x = V::keep(x, tail);
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) sum[p][v] = F::step(sum[p][v], x, w[v]);
-  }
-}
+// The addresses of the P output pixels of a tile.
+template <int P>
+struct Pixels {
+  const uint8_t *source[P];
+  int64_t result[P], shortcut[P], base[P];
 
-// The first n bytes, 1 to 15, of 16: two pieces that overlap.
+  // Takes the next P pixels from `at`.
+  template <bool kHasBase>
+  inline __attribute__((always_inline)) void take(Position &at) {
+    if (at.x + P <= at.job->width) {
+      const int64_t step = at.job->source_pixel, result_step = at.job->result_pixel, other = at.job->shortcut_pixel;
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        source[p] = at.source + p * step;
+        result[p] = at.result + p * result_step;
+        shortcut[p] = at.shortcut + p * other;
+        if constexpr (kHasBase) base[p] = at.base(p);
+      }
+      at.advance(P);
+    } else {
+      take_across_rows<kHasBase>(at);
+    }
+  }
+
+  template <bool kHasBase>
+  [[gnu::noinline]] void take_across_rows(Position &at) {
+    for (int p = 0; p < P; ++p) {
+      source[p] = at.source;
+      result[p] = at.result;
+      shortcut[p] = at.shortcut;
+      if constexpr (kHasBase) base[p] = at.base(0);
+      at.advance(1);
+    }
+  }
+};
+
+// Copies n of 16 bytes, 1 to 15, as two pieces that overlap.
 inline void copy_few(uint8_t *to, const uint8_t *from, int n) {
   const auto pieces = [&](auto piece) {
     std::memcpy(&piece, from, sizeof piece);
@@ -113,91 +148,76 @@ inline void copy_few(uint8_t *to, const uint8_t *from, int n) {
     *to = *from;
 }
 
-// P output pixels: where their patches, results and shortcuts lie.
-template <int P>
-struct Pixels {
-  const uint8_t *source[P];
-  int64_t to[P], from[P], base[P];
-  template <bool kBase>
-  inline __attribute__((always_inline)) void take(Walk &walk) {
-    if (walk.x + P <= walk.job->width) {
-      const int64_t step = walk.job->source_pixel, next = walk.job->result_pixel, other = walk.job->shortcut_pixel;
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-        source[p] = walk.source + p * step;
-        to[p] = walk.to + p * next;
-        from[p] = walk.from + p * other;
-        if constexpr (kBase) base[p] = walk.base(p);
-      }
-      walk.skip(P);
-    } else {
-      take_one_by_one<kBase>(walk);
-    }
-  }
-  template <bool kBase>
-  [[gnu::noinline]] void take_one_by_one(Walk &walk) {  // over the end of a row
-    for (int p = 0; p < P; ++p) {
-      source[p] = walk.source;
-      to[p] = walk.to;
-      from[p] = walk.from;
-      if constexpr (kBase) base[p] = walk.base(0);
-      walk.skip(1);
-    }
-  }
-};
-
-// Sums of 8 or 16 channels from `channel` on become codes, or logits.
+// The epilogue: stores the quantized values, or the logits, of P pixels' accumulators from `channel` on.
 template <class L, int P>
-inline __attribute__((always_inline)) void leave(const LayerJob &job, const Pixels<P> &pixels,
-                                                 typename L::T (&total)[P], int channel) {
+inline __attribute__((always_inline)) void epilogue(const LayerJob &job, const Pixels<P> &pixels,
+                                                    typename L::T (&total)[P], int channel) {
   const int left = job.channels - channel;
   if (job.logits) {
     int32_t sums[L::width];
     L::store(sums, total[0]);
     for (int c = 0; c < L::width && c < left; ++c)
-      job.logits[channel + c] = static_cast<float>(sums[c]) * job.gain[channel + c] + job.bias[channel + c];
+      job.logits[channel + c] = static_cast<float>(sums[c]) * job.scale[channel + c] + job.bias[channel + c];
     return;
   }
-  if (job.pre)
+  if (job.pre_shift)
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) total[p] = L::shift(total[p], L::set(job.pre));
+    for (int p = 0; p < P; ++p) total[p] = L::shift_right(total[p], L::set(job.pre_shift));
   const auto multiplier = L::load(job.multiplier + channel), offset = L::load(job.offset + channel),
-             shift = L::load(job.shift + channel), highest = L::set(job.highest);
+             shift = L::load(job.shift + channel), qmax = L::set(job.qmax);
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) total[p] = L::add(L::mul(total[p], multiplier), offset);
   if (job.shortcut) {
     const auto factor = L::load(job.factor + channel);
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p)
-      total[p] = L::add(total[p], L::mul(L::codes(job.shortcut + pixels.from[p] + channel), factor));
+      total[p] = L::add(total[p], L::mul(L::load_u8(job.shortcut + pixels.shortcut[p] + channel), factor));
   }
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) total[p] = L::min(L::shift(total[p], shift), highest);
+  for (int p = 0; p < P; ++p) total[p] = L::min(L::shift_right(total[p], shift), qmax);
   if (left >= L::width) {
     uint8_t *result[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) result[p] = job.result + pixels.to[p] + channel;
+    for (int p = 0; p < P; ++p) result[p] = job.result + pixels.result[p] + channel;
     int p = 0;
-    for (; p + 4 <= P; p += 4) L::bytes_of_four(total + p, result + p);
-    for (; p < P; ++p) L::bytes(total[p], result[p]);
+    for (; p + 4 <= P; p += 4) L::store_u8_of_four(total + p, result + p);
+    for (; p < P; ++p) L::store_u8(total[p], result[p]);
     return;
   }
   for (int p = 0; p < P; ++p) {
-    uint8_t codes[L::width];
-    L::bytes(total[p], codes);
-    copy_few(job.result + pixels.to[p] + channel, codes, left);
+    uint8_t q[L::width];
+    L::store_u8(total[p], q);
+    copy_few(job.result + pixels.result[p] + channel, q, left);
   }
 }
 
+// One step: 8 bytes of each patch with N vectors of weights.
+template <class V, class F, int P, int N, bool kMasked>
+inline __attribute__((always_inline)) void add_step(typename V::T (&sum)[P][N], const uint8_t *const (&source)[P],
+                                                    int64_t at, const uint8_t *const *weight, int64_t packed,
+                                                    typename V::T tail_mask) {
+  typename V::T w[N];
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v)
+    w[v] = V::load(weight[v / V::vectors] + packed + v % V::vectors * static_cast<int64_t>(sizeof(typename V::T)));
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    typename V::T x = V::broadcast(source[p] + at);
+    if constexpr (kMasked) x = V::keep(x, tail_mask);
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) sum[p][v] = F::step(sum[p][v], x, w[v]);
+  }
+}
+
+// A tile: the next P pixels from `at`, and W blocks from `block` on. kMasked: the last step of a row has a tail.
 template <class V, class F, int P, int W, bool kMasked>
-void tile(const LayerJob &job, Walk &walk, int block) {
-  using Of = LanesOf<V, W>;
-  using L = typename Of::L;
+void tile(const LayerJob &job, Position &at, int block) {
+  using L = typename V::template Lanes<W>;
   using T = typename V::T;
   constexpr int N = W * V::vectors;
   const uint8_t *weight[W];
   Pixels<P> pixels;
-  pixels.template take<F::kBase>(walk);
+  pixels.template take<F::kHasBase>(at);
   for (int b = 0; b < W; ++b) weight[b] = job.weight + (block + b) * job.block_bytes;
   T sum[P][N];
 #pragma GCC unroll 16
@@ -206,15 +226,15 @@ void tile(const LayerJob &job, Walk &walk, int block) {
     for (int v = 0; v < N; ++v) sum[p][v] = V::zero();
 
   constexpr int64_t kPacked = kBlock * kStep;
-  const int64_t whole = job.steps - kMasked;
-  const T tail = V::mask(job.tail);
+  const int64_t whole_steps = job.steps - kMasked;
+  const T tail_mask = V::mask(job.tail_mask);
   int64_t packed = 0, row = 0;
   for (int r = 0; r < job.rows; ++r, row += job.kernel_row) {
-    int64_t at = row;
-    for (int64_t s = 0; s < whole; ++s, at += kStep, packed += kPacked)
-      add_step<V, F, P, N, false>(sum, pixels.source, at, weight, packed, tail);
+    int64_t byte = row;
+    for (int64_t s = 0; s < whole_steps; ++s, byte += kStep, packed += kPacked)
+      add_step<V, F, P, N, false>(sum, pixels.source, byte, weight, packed, tail_mask);
     if constexpr (kMasked) {
-      add_step<V, F, P, N, true>(sum, pixels.source, at, weight, packed, tail);
+      add_step<V, F, P, N, true>(sum, pixels.source, byte, weight, packed, tail_mask);
       packed += kPacked;
     }
   }
@@ -224,40 +244,41 @@ void tile(const LayerJob &job, Walk &walk, int block) {
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) sum[p][v] = F::finish(sum[p][v]);
-    total[p] = Of::narrow(sum[p]);
-    if constexpr (F::kBase) total[p] = L::sub(L::load(job.base + pixels.base[p] + channel), L::add(total[p], total[p]));
+    for (int v = 0; v < N; ++v) sum[p][v] = F::fold(sum[p][v]);
+    total[p] = V::template narrow<W>(sum[p]);
+    if constexpr (F::kHasBase)
+      total[p] = L::sub(L::load(job.base + pixels.base[p] + channel), L::add(total[p], total[p]));
   }
-  leave<L, P>(job, pixels, total, channel);
+  epilogue<L, P>(job, pixels, total, channel);
 }
 
 // A tile of `count` pixels, at most P.
 template <class V, class F, int P, int W, bool kMasked>
-void tile_of(const LayerJob &job, Walk &walk, int block, int64_t count) {
-  if (count == P) return tile<V, F, P, W, kMasked>(job, walk, block);
-  if constexpr (P > 1) return tile_of<V, F, P - 1, W, kMasked>(job, walk, block, count);
+void tile_of(const LayerJob &job, Position &at, int block, int64_t count) {
+  if (count == P) return tile<V, F, P, W, kMasked>(job, at, block);
+  if constexpr (P > 1) return tile_of<V, F, P - 1, W, kMasked>(job, at, block, count);
 }
 
-// All tiles of a part.
+// All tiles of a part for W blocks.
 template <class V, class F, int P, int W>
-void blocks(const LayerJob &job, const Part &part, int block) {
-  Tiles tiles(part.last - part.first, P);
-  const bool masked = F::kTail && job.tail != ~uint64_t{0};
-  Walk walk(job, part.first);
-  for (int64_t t = 0; t < tiles.count; ++t) {
-    const int64_t count = tiles.next();
-    if (masked)
-      tile_of<V, F, P, W, F::kTail>(job, walk, block, count);
+void tiles(const LayerJob &job, const Part &part, int block) {
+  Tiles split(part.last - part.first, P);
+  const bool is_masked = F::kMasksTail && job.tail_mask != ~uint64_t{0};
+  Position at(job, part.first);
+  for (int64_t t = 0; t < split.count; ++t) {
+    const int64_t count = split.next();
+    if (is_masked)
+      tile_of<V, F, P, W, F::kMasksTail>(job, at, block, count);
     else
-      tile_of<V, F, P, W, false>(job, walk, block, count);
+      tile_of<V, F, P, W, false>(job, at, block, count);
   }
 }
 
 template <class V, class F, int P, int W>
 void layer(const LayerJob &job, const Part &part) {
   int block = part.first_block;
-  for (; block + W <= part.last_block; block += W) blocks<V, F, P, W>(job, part, block);
-  for (; block < part.last_block; ++block) blocks<V, F, P, 1>(job, part, block);
+  for (; block + W <= part.last_block; block += W) tiles<V, F, P, W>(job, part, block);
+  for (; block < part.last_block; ++block) tiles<V, F, P, 1>(job, part, block);
 }
 
 }  // namespace

@@ -9,37 +9,39 @@
 namespace torchadder::engine {
 namespace {
 
-constexpr int64_t kLine = 64;
-constexpr int64_t kMostArena = int64_t{1} << 32, kMostTable = int64_t{1} << 28;
+constexpr int64_t kLine = 64;                      // bytes of a cache line
+constexpr int64_t kMaxArena = int64_t{1} << 32;    // bytes
+constexpr int64_t kMaxNumbers = int64_t{1} << 28;  // of a binary layer's table of bases
 
 int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Something in the arena from step `first` to step `last`.
-struct Tenant {
+// Memory of the arena that is in use from step `first_use` to step `last_use`, its live range.
+struct Buffer {
   Layout *layout;
-  int first, last;
+  int first_use, last_use;
+  int64_t size() const { return rounded_up(layout->bytes() + kSlack, kLine); }
 };
 
-// Places each tenant, largest first, in the lowest gap that is free for its life.
-int64_t place(std::vector<Tenant> tenants, bool share) {
-  std::stable_sort(tenants.begin(), tenants.end(),
-                   [](const Tenant &a, const Tenant &b) { return a.layout->bytes() > b.layout->bytes(); });
-  std::vector<Tenant> placed;  // by offset
+// Assigns an offset to each buffer, the largest first: the lowest gap that is free during its live range. Returns the
+// size of the arena. Without `share`, every buffer has memory of its own.
+int64_t assign_offsets(std::vector<Buffer> buffers, bool share) {
+  std::stable_sort(buffers.begin(), buffers.end(),
+                   [](const Buffer &a, const Buffer &b) { return a.layout->bytes() > b.layout->bytes(); });
+  std::vector<Buffer> assigned;  // by offset
   int64_t total = 0;
-  for (const Tenant &tenant : tenants) {
-    const int64_t size = rounded_up(tenant.layout->bytes() + kSlack, kLine);
-    int64_t at = 0;
-    for (const Tenant &other : placed) {
-      if (share && (other.last < tenant.first || tenant.last < other.first)) continue;
-      if (at + size <= other.layout->offset) break;
-      at = std::max(at, other.layout->offset + rounded_up(other.layout->bytes() + kSlack, kLine));
+  for (const Buffer &buffer : buffers) {
+    int64_t offset = 0;
+    for (const Buffer &other : assigned) {
+      if (share && (other.last_use < buffer.first_use || buffer.last_use < other.first_use)) continue;
+      if (offset + buffer.size() <= other.layout->offset) break;
+      offset = std::max(offset, other.layout->offset + other.size());
     }
-    tenant.layout->offset = at;
-    total = std::max(total, at + size);
-    if (total > kMostArena) reject("it needs more than %lld bytes to run", static_cast<long long>(kMostArena));
-    const auto behind = std::upper_bound(placed.begin(), placed.end(), at,
-                                         [](int64_t o, const Tenant &t) { return o < t.layout->offset; });
-    placed.insert(behind, tenant);
+    buffer.layout->offset = offset;
+    total = std::max(total, offset + buffer.size());
+    if (total > kMaxArena) reject("it needs more than %lld bytes to run", static_cast<long long>(kMaxArena));
+    const auto after = std::upper_bound(assigned.begin(), assigned.end(), offset,
+                                        [](int64_t o, const Buffer &b) { return o < b.layout->offset; });
+    assigned.insert(after, buffer);
   }
   return total;
 }
@@ -57,23 +59,23 @@ Layout layout_of(const Shape &shape) {
   return layout;
 }
 
-// The halo of each value: as wide as the widest padding among the adder layers that read it, filled with their zero.
+// Gives each value a halo as wide as the widest padding of the adder layers that read it, filled with their zero point.
 void add_halos(const Program &program, std::vector<Layout> &values) {
-  std::vector<const std::vector<uint8_t> *> zeros(values.size(), nullptr);
+  std::vector<const std::vector<uint8_t> *> zero_points(values.size(), nullptr);
   for (const Step &step : program.steps) {
     if (step.op != Op::adder || !(step.padding[0] || step.padding[1])) continue;
     const auto value = static_cast<std::size_t>(step.source);
-    zeros[value] = &step.zero_point;
+    zero_points[value] = &step.zero_point;
     for (int i = 0; i < 2; ++i) values[value].halo[i] = std::max(values[value].halo[i], step.padding[i]);
   }
   for (std::size_t v = 0; v < values.size(); ++v)
-    if (zeros[v]) values[v].border = repeated(*zeros[v], values[v].width + 2 * values[v].halo[1]);
+    if (zero_points[v]) values[v].border = repeated(*zero_points[v], values[v].width + 2 * values[v].halo[1]);
 }
 
-// A binary layer's input is signs as bits, a conv layer's bytes or 16-bit numbers.
+// Plans the copy that a conv layer (numbers of conv_bytes) or a binary layer (signs as bits) makes of its source.
 void plan_copy(const Step &step, const Kernels &kernels, LayerPlan &layer) {
-  layer.copies = step.op != Op::adder;
-  if (!layer.copies) return;
+  layer.copies_source = step.op != Op::adder;
+  if (!layer.copies_source) return;
   Layout &copy = layer.copy;
   copy = layout_of(step.from);
   std::copy(step.padding, step.padding + 2, copy.halo);
@@ -81,18 +83,18 @@ void plan_copy(const Step &step, const Kernels &kernels, LayerPlan &layer) {
   if (step.op == Op::binary) {
     copy.pixel = (step.from.channels + 7) / 8;
     border.resize(static_cast<std::size_t>(copy.pixel));
-    layer.zero_row = repeated(step.zero_point, step.from.width);
+    layer.zero_point_row = repeated(step.zero_point, step.from.width);
   } else {
-    copy.pixel = step.from.channels * kernels.moves.conv_bytes;
-    for (const uint8_t zero : step.zero_point) {
-      border.push_back(zero);
-      if (kernels.moves.conv_bytes == 2) border.push_back(0);
+    copy.pixel = step.from.channels * kernels.auxiliary().conv_bytes;
+    for (const uint8_t zero_point : step.zero_point) {
+      border.push_back(zero_point);
+      if (kernels.auxiliary().conv_bytes == 2) border.push_back(0);
     }
   }
   if (copy.halo[0] || copy.halo[1]) copy.border = repeated(border, copy.width + 2 * copy.halo[1]);
 }
 
-// Bytes of one filter's kernel row as the source lies: taps from left to right, channels within.
+// Writes one kernel row of one filter in the order of the source's bytes: taps from left to right, channels within.
 void weight_row(const Step &step, const Kernels &kernels, int64_t channel, int64_t row, uint8_t *to) {
   const int64_t c_in = step.from.channels, width = step.kernel[1], taps = step.taps();
   const uint8_t *const filter = step.weight + channel * c_in * taps + row * width;
@@ -101,7 +103,7 @@ void weight_row(const Step &step, const Kernels &kernels, int64_t channel, int64
       for (int64_t c = 0; c < c_in; ++c)
         to[c / 8] = static_cast<uint8_t>(to[c / 8] | (filter[c * taps + tap] == 1) << c % 8);
       to += (c_in + 7) / 8;
-    } else if (step.op == Op::conv && kernels.moves.conv_bytes == 2) {
+    } else if (step.op == Op::conv && kernels.auxiliary().conv_bytes == 2) {
       for (int64_t c = 0; c < c_in; ++c, to += 2) {
         const int16_t wide = static_cast<int8_t>(filter[c * taps + tap]);
         std::memcpy(to, &wide, 2);
@@ -113,17 +115,17 @@ void weight_row(const Step &step, const Kernels &kernels, int64_t channel, int64
 }
 
 void pack(const Step &step, const Kernels &kernels, LayerPlan &layer) {
-  const int64_t pixel = layer.copies ? layer.copy.pixel : step.from.channels;
+  const int64_t pixel = layer.copies_source ? layer.copy.pixel : step.from.channels;
   const int64_t row_bytes = step.kernel[1] * pixel;
   layer.rows = static_cast<int>(step.kernel[0]);
   layer.steps = static_cast<int>(rounded_up(row_bytes, kStep) / kStep);
   layer.blocks = static_cast<int>(rounded_up(step.to.channels, kBlock) / kBlock);
-  layer.tail = row_bytes % kStep ? (uint64_t{1} << row_bytes % kStep * 8) - 1 : ~uint64_t{0};
+  layer.tail_mask = row_bytes % kStep ? (uint64_t{1} << row_bytes % kStep * 8) - 1 : ~uint64_t{0};
   layer.block_bytes = int64_t{layer.rows} * layer.steps * kBlock * kStep;
   layer.weight = aligned_bytes(layer.block_bytes * layer.blocks);
   std::vector<uint8_t> row(static_cast<std::size_t>(layer.steps) * kStep);
   for (int64_t c = 0; c < step.to.channels; ++c) {
-    const int *const order = kernels.lane_order;
+    const int *const order = kernels.auxiliary().lane_order;
     const int64_t place = std::find(order, order + kBlock, static_cast<int>(c % kBlock)) - order;
     uint8_t *to = layer.weight.get() + c / kBlock * layer.block_bytes + place * kStep;
     for (int64_t r = 0; r < step.kernel[0]; ++r) {
@@ -142,34 +144,36 @@ void sum_weights(const Step &step, LayerPlan &layer) {
     layer.weight_sum[static_cast<std::size_t>(i / filter)] += step.weight[i];
 }
 
-// The taps of an axis that meet the image, of each output row or column; and the class of each, by distinct taps.
+// The distinct ranges [first, last) of kernel taps that lie inside the image along one axis, and for each output
+// position which of them it has: its class.
 struct Border {
   std::vector<int32_t> classes;
   std::vector<std::pair<int64_t, int64_t>> taps;
   Border(const Step &step, int axis, int64_t size, int64_t size_out) {
     for (int64_t at = 0; at < size_out; ++at) {
       const int64_t first = at * step.stride[axis] - step.padding[axis];
-      const std::pair<int64_t, int64_t> met{std::max<int64_t>(0, -first), std::min(step.kernel[axis], size - first)};
-      if (taps.empty() || taps.back() != met) taps.push_back(met);
+      const std::pair<int64_t, int64_t> inside{std::max<int64_t>(0, -first), std::min(step.kernel[axis], size - first)};
+      if (taps.empty() || taps.back() != inside) taps.push_back(inside);
       classes.push_back(static_cast<int32_t>(taps.size() - 1));
     }
   }
 };
 
-// A binary layer's sum is base - 2 * differing bits, where a padded tap has no bits: base is C_in for every tap that
-// meets the image, and for every other twice the bits that its weight has, which differ from none.
+// A binary accumulator is base - 2 * differing bits. The source has no bits in the padding. So base adds up C_in for
+// each tap inside the image, and twice the number of bits in the weight for each tap in the padding.
 void plan_base(const Step &step, LayerPlan &layer) {
   const Border rows(step, 0, step.from.height, step.to.height), columns(step, 1, step.from.width, step.to.width);
   const int64_t channels = int64_t{layer.blocks} * kBlock, c_in = step.from.channels;
   const int64_t kh = step.kernel[0], kw = step.kernel[1], taps = step.taps();
   const auto classes = static_cast<int64_t>(rows.taps.size() * columns.taps.size());
-  if (classes > kMostTable / channels || c_in * taps > kMostTable) reject("a binary layer is too large");
+  if (classes > kMaxNumbers / channels || c_in * taps > kMaxNumbers)
+    reject("a binary layer needs a table of more than %lld numbers", static_cast<long long>(kMaxNumbers));
   layer.row_class = rows.classes, layer.column_class = columns.classes;
   for (int32_t &row : layer.row_class) row *= static_cast<int32_t>(columns.taps.size());
   layer.base.assign(static_cast<std::size_t>(classes * channels), 0);
-  std::vector<int32_t> within(static_cast<std::size_t>((kh + 1) * (kw + 1)));  // sums of 2 * bits over [0, a) x [0, b)
+  std::vector<int32_t> prefix(static_cast<std::size_t>((kh + 1) * (kw + 1)));  // sums of 2 * bits over [0, a) x [0, b)
   const auto sum = [&](int64_t a, int64_t b) -> int32_t & {
-    return within[static_cast<std::size_t>(a * (kw + 1) + b)];
+    return prefix[static_cast<std::size_t>(a * (kw + 1) + b)];
   };
   for (int64_t o = 0; o < step.to.channels; ++o) {
     for (int64_t a = 0; a < kh; ++a)
@@ -181,13 +185,14 @@ void plan_base(const Step &step, LayerPlan &layer) {
     int32_t *to = layer.base.data() + o;
     for (const auto &[top, bottom] : rows.taps)
       for (const auto &[left, right] : columns.taps) {
-        const int32_t met = sum(bottom, right) - sum(top, right) - sum(bottom, left) + sum(top, left);
-        *to = static_cast<int32_t>((bottom - top) * (right - left) * c_in) + sum(kh, kw) - met;
+        const int32_t inside = sum(bottom, right) - sum(top, right) - sum(bottom, left) + sum(top, left);
+        *to = static_cast<int32_t>((bottom - top) * (right - left) * c_in) + sum(kh, kw) - inside;
         to += channels;
       }
   }
 }
 
+// Pads a table by channel to whole blocks.
 std::vector<int32_t> whole_blocks(const std::vector<int32_t> &values, int blocks) {
   std::vector<int32_t> padded(values);
   if (!padded.empty()) padded.resize(static_cast<std::size_t>(blocks) * kBlock);
@@ -208,19 +213,19 @@ Bytes aligned_bytes(int64_t size) {
 Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::move(of)), kernels(chosen) {
   const int count = static_cast<int>(program.steps.size());
   values.push_back(layout_of(program.shape));
-  std::vector<int> last(program.steps.size(), 0);
+  std::vector<int> last_use(program.steps.size(), 0);
   for (int i = 0; i < count; ++i) {
     const Step &step = program.steps[static_cast<std::size_t>(i)];
-    last[static_cast<std::size_t>(step.source)] = i;
-    if (step.shortcut >= 0) last[static_cast<std::size_t>(step.shortcut)] = i;
+    last_use[static_cast<std::size_t>(step.source)] = i;
+    if (step.shortcut >= 0) last_use[static_cast<std::size_t>(step.shortcut)] = i;
     if (i + 1 < count) values.push_back(layout_of(step.to));
   }
   add_halos(program, values);
   layers.resize(program.steps.size());
-  std::vector<Tenant> tenants;
+  std::vector<Buffer> buffers;
   for (int v = 0; v < count; ++v) {
     const auto at = static_cast<std::size_t>(v);
-    tenants.push_back({&values[at], v - 1, std::max(last[at], v - 1)});  // a value that nobody reads is still written
+    buffers.push_back({&values[at], v - 1, std::max(last_use[at], v - 1)});  // written even if no step reads it
   }
   weight_bytes = 0;
   for (int i = 0; i < count; ++i) {
@@ -228,7 +233,7 @@ Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::m
     if (!step.is_layer()) continue;
     LayerPlan &layer = layers[static_cast<std::size_t>(i)];
     plan_copy(step, *kernels, layer);
-    if (layer.copies) tenants.push_back({&layer.copy, i, i});
+    if (layer.copies_source) buffers.push_back({&layer.copy, i, i});
     pack(step, *kernels, layer);
     if (step.op == Op::adder) sum_weights(step, layer);
     if (step.op == Op::binary) plan_base(step, layer);
@@ -239,7 +244,7 @@ Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::m
     weight_bytes += layer.block_bytes * layer.blocks;
     step.weight = nullptr;
   }
-  arena_bytes = place(std::move(tenants), !keep_values);
+  arena_bytes = assign_offsets(std::move(buffers), !keep_values);
 }
 
 }  // namespace torchadder::engine

@@ -15,19 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "conv/dispatch.h"
 #include "torchadder_engine.h"
-
-// In place of dispatch.cpp, which wants the kernels for training.
-bool torchadder::runs_here(Isa isa) {
-#if TORCHADDER_X86
-  __builtin_cpu_init();
-  return isa == Isa::avx2 ? __builtin_cpu_supports("avx2") : __builtin_cpu_supports("avx512f");
-#else
-  return isa == Isa::reference;
-#endif
-}
-torchadder::Isa torchadder::selected_isa() { return Isa::reference; }
 
 namespace {
 
@@ -122,8 +110,8 @@ std::string mutated(const std::string &file, Random &random) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  static const char *const isas[] = {"reference", "avx2", "avx512", "avx512vnni"};
-  const char *const isa = isas[size % 4];
+  static const char *const isas[] = {"reference", "avx2", "avx2max", "avx512", "avx512vnni"};
+  const char *const isa = isas[size % std::size(isas)];
   torchadder_engine *engine = torchadder_engine_read(data, size, 1 + static_cast<int>(size % 2), isa, size % 3 == 0);
   if (!engine) {
     const std::size_t length = std::strlen(torchadder_last_error());

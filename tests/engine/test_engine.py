@@ -156,7 +156,7 @@ def test_from_a_file(tmp_path):
 def test_it_follows_the_instruction_set_in_use():
     program = Maker(1, kinds=("adder",), steps=(1, 1)).program()
     with kernels.using("reference"):
-        assert Engine(program).kernels()[-1] == "adder_u8_reference"
+        assert Engine(program).kernels()[-1] == "adder_u8_reference_2x8"
 
 
 def test_memory_is_shared_by_values_that_never_meet():

@@ -18,6 +18,7 @@ X86 = SECONDS is not None and platform.machine() in ("x86_64", "AMD64")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 FOR = {
     "kernels_avx2": ["-mavx2"],
+    "kernels_avx2max": ["-mavx2"],
     "kernels_avx512": AVX512,
     "kernels_avx512vnni": [*AVX512, "-mavx512vnni", "-mavx512vpopcntdq"],
 }
@@ -41,7 +42,7 @@ def fuzzer(tmp_path_factory):
         or run(folder / "empty").returncode
     ):
         pytest.skip(f"{compiler} has no sanitizers here")
-    sources = [NATIVE / "fuzz" / "engine_fuzzer.cpp", NATIVE / "common" / "error.cpp"]
+    sources = [NATIVE / "fuzz" / "engine_fuzzer.cpp", *sorted((NATIVE / "common").glob("*.cpp"))]
     sources += [source for source in sorted((NATIVE / "engine").glob("*.cpp")) if X86 or source.stem not in FOR]
 
     def compile_one(source):

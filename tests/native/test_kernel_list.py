@@ -17,7 +17,7 @@ def test_names_are_those_of_the_list():
     text = (NATIVE / "kernels.inc").read_text()
     if "avx2" not in kernels.compiled():
         text = text.split("#if TORCHADDER_X86")[0]
-    line = re.compile(r"^KERNEL\(\s*(\w+),\s*(\w+),\s*(\d+),\s*(\d+),\s*(\w+)\)", re.MULTILINE)
+    line = re.compile(r"^CONV_KERNEL\(\s*(\w+),\s*(\w+),\s*(\d+),\s*(\d+),\s*(\w+)\)", re.MULTILINE)
     listed = ["{}_{}_{}x{}_{}".format(*fields) for fields in line.findall(text)]
     assert kernels.names() == listed
     assert len(set(listed)) == len(listed)

@@ -94,7 +94,7 @@ def test_steps_that_are_alike_share_a_row(engine_tables):
         ("conv 8->8", "conv_u8_avx512vnni_8x16", 400.0),
         ("binary 8->8", "binary_avx2_4x8", None),
         ("input", "codes", None),
-        ("adder 8->8", "adder_u8_reference", None),
+        ("adder 8->8", "adder_u8_reference_2x8", None),
     ],
 )
 def test_the_limit_of_a_kernel(engine_tables, step, kernel, limit):

@@ -1,37 +1,40 @@
-// Vectors of the engine, AVX2: 4 sums of 64 bits in one, 8 of 32 bits after the last step.
+// The engine's vector type of AVX2: a block of 8 channels is two vectors, of 4 lanes with 64 bits.
+//
+// @@TABLE@@
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
 
+#include "engine/job.h"
+
 namespace torchadder::engine {
 namespace {
 
-// 8 numbers of 32 bits: what the requantisation works on.
+// 8 lanes of 32 bits, for requantization.
 struct Lanes8 {
   using T = __m256i;
   static constexpr int width = 8;
   static T load(const int32_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
   static void store(int32_t *p, T a) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), a); }
-  static T codes(const uint8_t *p) {
+  static T load_u8(const uint8_t *p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
   }
   static T set(int32_t value) { return _mm256_set1_epi32(value); }
   static T add(T a, T b) { return _mm256_add_epi32(a, b); }
   static T sub(T a, T b) { return _mm256_sub_epi32(a, b); }
   static T mul(T a, T b) { return _mm256_mullo_epi32(a, b); }
-  static T shift(T a, T by) { return _mm256_srav_epi32(a, by); }
+  static T shift_right(T a, T by) { return _mm256_srav_epi32(a, by); }
   static T min(T a, T b) { return _mm256_min_epi32(a, b); }
-  // The low 8 bits of each lane, 0 for a negative one; none is above 255.
-  static void bytes(const T &a, uint8_t *to) {
+  // Stores the low 8 bits of each lane, 0 for a negative one. No lane is above 255.
+  static void store_u8(const T &a, uint8_t *to) {
     const __m256i words = _mm256_packus_epi32(a, a);
     const __m256i bytes = _mm256_packus_epi16(words, words);
     const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
     _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_unpacklo_epi32(low, high));
   }
-  // The same for four pixels.
-  static void bytes_of_four(const T *a, uint8_t *const *to) {
+  static void store_u8_of_four(const T *a, uint8_t *const *to) {
     const __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(a[0], a[1]), _mm256_packus_epi32(a[2], a[3]));
     const __m256i pixels = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     const __m128i low = _mm256_castsi256_si128(pixels), high = _mm256_extracti128_si256(pixels, 1);
@@ -42,22 +45,13 @@ struct Lanes8 {
   }
 };
 
-// 32 codes against 32 zeros, to bits.
-struct Signs32 {
-  static constexpr int width = 32;
-  static void bits(const uint8_t *codes, const uint8_t *zeros, uint8_t *to) {
-    const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(codes));
-    const __m256i zero = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(zeros));
-    const int signs = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(code, zero), code));
-    std::memcpy(to, &signs, sizeof signs);
-  }
-};
-
 struct Avx2 {
   using T = __m256i;
-  static constexpr int vectors = 2;  // of a block
-  // The channels of a block in the order that lets narrow() give them as they are.
-  static constexpr int order[8] = {0, 1, 4, 5, 2, 3, 6, 7};
+  using ConvValue = int16_t;
+  template <int W>
+  using Lanes = Lanes8;
+  static constexpr int vectors = 2, kSigns = 32;
+  static constexpr int lane_order[kBlock] = {0, 1, 4, 5, 2, 3, 6, 7};  // so that narrow() needs one shuffle
   static T zero() { return _mm256_setzero_si256(); }
   static T load(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
   static T broadcast(const uint8_t *p) {
@@ -67,9 +61,9 @@ struct Avx2 {
   }
   static T mask(uint64_t bytes) { return _mm256_set1_epi64x(static_cast<int64_t>(bytes)); }
   static T keep(T a, T mask) { return _mm256_and_si256(a, mask); }
-  static T absolute_differences(T sum, T x, T w) { return _mm256_add_epi32(sum, _mm256_sad_epu8(x, w)); }
-  static T products(T sum, T x, T w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w)); }
-  static T differing_bits(T sum, T x, T w) {
+  static T add_differences(T sum, T x, T w) { return _mm256_add_epi32(sum, _mm256_sad_epu8(x, w)); }
+  static T add_products(T sum, T x, T w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w)); }
+  static T add_differing_bits(T sum, T x, T w) {
     const T bits = _mm256_xor_si256(x, w), nibble = _mm256_set1_epi8(15);
     const T count = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3,
                                      2, 3, 3, 4);
@@ -77,9 +71,19 @@ struct Avx2 {
     const T high = _mm256_shuffle_epi8(count, _mm256_and_si256(_mm256_srli_epi16(bits, 4), nibble));
     return _mm256_add_epi32(sum, _mm256_sad_epu8(_mm256_add_epi8(low, high), zero()));
   }
-  static T fold(T a) { return _mm256_add_epi32(a, _mm256_srli_epi64(a, 32)); }  // two numbers of 32 bits into the lower
-  static __m256i narrow(const T *a) {
-    return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a[0]), _mm256_castsi256_ps(a[1]), 0x88));
+  static T fold_differences(T sum) { return sum; }
+  static T fold_products(T sum) { return _mm256_add_epi32(sum, _mm256_srli_epi64(sum, 32)); }  // of two sums a lane
+  static T fold_bits(T sum) { return sum; }
+  template <int W>
+  static __m256i narrow(const T *sum) {
+    return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(sum[0]), _mm256_castsi256_ps(sum[1]), 0x88));
+  }
+  // 32 values against their zero points, to bits: 1 where q >= zero_point.
+  static void pack_signs(const uint8_t *q, const uint8_t *zero_point, uint8_t *to) {
+    const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(q));
+    const __m256i zero = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(zero_point));
+    const int signs = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(value, zero), value));
+    std::memcpy(to, &signs, sizeof signs);
   }
 };
 

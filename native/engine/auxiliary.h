@@ -1,5 +1,5 @@
-// Everything but layers: pooling, copies for conv and binary layers, images to codes. Plain loops over channels, which
-// the compiler makes vectors of, once for each instruction set.
+// The engine's kernels beside those of layers: pooling, the copies that conv and binary layers read, and quantization
+// of images. They are plain loops over channels, which the compiler vectorizes for each instruction set.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -9,24 +9,25 @@
 namespace torchadder::engine {
 namespace {
 
-inline void largest(uint8_t *to, const uint8_t *from, int64_t count) {
+// to = max(to, from), by channel.
+inline void take_larger(uint8_t *to, const uint8_t *from, int64_t count) {
   for (int64_t c = 0; c < count; ++c) to[c] = to[c] < from[c] ? from[c] : to[c];
 }
 
 inline int64_t clipped(int64_t at, int64_t size) { return at < 0 ? 0 : at > size ? size : at; }
 
-// Few channels: the largest of the kernel's rows first, for a run of columns at once, then the largest of its columns.
+// For few channels: first the maximum over the rows of the kernel, of many columns at once, then that over its columns.
 inline void max_pool_narrow(const PoolJob &job, int64_t top, int64_t x, int64_t count, uint8_t *row, uint8_t *to) {
   const int64_t left = x * job.stride - job.padding, right = left + (count - 1) * job.stride + job.kernel;
   const int64_t begin = clipped(left, job.width), end = clipped(right, job.width), channels = job.channels;
   std::memset(row, 0, static_cast<std::size_t>((right - left) * channels));
   for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel, job.height); ++i)
-    largest(row + (begin - left) * channels, job.source + i * job.source_row + begin * channels,
-            (end - begin) * channels);
+    take_larger(row + (begin - left) * channels, job.source + i * job.source_row + begin * channels,
+                (end - begin) * channels);
   for (int64_t p = 0; p < count; ++p, to += channels) {
     const uint8_t *from = row + p * job.stride * channels;
     std::memcpy(to, from, static_cast<std::size_t>(channels));
-    for (int64_t j = 1; j < job.kernel; ++j) largest(to, from + j * channels, channels);
+    for (int64_t j = 1; j < job.kernel; ++j) take_larger(to, from + j * channels, channels);
   }
 }
 
@@ -49,12 +50,12 @@ void max_pool(const PoolJob &job, int64_t first, int64_t last) {
       std::memset(to, 0, static_cast<std::size_t>(job.channels));
       for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel, job.height); ++i)
         for (int64_t j = clipped(left, job.width); j < clipped(left + job.kernel, job.width); ++j)
-          largest(to, job.source + i * job.source_row + j * job.channels, job.channels);
+          take_larger(to, job.source + i * job.source_row + j * job.channels, job.channels);
     }
   }
 }
 
-inline void add_codes(int32_t *sums, const uint8_t *from, int64_t count) {
+inline void add_values(int32_t *sums, const uint8_t *from, int64_t count) {
   for (int64_t c = 0; c < count; ++c) sums[c] += from[c];
 }
 
@@ -62,10 +63,10 @@ void channel_sums(const PoolJob &job, int64_t first, int64_t last, int32_t *sums
   std::memset(sums, 0, static_cast<std::size_t>(last - first) * sizeof *sums);
   for (int64_t y = 0; y < job.height; ++y)
     for (int64_t x = 0; x < job.width; ++x)
-      add_codes(sums, job.source + y * job.source_row + x * job.channels + first, last - first);
+      add_values(sums, job.source + y * job.source_row + x * job.channels + first, last - first);
 }
 
-// Bytes, or numbers of 16 bits.
+// Copies values as numbers of type T, a ConvValue.
 template <class T>
 void copy_conv(const CopyJob &job, int64_t first, int64_t last) {
   const int64_t count = job.width * job.channels;
@@ -76,19 +77,16 @@ void copy_conv(const CopyJob &job, int64_t first, int64_t last) {
   }
 }
 
-// 8 codes against 8 zeros, to bits.
-struct Signs8 {
-  static constexpr int width = 8;
-  static void bits(const uint8_t *codes, const uint8_t *zeros, uint8_t *to) {
-    unsigned signs = 0;
-    for (int i = 0; i < 8; ++i) signs |= static_cast<unsigned>(codes[i] >= zeros[i]) << i;
-    *to = static_cast<uint8_t>(signs);
-  }
-};
+// Packs 8 signs as V::pack_signs does.
+inline void pack_8_signs(const uint8_t *q, const uint8_t *zero_point, uint8_t *to) {
+  unsigned signs = 0;
+  for (int i = 0; i < 8; ++i) signs |= static_cast<unsigned>(q[i] >= zero_point[i]) << i;
+  *to = static_cast<uint8_t>(signs);
+}
 
-// Signs, a bit a channel: 1 where a code is not below its zero. A pixel begins with a new byte; where its channels are
-// whole bytes, so is a row.
-template <class S>
+// Copies values as signs, one bit a channel: 1 where q >= zero_point. A pixel begins at a byte. If the channels fill
+// whole bytes, a row is one run of bits.
+template <class V>
 void copy_binary(const CopyJob &job, int64_t first, int64_t last) {
   const bool whole = job.channels % 8 == 0;
   const int64_t bytes = (job.channels + 7) / 8, run = whole ? job.width * job.channels : job.channels;
@@ -97,43 +95,42 @@ void copy_binary(const CopyJob &job, int64_t first, int64_t last) {
     uint8_t *to = job.result + y * job.result_row;
     for (int64_t x = 0; x < job.width; x += whole ? job.width : 1, from += run, to += bytes) {
       int64_t c = 0;
-      for (; c + S::width <= run; c += S::width) S::bits(from + c, job.zero + c, to + c / 8);
-      for (; c + 8 <= run; c += 8) Signs8::bits(from + c, job.zero + c, to + c / 8);
+      for (; c + V::kSigns <= run; c += V::kSigns) V::pack_signs(from + c, job.zero_point_row + c, to + c / 8);
+      for (; c + 8 <= run; c += 8) pack_8_signs(from + c, job.zero_point_row + c, to + c / 8);
       if (c == run) continue;
       unsigned signs = 0;
-      for (int64_t i = c; i < run; ++i) signs |= static_cast<unsigned>(from[i] >= job.zero[i]) << (i - c);
+      for (int64_t i = c; i < run; ++i) signs |= static_cast<unsigned>(from[i] >= job.zero_point_row[i]) << (i - c);
       to[c / 8] = static_cast<uint8_t>(signs);
     }
   }
 }
 
-// Not a number becomes 0.
-void codes(const CodeJob &job, int64_t first, int64_t last) {
+void quantize(const QuantizeJob &job, int64_t first, int64_t last) {
   constexpr int64_t kRun = 256;
-  const float highest = static_cast<float>(job.highest);
+  const float qmax = static_cast<float>(job.qmax);
   for (int64_t y = first; y < last; ++y)
     for (int64_t c = 0; c < job.channels; ++c) {
-      const float *const from = job.images + (c * job.height + y) * job.width;
+      const float *const from = job.image + (c * job.height + y) * job.width;
       uint8_t *const to = job.result + y * job.result_row + c;
-      const float scale = job.scale[c], zero = job.zero[c];
+      const float scale = job.scale[c], zero_point = job.zero_point[c];
       for (int64_t begin = 0; begin < job.width; begin += kRun) {
         const int64_t count = job.width - begin < kRun ? job.width - begin : kRun;
         int32_t run[kRun];
         for (int64_t i = 0; i < count; ++i) {
-          float code = from[begin + i] / scale + zero;
-          code = code > 0 ? code : 0;
-          code = code < highest ? code : highest;
-          run[i] = static_cast<int32_t>(std::nearbyint(code));
+          float q = from[begin + i] / scale + zero_point;
+          q = q > 0 ? q : 0;  // NaN becomes 0
+          q = q < qmax ? q : qmax;
+          run[i] = static_cast<int32_t>(std::nearbyint(q));
         }
         for (int64_t i = 0; i < count; ++i) to[(begin + i) * job.channels] = static_cast<uint8_t>(run[i]);
       }
     }
 }
 
-// S: how signs are taken; T: what a copy for a conv layer consists of.
-template <class S, class T>
-constexpr Moves moves() {
-  return {copy_binary<S>, copy_conv<T>, sizeof(T), max_pool, channel_sums, codes};
+template <class V>
+constexpr AuxiliaryKernels auxiliary() {
+  using T = typename V::ConvValue;
+  return {copy_conv<T>, copy_binary<V>, sizeof(T), max_pool, channel_sums, quantize, V::lane_order};
 }
 
 }  // namespace

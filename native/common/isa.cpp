@@ -1,0 +1,148 @@
+#include "common/isa.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "common/error.h"
+#include "torchadder.h"
+
+namespace torchadder {
+namespace {
+
+constexpr const char *kNames[] = {
+#define INSTRUCTION_SET(name, ...) #name,
+#include "common/isa.inc"
+};
+constexpr Isa kSelectedAs[] = {
+#define INSTRUCTION_SET(name, selected_as, ...) Isa::selected_as,
+#include "common/isa.inc"
+};
+
+Isa best_isa() {
+  for (int i = kIsaCount - 1; i > 0; --i)
+    if (const Isa isa = static_cast<Isa>(i); kSelectedAs[i] == isa && is_supported(isa) && is_preferred(isa))
+      return isa;
+  return Isa::reference;
+}
+
+// On AMD Zen max shares its pipes with add, on Intel with fma: the other one accumulates.
+Sum best_sum() {
+#if TORCHADDER_X86
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel") ? Sum::add : Sum::fma;
+#else
+  return Sum::any;
+#endif
+}
+
+std::atomic<Isa> &isa_in_use() {
+  static std::atomic<Isa> isa{best_isa()};
+  return isa;
+}
+
+std::atomic<Sum> &sum_in_use() {
+  static std::atomic<Sum> sum{best_sum()};
+  return sum;
+}
+
+// Returns the set number `index` of those that can be selected, or -1.
+int selectable(int index) {
+  for (int i = 0; i < kIsaCount; ++i)
+    if (kSelectedAs[i] == static_cast<Isa>(i) && index-- == 0) return i;
+  return -1;
+}
+
+}  // namespace
+
+#define HAS(feature) __builtin_cpu_supports(feature)
+
+bool is_supported(Isa isa) {
+#if TORCHADDER_X86
+  __builtin_cpu_init();
+#endif
+  switch (isa) {
+#define INSTRUCTION_SET(name, selected_as, conv, engine, is_supported, is_preferred) \
+  case Isa::name:                                                                    \
+    return is_supported;
+#include "common/isa.inc"
+  }
+  return false;
+}
+
+bool is_preferred(Isa isa) {
+#if TORCHADDER_X86
+  __builtin_cpu_init();
+#endif
+  switch (isa) {
+#define INSTRUCTION_SET(name, selected_as, conv, engine, is_supported, is_preferred) \
+  case Isa::name:                                                                    \
+    return is_preferred;
+#include "common/isa.inc"
+  }
+  return false;
+}
+
+Isa selected_as(Isa isa) { return kSelectedAs[static_cast<int>(isa)]; }
+const char *isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+Isa selected_isa() { return isa_in_use().load(std::memory_order_relaxed); }
+Sum selected_sum() { return sum_in_use().load(std::memory_order_relaxed); }
+
+}  // namespace torchadder
+
+using namespace torchadder;
+
+extern "C" {
+
+int torchadder_isa_count(void) {
+  int count = 0;
+  while (selectable(count) >= 0) ++count;
+  return count;
+}
+
+const char *torchadder_isa_name(int index) {
+  const int isa = index < 0 ? -1 : selectable(index);
+  return isa < 0 ? nullptr : kNames[isa];
+}
+
+int torchadder_isa_runs_here(int index) {
+  const int isa = index < 0 ? -1 : selectable(index);
+  return isa >= 0 && is_supported(static_cast<Isa>(isa));
+}
+
+int torchadder_select_isa(const char *name) {
+  if (!name || !*name) {
+    isa_in_use() = best_isa();
+    sum_in_use() = best_sum();
+    return 0;
+  }
+  const char *colon = std::strchr(name, ':');
+  const std::size_t length = colon ? static_cast<std::size_t>(colon - name) : std::strlen(name);
+  Sum sum = best_sum();
+  if (colon) {
+    if (std::strcmp(colon, ":fma") && std::strcmp(colon, ":add"))
+      return fail("'%s' is not an instruction set: expected fma or add after the colon", name);
+    sum = std::strcmp(colon, ":fma") ? Sum::add : Sum::fma;
+  }
+  for (int i = 0; i < kIsaCount; ++i) {
+    const Isa isa = static_cast<Isa>(i);
+    if (kSelectedAs[i] != isa || std::strlen(kNames[i]) != length || std::strncmp(name, kNames[i], length)) continue;
+    if (!is_supported(isa)) return fail("this CPU cannot run the instruction set '%s'", kNames[i]);
+    isa_in_use() = isa;
+    sum_in_use() = sum;
+    return 0;
+  }
+  return fail("'%s' is not an instruction set that this library was built with", name);
+}
+
+const char *torchadder_selected_isa(void) { return isa_name(selected_isa()); }
+
+const char *torchadder_selected_variant(void) {
+  static const char *const names[][2] = {
+#define INSTRUCTION_SET(name, ...) {#name ":fma", #name ":add"},
+#include "common/isa.inc"
+  };
+  const Isa isa = selected_isa();
+  return isa == Isa::reference ? isa_name(isa) : names[static_cast<int>(isa)][selected_sum() == Sum::add];
+}
+
+}  // extern "C"

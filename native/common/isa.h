@@ -1,0 +1,29 @@
+// The instruction sets: which this CPU supports, and which is selected.
+#pragma once
+
+namespace torchadder {
+
+enum class Isa {
+#define INSTRUCTION_SET(name, ...) name,
+#include "common/isa.inc"
+};
+
+// How float kernels accumulate (kernels.inc): with fma on the multiply-add pipes, with add on the adders, or one way
+// that suits any CPU.
+enum class Sum { any, fma, add };
+
+constexpr int kIsaCount = 0
+#define INSTRUCTION_SET(...) +1
+#include "common/isa.inc"
+    ;
+
+bool is_supported(Isa isa);
+bool is_preferred(Isa isa);
+Isa selected_as(Isa isa);
+const char *isa_name(Isa isa);
+
+// The selection holds for the whole process: the best set of this CPU until torchadder_select_isa() changes it.
+Isa selected_isa();
+Sum selected_sum();
+
+}  // namespace torchadder
