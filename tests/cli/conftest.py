@@ -15,7 +15,7 @@ CLASSES = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eig
 @pytest.fixture(autouse=True)
 def tiny_world(tiny_recipe, one_thread, monkeypatch):
     """Without the extra of the report, as far as train can see: a page at the end of each run would take seconds."""
-    monkeypatch.setattr("torchadder.cli.train.page.is_installed", lambda: False)
+    monkeypatch.setattr("torchadder.lab.report.is_installed", lambda: False)
 
 
 def pixels(data_dir=None):

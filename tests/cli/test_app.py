@@ -1,11 +1,22 @@
-"""The command line as a whole: verbs, help, version, and what is said without its libraries."""
+"""The command line as a whole: verbs, help without torch, messages in flags, and what it says without its libraries."""
 
+import re
+import subprocess
 import sys
 
 import pytest
 
-from torchadder.cli import main
-from torchadder.train.recipe import options
+from torchadder.cli import bench, main, options
+from torchadder.cli.app import commands, with_flags
+from torchadder.data import list_datasets
+from torchadder.lab.bench import cpu_mask, latency
+from torchadder.lab.figures import FIGURES
+from torchadder.lab.reproduce import EXPERIMENTS
+from torchadder.models import list_models
+from torchadder.models.registry import OPS
+from torchadder.quant.calibration import METHODS
+from torchadder.quant.file import SUFFIX
+from torchadder.train import recipe
 from torchadder.version import __version__
 
 VERBS = (
@@ -27,19 +38,91 @@ def test_help_names_every_verb(capsys, arguments, code):
     assert "error" not in err
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_a_help(capsys, verb):
-    assert main([verb, "--help"]) == 0
-    assert f"torchadder {verb}" in capsys.readouterr().out
+@pytest.fixture
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
 
 
-def test_train_help_has_every_option_of_a_recipe(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def leaves(group, path=()):
+    for name, command in group.commands.items():
+        yield from leaves(command, (*path, name)) if hasattr(command, "commands") else [((*path, name), command)]
+
+
+LEAVES = list(leaves(commands()))
+
+
+IMPORTS_NO_TORCH = """
+import sys
+from torchadder.cli import main
+codes = [main(arguments.split()) for arguments in sys.argv[1:]]
+sys.exit(f"codes {codes}, torch {'torch' in sys.modules}")
+"""
+
+
+def test_help_and_mistyped_options_do_not_import_torch():
+    helps = [f"{' '.join(path)} --help" for path, _ in LEAVES]
+    arguments = ["--version", "--help", *helps, "train --epoch 3"]
+    done = subprocess.run([sys.executable, "-c", IMPORTS_NO_TORCH, *arguments], capture_output=True, text=True)
+    codes = [0] * (len(arguments) - 1) + [2]
+    assert done.stderr.splitlines()[-1] == f"codes {codes}, torch False"
+
+
+@pytest.mark.parametrize(
+    ("shown", "known"),
+    [
+        (options.MODELS, list_models()),
+        (options.OPS, OPS),
+        (options.DATASETS, [name for name in list_datasets() if name != "tiny"]),
+        (options.METHODS, METHODS),
+        (options.FIGURES, FIGURES),
+        (options.TABLES, EXPERIMENTS),
+        ([options.SUFFIX], [SUFFIX]),
+        (bench.CPUS, cpu_mask.CPUS),
+        (bench.LATENCY_MODELS, latency.MODELS),
+    ],
+)
+def test_names_in_help_are_those_of_the_library(shown, known):
+    assert list(shown) == list(known)
+
+
+@pytest.mark.parametrize(("path", "command"), LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
+def test_help_of_every_verb_keeps_its_brackets(capsys, wide, path, command):
+    brackets = {found for owner in (command, *command.params) for found in re.findall(r"\\(\[.*?\])", owner.help or "")}
+    assert main([*path, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"torchadder {' '.join(path)}" in out
+    assert all(bracket in out for bracket in brackets)
+    if path == ("train",):
+        assert "[report]" in brackets
+
+
+def test_train_help_has_every_option_of_a_recipe(capsys, wide):
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
-    for option in options():
+    for option in recipe.options():
         assert f"--{option.name.replace('_', '-')} " in out
         assert option.metadata["help"].split()[0] in out
+
+
+@pytest.mark.parametrize(
+    ("verb", "message", "expected"),
+    [
+        ("train", "epochs=0 is out of range: expected at least 1", "--epochs 0 is out of range: expected at least 1"),
+        ("train", "batch_size=51 is too large", "--batch-size 51 is too large"),
+        ("train", "put it there, or pass data_dir=DIR.", "put it there, or pass --data DIR."),
+        ("train", "out=runs/a.b: no folder", "--out runs/a.b: no folder"),
+        ("train", "choose another out=DIR (now out=a), op='xor'", "choose another --out DIR (now --out a), --op xor"),
+        ("train", "recenter=True needs nesterov=False; partial=True.", "--recenter needs --no-nesterov; --partial."),
+        ("train", "dataset='a b' is unknown", "--dataset 'a b' is unknown"),
+        ("train", "recipe=lenet is unknown", "lenet is unknown"),
+        ("train", "bits=9: no parameter of train", "bits=9: no parameter of train"),
+        ("train", "TORCHADDER_ISA=avx9, x.epochs=2, epochs=", "TORCHADDER_ISA=avx9, x.epochs=2, epochs="),
+        ("quantize", "bits=9 is out of range", "--bits 9 is out of range"),
+        ("summary", "model=lenet6: unknown, op=x too", "lenet6: unknown, --op x too"),
+    ],
+)
+def test_parameters_in_messages_become_flags(verb, message, expected):
+    assert with_flags(message, commands().commands[verb].params) == expected
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
@@ -51,13 +134,11 @@ def test_without_its_libraries_it_says_what_to_install(capsys, monkeypatch, miss
     assert 'pip install "torchadder[cli]"' in err
 
 
-def test_reader_that_went_away_is_no_error(monkeypatch, capsys):
-    monkeypatch.setattr("torchadder.cli.app._version", lambda wanted: None)
-
+def test_closed_pipe_is_no_error(monkeypatch, capsys):
     def gone(*args, **kwargs):
         raise BrokenPipeError
 
-    monkeypatch.setattr("torchadder.cli.app.app", gone)
+    monkeypatch.setattr("torchadder.cli.app.commands", lambda: gone)
     monkeypatch.setattr("torchadder.cli.app.os.dup2", lambda *args: None)
     assert main(["--version"]) == 1
     assert capsys.readouterr() == ("", "")

@@ -1,11 +1,11 @@
-"""Progress: a bar on a terminal, lines elsewhere, and the clock of both."""
+"""Tables, the bar, and the progress of training that is drawn with it."""
 
 import io
 
 import pytest
-from rich.console import Console
 
 from torchadder.cli import console
+from torchadder.cli.train import TrainingProgress
 from torchadder.models import create_model
 from torchadder.train import get_recipe
 
@@ -17,19 +17,17 @@ class Terminal(io.StringIO):
         return True
 
 
-def draw(progress):
-    with progress:
+def draw(stream):
+    with TrainingProgress(stream) as progress:
         progress.started(get_recipe("lenet5bn-tiny"), create_model("lenet5bn"), 1, 40)
         progress.stepped(2, 20, 0.123)
         progress.epoch_done(ROW)
-    return progress
+    return stream.getvalue()
 
 
-def test_lines_elsewhere(monkeypatch):
-    monkeypatch.setattr(console.time, "perf_counter", iter([100.0, 110.0]).__next__)
-    stream = io.StringIO()
-    assert type(draw(console.progress(stream))) is console.Lines
-    header, continues, line = stream.getvalue().splitlines()
+def test_one_line_an_epoch_without_a_terminal(monkeypatch):
+    monkeypatch.setattr("torchadder.cli.train.time.perf_counter", iter([100.0, 110.0]).__next__)
+    header, continues, line = draw(io.StringIO()).splitlines()
     assert header.startswith("lenet5bn-tiny · adder · ")
     assert continues == "continues after epoch 1"
     assert line == "epoch 2/3  loss 0.031  test 98.94%  3.4 s  1,234 images/s  eta 0:10"
@@ -37,13 +35,37 @@ def test_lines_elsewhere(monkeypatch):
 
 def test_bar_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
-    assert type(draw(console.progress(stream))) is console.Bar
-    drawn = stream.getvalue()
+    drawn = draw(Terminal())
     assert "━" in drawn
     assert "epoch 2/3" in drawn
     assert "loss 0.031  test 98.94%  3.4 s" in drawn
-    assert Console(file=stream).is_terminal
+
+
+ROWS = [["[b]a", "x", "1"], None, ["total", "", "1,000"]]
+PLAIN = """[t] title
+
+name   kind    [n]
+[b]a   x         1
+total        1,000
+a note
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [({}, "[t] title"), ({"FORCE_COLOR": "1", "COLUMNS": "12"}, "[t] title"), ({"FORCE_COLOR": "1"}, "┏")],
+    ids=["no terminal", "narrow terminal", "terminal"],
+)
+def test_table(capsys, monkeypatch, environment, first):
+    for name, value in {"COLUMNS": "80", **environment}.items():
+        monkeypatch.setenv(name, value)
+    console.table(["name", "kind", "[n]"], ROWS, texts=2, title="[t] title", notes=["a note"])
+    out = capsys.readouterr().out
+    if first == "┏":
+        assert all(text in out for text in (first, "[t] title", "[b]a", "[n]", "1,000", "a note"))
+        assert out.count("├") + out.count("┡") == 2
+    else:
+        assert out == PLAIN
 
 
 @pytest.mark.parametrize(

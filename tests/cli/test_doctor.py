@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchadder import kernels
+from torchadder import doctor, kernels
 from torchadder.bruteforce import Case, brute_force
 from torchadder.cli import main
-from torchadder.counts import diagnosis
 from torchadder.data.mnist import MD5
 from torchadder.errors import UserError
 
@@ -52,7 +51,7 @@ def test_plain_text(capsys):
 
 def test_the_isa_in_use_stays_in_use():
     with kernels.using("reference"):
-        diagnosis.check_kernels()
+        doctor.check_kernels()
         assert kernels.isa() == "reference"
 
 
@@ -67,8 +66,8 @@ def test_an_isa_of_another_machine_is_named_and_fails_nothing(capsys, monkeypatc
 
 @pytest.mark.parametrize("damage", [lambda y: y + 0.01 * y.abs().max(), lambda y: y * torch.nan])
 def test_a_wrong_kernel_is_noticed(capsys, monkeypatch, damage):
-    right = diagnosis.functional.adder_conv2d
-    monkeypatch.setattr(diagnosis.functional, "adder_conv2d", lambda *args, **kwargs: damage(right(*args, **kwargs)))
+    right = doctor.functional.adder_conv2d
+    monkeypatch.setattr(doctor.functional, "adder_conv2d", lambda *args, **kwargs: damage(right(*args, **kwargs)))
     code, found = checks(capsys)
     assert code == 1
     assert found["kernels reference"]["ok"] is False
@@ -94,13 +93,13 @@ def test_no_gpu_fails_nothing(capsys, monkeypatch):
 def test_each_gpu_is_checked(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(diagnosis, "check_gpu", str)
-    assert diagnosis.check_gpus() == ["cuda:0", "cuda:1"]
+    monkeypatch.setattr(doctor, "check_gpu", str)
+    assert doctor.check_gpus() == ["cuda:0", "cuda:1"]
 
 
 def test_a_device_that_computes_what_it_should(monkeypatch):
-    monkeypatch.setattr(diagnosis, "describe_gpu", describe("cuda"))
-    check = diagnosis.check_gpu(CPU)
+    monkeypatch.setattr(doctor, "describe_gpu", describe("cuda"))
+    check = doctor.check_gpu(CPU)
     assert check.ok is True
     assert check.detail.startswith("Abacus 9, compute capability 9.0, route cuda; 9 shapes, forward and gradients")
     assert "in float32" in check.detail
@@ -108,45 +107,36 @@ def test_a_device_that_computes_what_it_should(monkeypatch):
 
 
 def only(dtype, damage):
-    right = diagnosis.functional.adder_conv1d
+    right = doctor.functional.adder_conv1d
     return lambda x, *args, **kwargs: (damage if x.dtype is dtype else lambda y: y)(right(x, *args, **kwargs))
 
 
 @pytest.mark.parametrize("damage", [lambda y: y + 0.02 * y.abs().max(), lambda y: y * torch.nan])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_wrong_device_is_noticed(monkeypatch, dtype, damage):
-    monkeypatch.setattr(diagnosis, "describe_gpu", describe("triton"))
-    monkeypatch.setattr(diagnosis.functional, "adder_conv1d", only(dtype, damage))
-    check = diagnosis.check_gpu(CPU)
+    monkeypatch.setattr(doctor, "describe_gpu", describe("triton"))
+    monkeypatch.setattr(doctor.functional, "adder_conv1d", only(dtype, damage))
+    check = doctor.check_gpu(CPU)
     assert check.ok is False
     assert f"route triton; WRONG against brute force: forward in {dtype}".replace("torch.", "") in check.detail
 
 
-@pytest.mark.parametrize(
-    ("forced", "words"),
-    [
-        ("", "route reference, which is slow: cuda: cuda.core is not installed; triton: Triton is not installed;"),
-        ("reference", "route reference, which is slow: TORCHADDER_GPU=reference;"),
-    ],
-)
-def test_without_kernels_it_says_what_is_lacking(monkeypatch, forced, words):
+def test_without_kernels_it_says_why(monkeypatch):
     def warn(device):
         warnings.warn("no GPU kernels", RuntimeWarning, stacklevel=2)
         return describe("reference")(device)
 
-    monkeypatch.setenv("TORCHADDER_GPU", forced)
-    reasons = {"cuda": "cuda.core is not installed", "triton": "Triton is not installed"}
-    monkeypatch.setattr(diagnosis.gpu, "lacking", lambda: reasons)
-    monkeypatch.setattr(diagnosis, "describe_gpu", warn)
-    check = diagnosis.check_gpu(CPU)
+    monkeypatch.setattr(doctor.gpu, "triton_problem", lambda: "Triton is not installed")
+    monkeypatch.setattr(doctor, "describe_gpu", warn)
+    check = doctor.check_gpu(CPU)
     assert check.ok is True
-    assert words in check.detail
+    assert "route reference, which is slow: Triton is not installed;" in check.detail
 
 
 @pytest.mark.parametrize(
     ("error", "detail"),
     [
-        (UserError("TORCHADDER_GPU=x: choose one of cuda"), "TORCHADDER_GPU=x: choose one of cuda"),
+        (UserError("no kernels for this dtype"), "no kernels for this dtype"),
         (RuntimeError("no kernel image\n  for this device"), "RuntimeError: no kernel image for this device"),
     ],
 )
@@ -154,8 +144,8 @@ def test_a_gpu_that_does_not_run_is_one_line(monkeypatch, error, detail):
     def refuse(device):
         raise error
 
-    monkeypatch.setattr(diagnosis, "describe_gpu", refuse)
-    assert diagnosis.check_gpu(torch.device("cuda", 3)) == diagnosis.Check("GPU 3", False, detail)
+    monkeypatch.setattr(doctor, "describe_gpu", refuse)
+    assert doctor.check_gpu(torch.device("cuda", 3)) == doctor.Check("GPU 3", False, detail)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

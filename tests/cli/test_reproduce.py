@@ -215,7 +215,7 @@ def test_runs_that_cannot_be_written_are_named(capsys, tmp_path):
 
 
 def test_torchrun_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr("torchadder.cli.reproduce.several", lambda: True)
+    monkeypatch.setattr("torchadder.train.distributed.several", lambda: True)
     assert main(REPRODUCE) == 2
     assert "without torchrun" in capsys.readouterr().err
 

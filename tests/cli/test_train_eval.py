@@ -120,7 +120,7 @@ def interrupt(epoch):
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_ctrl_c_says_how_to_resume_and_it_does(capsys, monkeypatch, tmp_path, epoch):
     with monkeypatch.context() as patched:
-        patched.setattr("torchadder.cli.console.progress", interrupt(epoch))
+        patched.setattr("torchadder.cli.train.TrainingProgress", interrupt(epoch))
         assert main([*TRAIN, "--epochs", "2"]) == 130
     command = "torchadder train lenet5bn-tiny --out run --resume"
     expected = f"error: interrupted; {epoch - 1}/2 epochs are saved, continue with: {command}\n"

@@ -1,4 +1,7 @@
-"""The command line, ``torchadder VERB``: one file a verb, no logic of its own; ``app`` lists the verbs."""
+"""Run the command line, `torchadder VERB`: one file a verb, without logic of its own; `app` lists the verbs.
+
+No module here imports torch at its top: `--help` and a mistyped option must not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line on ``arguments`` (default: the process's) and return its exit code.
+    """Run the command line on `arguments` (default: those of the process) and return its exit code.
 
-    0: done. 1: our mistake. 2: the user's. 130: interrupted. Errors are one line on stderr, see ``app.run``.
+    0: done. 1: a fault of torchadder. 2: a mistake of the user. 130: interrupted. An error is one line on stderr.
     """
     try:
         import rich  # noqa: F401

@@ -1,39 +1,38 @@
 """torchadder bench: adder kernels against torch's convolution, and whole networks against CNN runtimes, here."""
 
+from __future__ import annotations
+
 import json as json_format
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from torchadder.cli import bench_tables
-from torchadder.environment import available_cores
+from torchadder.cli.options import MODELS, OPS, Json
 from torchadder.errors import UserError
-from torchadder.lab.bench import cpu_mask, devices, record, training
-from torchadder.lab.bench import family as family_bench
-from torchadder.lab.bench import latency as latency_bench
-from torchadder.lab.bench import layers as layer_bench
-from torchadder.lab.bench import steps as step_bench
-from torchadder.models import list_models
-from torchadder.models.registry import OPS
+
+if TYPE_CHECKING:
+    from torchadder.lab.bench import devices
+
+CPUS = ("avx2",)
+LATENCY_MODELS = ("lenet5bn", "resnet20", "vgg_small", "resnet18")
 
 bench = typer.Typer(
     help="Measure adder against convolution: same shapes, same threads, same run.", no_args_is_help=True
 )
 
-Models = Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(list_models())}.")]
+Models = Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(MODELS)}.")]
 Batches = Annotated[str, typer.Option(help="Batch sizes, comma-separated.")]
 Threads = Annotated[str | None, typer.Option(help="Numbers of threads, comma-separated (default: 1 and torch's).")]
 Device = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:N", help="Where it runs: the processor, or a GPU.")]
 Repetitions = Annotated[int, typer.Option(min=1, help="Repetitions; the median is quoted.")]
 Out = Annotated[Path | None, typer.Option(help="Where the JSON goes (default: results/bench-NAME.json).")]
-Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON object.")]
 
 
 @bench.command()
@@ -48,6 +47,9 @@ def layers(
     json: Json = False,
 ) -> None:
     """The layers of MODEL one by one, and the formulas that other implementations use."""
+    from torchadder.lab.bench import layers as layer_bench
+    from torchadder.lab.bench import record
+
     shapes = list(dict.fromkeys(shape for name in _names(model) for shape in layer_bench.layers_of(name)))
     chosen = _chosen(passes, layer_bench.PASSES, "--passes")
     batches, places = _numbers(batch, "--batch"), _places(device, threads)
@@ -69,6 +71,8 @@ def train(
     json: Json = False,
 ) -> None:
     """A whole training step of MODEL as AdderNet and as CNN, and the memory that it takes."""
+    from torchadder.lab.bench import record, training
+
     names, places = _names(model), _places(device, threads)
     destination, progress = _destination(out, "train" if device == "cpu" else "train-cuda"), _progress()
     rows = []
@@ -86,6 +90,9 @@ def family(
     json: Json = False,
 ) -> None:
     """Layers of every kind: 1-d, 3-d, grouped, depthwise, tiny; the forward pass and a whole step."""
+    from torchadder.lab.bench import family as family_bench
+    from torchadder.lab.bench import record
+
     counts, destination, progress = _threads(threads), _destination(out, "family"), _progress()
     rows = family_bench.measure(family_bench.CASES, counts, repetitions, progress)
     result = record.make("family", repetitions, rows)
@@ -96,7 +103,7 @@ def family(
 def latency(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help=f"(default: {', '.join(latency_bench.MODELS)})", show_default=False),
+        typer.Argument(metavar="MODEL", help=f"(default: {', '.join(LATENCY_MODELS)})", show_default=False),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The same, comma-separated.", show_default=False)] = None,
     batch: Batches = "1,64",
@@ -104,14 +111,17 @@ def latency(
     repetitions: Repetitions = 11,
     cpu: Annotated[
         str | None,
-        typer.Option(metavar="|".join(cpu_mask.CPUS), help="Hide from every runtime what this CPU has beyond this."),
+        typer.Option(metavar="|".join(CPUS), help="Hide from every runtime what this CPU has beyond this."),
     ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """MODEL as AdderNet (fp32, u8), as XNOR network, and as CNN in torch, ONNX Runtime and OpenVINO (fp32, int8)."""
+    from torchadder.lab.bench import cpu_mask, record
+    from torchadder.lab.bench import latency as latency_bench
+
     given = [*(models or []), *([] if model is None else [model])]
-    names = _names(",".join(given or latency_bench.MODELS))
+    names = _names(",".join(given or LATENCY_MODELS))
     batches, counts = _numbers(batch, "--batch"), _latency_threads(threads)
     environment = cpu_mask.environment(cpu) if cpu else {}
     destination, progress = _destination(out, "latency"), _progress()
@@ -143,6 +153,9 @@ def kernels(
     json: Json = False,
 ) -> None:
     """The integer engine step by step: the kernel of each layer, its time and its rate, one image on one thread."""
+    from torchadder.lab.bench import record
+    from torchadder.lab.bench import steps as step_bench
+
     names, (chosen, *_) = _names(model), _chosen(op, OPS, "--op")
     destination, progress = _destination(out, "kernels"), _progress()
     rows = [row for name in names for row in step_bench.measure(name, chosen, repetitions, progress)]
@@ -151,6 +164,8 @@ def kernels(
 
 
 def _latency_threads(text: str | None) -> list[int]:
+    from torchadder.environment import available_cores
+
     cores = available_cores()
     if text is None:
         return [count for count in (1, 2) if count <= cores]
@@ -181,6 +196,8 @@ def _unwritable(path: Path, reason: str | None) -> UserError:
 
 
 def _finish(result: dict[str, Any], out: Path, json: bool, tables: list[Table]) -> None:
+    from torchadder.lab.bench import record
+
     try:
         result = record.write(out, result)
     except OSError as error:
@@ -205,6 +222,8 @@ def _progress() -> Callable[[str], None]:
 
 
 def _names(text: str) -> list[str]:
+    from torchadder.models import list_models
+
     return _chosen(text, list_models(), "--model")
 
 
@@ -227,10 +246,14 @@ def _numbers(text: str, flag: str) -> list[int]:
 
 
 def _threads(text: str | None) -> list[int]:
+    import torch
+
     return sorted({1, torch.get_num_threads()}) if text is None else _numbers(text, "--threads")
 
 
 def _places(device: str, threads: str | None) -> Sequence[devices.Place]:
+    from torchadder.lab.bench import devices
+
     found = devices.find(device)
     if found.type == "cpu":
         return [devices.Cpu(count) for count in _threads(threads)]

@@ -1,149 +1,133 @@
-"""What the command line prints: errors, the header of a run, and its progress as a bar or as plain lines."""
+"""Print for every verb: errors, tables, and the one progress bar."""
 
 from __future__ import annotations
 
+import os
 import sys
-import time
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import IO
 
-import torch
-import torch.distributed as dist
+from rich.box import HEAVY_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
 
-from torchadder import kernels
-from torchadder.counts import summary
-from torchadder.environment import describe_gpu, title_of_gpu
-from torchadder.models import Model
-from torchadder.train import Progress, Recipe
-from torchadder.train.distributed import tell_once
+UNLIMITED = 10_000  # columns of a terminal that cuts nothing
 
 
 def error(message: str) -> None:
-    """One line on stderr, of several processes by the first that comes here."""
-    tell_once(lambda: print(f"error: {message}", file=sys.stderr, flush=True))
+    """Print an error as one line on stderr. Where torchrun started several processes, only one of them prints it."""
+
+    def tell() -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from torchadder.train.distributed import tell_once
+
+        tell_once(tell)
+    else:
+        tell()
 
 
-def progress(stream: IO[str]) -> Lines:
-    """Progress on ``stream``: a bar where it is a terminal, a line an epoch elsewhere."""
-    terminal = Console(file=stream)
-    return Bar(terminal) if terminal.is_terminal else Lines(stream)
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str] | None],
+    *,
+    texts: int = 1,
+    title: str | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Print a table on stdout: with lines on a terminal that is wide enough, as aligned plain text elsewhere.
+
+    Args:
+        columns: the header.
+        rows: the cells; None ends a section. A row that begins with "total" is bold.
+        texts: how many of the first columns hold text; the others hold numbers, aligned at the right.
+        notes: lines below the table.
+    """
+    terminal = Console(file=sys.stdout)
+    if terminal.is_terminal:
+        drawn = _table(columns, rows, texts)
+        drawn.title, drawn.caption = title and escape(title), escape("\n".join(notes)) or None
+        if Measurement.get(Console(width=UNLIMITED), terminal.options.update(width=UNLIMITED), drawn).maximum <= (
+            terminal.width
+        ):
+            terminal.print(drawn)
+            return
+    plain = _table(columns, [row for row in rows if row is not None], texts)
+    plain.box, plain.pad_edge, plain.padding = None, False, (0, 2, 0, 0)
+    paper = Console(width=UNLIMITED, color_system=None, force_terminal=False)
+    with paper.capture() as captured:
+        paper.print(plain)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    print("\n".join([*([title, ""] if title else []), *lines, *notes]))
 
 
-class Lines(Progress):
-    """A header, then one plain line an epoch.
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str] | None], texts: int) -> Table:
+    table = Table(title_justify="left", caption_justify="left", box=HEAVY_HEAD)
+    for position, name in enumerate(columns):
+        table.add_column(escape(name), justify="left" if position < texts else "right", no_wrap=True)
+    for row in rows:
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*map(escape, row), style="bold" if row[0] == "total" else None)
+    return table
 
-    ``epoch 12/50  loss 0.031  test 98.94%  3.4 s  21,000 images/s  eta 2:11``
+
+class Bar:
+    """Show the progress of a long command as one line that stays in place; show nothing where no terminal is.
+
+    `live` says which. Printing a line above the bar is possible in both cases:
+
+        with Bar(sys.stderr) as bar:
+            bar.update("epoch 2/50", done=1.4, total=50, text="loss 0.031")
+            bar.print("epoch 1/50  test 98.94%")
     """
 
-    def __init__(self, stream: IO[str]):
-        self._stream = stream
-        self._epochs, self._first = 0, 0
-        self._start = 0.0
+    def __init__(self, stream: IO[str], *, transient: bool = False) -> None:
+        """Prepare a bar on `stream`; `transient` removes it from the terminal at the end."""
+        from rich.progress import BarColumn, Progress, TextColumn
 
-    def __enter__(self) -> Lines:
+        self._console = Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self.live = self._console.is_terminal
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(20),
+            TextColumn("{task.fields[text]}", markup=False),
+        )
+        self._progress = Progress(*columns, console=self._console, transient=transient, disable=not self.live)
+        self._task = self._progress.add_task("", visible=False, text="")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was; twice does no harm."""
+        """Leave the terminal as it was. A second call does nothing."""
+        self._progress.stop()
 
-    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
-        self._epochs, self._first = recipe.epochs, epochs_done
-        self._start = time.perf_counter()
-        self._print(header(recipe, model))
-        if epochs_done:
-            self._print(f"continues after epoch {epochs_done}")
+    def update(self, description: str, done: float, total: float, text: str = "") -> None:
+        """Draw the bar at `done` of `total`, with `description` before it and `text` after it."""
+        self._progress.update(self._task, description=description, completed=done, total=total, text=text, visible=True)
 
-    def epoch_done(self, row: dict[str, Any]) -> None:
-        self._print(f"epoch {row['epoch']}/{self._epochs}  {self._numbers(row)}  {self._eta(row['epoch'])}")
-
-    def _numbers(self, row: dict[str, Any]) -> str:
-        speed = f"{row['images_per_second']:,.0f} images/s"
-        return f"loss {row['train_loss']:.3f}  test {row['test_accuracy']:.2f}%  {row['seconds']:.1f} s  {speed}"
-
-    def _eta(self, epochs_done: float) -> str:
-        done = epochs_done - self._first
-        if done <= 0:
-            return "eta -"
-        left = (time.perf_counter() - self._start) / done * (self._epochs - epochs_done)
-        return f"eta {clock(left)}"
-
-    def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
-
-
-class Bar(Lines):
-    """The same numbers on one line that stays in place."""
-
-    def __init__(self, terminal: Console):
-        super().__init__(terminal.file)
-        columns = (TextColumn("{task.fields[epoch]}"), BarColumn(20), TextColumn("{task.fields[numbers]}"))
-        self._bar = RichProgress(*columns, console=terminal)
-        self._task = self._bar.add_task("", epoch="", numbers="")
-        self._steps, self._tested = 1, ""
-
-    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
-        super().started(recipe, model, epochs_done, steps_an_epoch)
-        self._steps = steps_an_epoch
-        self._bar.start()
-        self._show(epochs_done + 1, 0, "")
-
-    def stepped(self, epoch: int, step: int, loss: float) -> None:
-        self._show(epoch, step, f"loss {loss:.3f}{self._tested}")
-
-    def epoch_done(self, row: dict[str, Any]) -> None:
-        self._tested = f"  test {row['test_accuracy']:.2f}%  {row['seconds']:.1f} s"
-        self._show(row["epoch"], self._steps, self._numbers(row))
-
-    def close(self) -> None:
-        self._bar.stop()
-
-    def _show(self, epoch: int, step: int, numbers: str) -> None:
-        done = epoch - 1 + step / self._steps
-        text = f"{numbers}  {self._eta(done)}"
-        self._bar.update(
-            self._task,
-            total=self._epochs,
-            completed=done,
-            epoch=f"epoch {epoch}/{self._epochs}",
-            numbers=text,
-        )
-
-
-def header(recipe: Recipe, model: Model) -> str:
-    """``lenet5bn-mnist · adder · 61,710 parameters · 0 multiplications in 5 layers · kernels avx2 · ...``."""
-    counts = summary(model, model.input_size)
-    layers = sum(not row.free for row in counts.rows)
-    parts = [recipe.name, recipe.op, f"{counts.parameters:,} parameters"]
-    parts += [f"{counts.mul:,} multiplications in {layers} layers"]
-    if recipe.op == "adder":
-        rate = {"alr": f"ALR eta {recipe.eta:g}", "ilr": f"ILR x{recipe.ilr_factor:g}", "plain": "plain rate"}
-        parts += [rate[recipe.lr_scheme]]
-    parts += _where(recipe, next(model.parameters()).device)
-    if dist.is_available() and dist.is_initialized():
-        parts[-1] += f" in each of {dist.get_world_size()} processes"
-    return " · ".join(parts)
-
-
-def _where(recipe: Recipe, device: torch.device) -> list[str]:
-    if device.type == "cuda":
-        return [title_of_gpu(describe_gpu(device))]
-    threads = torch.get_num_threads()
-    count = f"{threads} thread{'s' if threads > 1 else ''}"
-    return [f"kernels {kernels.isa()}", count] if recipe.op == "adder" else [count]
+    def print(self, line: str) -> None:
+        """Print a line at once, above the bar where there is one."""
+        self._console.print(line)
+        self._console.file.flush()
 
 
 def printable(text: object) -> str:
-    """A text that a file brought along, on one line and without control characters, which a terminal would obey."""
+    """Return a text that came with a file on one line, without control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() else "?" for c in str(text))[:80]
 
 
 def clock(seconds: float) -> str:
-    """``2:11``, ``1:02:11``."""
+    """Return a duration such as `2:11` or `1:02:11`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,6 @@
-"""torchadder demo: a local page on which one draws and sees what a program answers."""
+"""Run `torchadder demo`: serve a local page on which one draws and sees what an integer program answers."""
+
+from __future__ import annotations
 
 import os
 import threading
@@ -9,14 +11,13 @@ from typing import Annotated
 import typer
 
 from torchadder.cli import console
-from torchadder.lab.demo import DemoClassifier, Server
-from torchadder.quant.file import SUFFIX
+from torchadder.cli.options import SUFFIX
 
 
 def demo(
     file: Annotated[Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="What quantize wrote.", show_default=False)],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any that is free.")] = 0,
-    show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0: any that is free.")] = 0,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
 ) -> None:
     """Draw a digit on a local page and see the answer of FILE while you do, with its distances and its time.
@@ -24,6 +25,8 @@ def demo(
     Programs for colour take an image instead. The page is for this machine alone (127.0.0.1) and loads nothing from
     elsewhere. Ctrl-C ends it.
     """
+    from torchadder.lab.demo import DemoClassifier, Server
+
     classifier = DemoClassifier(file, threads)
     with Server(classifier, port) as server:
         about = [console.printable(value) for value in classifier.describe()["about"]]

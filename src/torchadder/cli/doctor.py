@@ -1,27 +1,26 @@
-"""torchadder doctor: what this installation is, and whether its kernels compute what they should."""
+"""Run `torchadder doctor`: describe this installation and check that its kernels compute what they should."""
+
+from __future__ import annotations
 
 import json as json_format
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from torchadder.cli.options import DataFolder, Json
 
-from torchadder.doctor import Diagnosis, diagnose
+if TYPE_CHECKING:
+    from torchadder.doctor import Diagnosis
 
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 
 
-def doctor(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the data files (default $TORCHADDER_DATA, then the cache).", show_default=False),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
-) -> int:
+def doctor(data: DataFolder = None, json: Json = False) -> int:
     """Check this installation: versions, processor, GPUs, data, and every kernel that can run here.
 
-    Kernels are compared with a brute-force computation in float64. The exit code is 1 if a check fails.
+    Kernels are compared with a brute-force reference in float64. Nothing is fetched. The exit code is 1 if a check
+    fails.
     """
+    from torchadder.doctor import diagnose
+
     diagnosis = diagnose(data)
     print(json_format.dumps(diagnosis.to_dict()) if json else "\n".join(_lines(diagnosis)))
     return 0 if diagnosis.sound else 1
@@ -37,5 +36,4 @@ def _lines(diagnosis: Diagnosis) -> list[str]:
     for extra, packages in diagnosis.optional.items():
         found = ", ".join(f"{name} {version or 'not installed'}" for name, version in packages.items())
         lines.append(f"{_MARKS[None]:6}  {f'extra [{extra}]':{width}}  {found}")
-    verdict = "everything that could be checked is sound" if diagnosis.sound else "a check FAILED"
-    return [*lines, "", verdict]
+    return [*lines, "", "everything that could be checked is sound" if diagnosis.sound else "a check FAILED"]

@@ -1,24 +1,24 @@
 """torchadder eval: the accuracy of a trained model, or of an integer program, on the test images of a data set."""
 
+from __future__ import annotations
+
 import json as json_format
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import torch
 import typer
-from torch import Tensor
 
 from torchadder.cli import console
-from torchadder.cli.options import DataFolder, DatasetName, OnError, Partial, Workers
-from torchadder.data import Dataset, Split, list_datasets, load_dataset, open_batches
-from torchadder.engine import Engine
+from torchadder.cli.options import SUFFIX, DataFolder, DatasetName, OnError, Partial, Workers
 from torchadder.errors import UserError
-from torchadder.models.checkpoint import read_checkpoint
-from torchadder.quant.file import SUFFIX
-from torchadder.train import evaluate as scores_of
-from torchadder.train.distributed import CPU, alone
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from torchadder.data import Dataset
 
 MANY_CLASSES = 100  # from here on the top-5 accuracy says something
 BATCH = 256
@@ -34,7 +34,7 @@ class Network(NamedTuple):
     dataset: str | None
     words: list[str]
     about: dict[str, Any]
-    device: torch.device = CPU
+    device: torch.device | str = "cpu"
 
 
 def evaluate(
@@ -60,6 +60,9 @@ def evaluate(
 
     A run directory stands for its best epoch; its last.pt is the last one.
     """
+    from torchadder.data import open_batches
+    from torchadder.train import evaluate as scores_of
+
     network = _program(checkpoint, threads) if checkpoint.suffix == SUFFIX else _model(checkpoint, threads)
     name = dataset or network.dataset
     images = open_dataset(
@@ -109,6 +112,8 @@ def open_dataset(
 
     Raises UserError where there is no name, and where its images or classes are not the network's.
     """
+    from torchadder.data import Split, list_datasets, load_dataset
+
     if name is None:
         raise UserError(f"{path} does not say what it was trained on: add --dataset {'|'.join(list_datasets())}")
     images = load_dataset(name, data, partial=partial, on_error=on_error)
@@ -129,6 +134,9 @@ def open_dataset(
 def _model(path: Path, threads: int | None) -> Network:
     if threads is not None:
         raise UserError(f"--threads is for a {SUFFIX} file; the number of torch's is OMP_NUM_THREADS")
+    from torchadder.models.checkpoint import read_checkpoint
+    from torchadder.train.distributed import alone
+
     model, about = read_checkpoint(path)
     device = alone().device
     model.to(device)
@@ -147,6 +155,8 @@ def _model(path: Path, threads: int | None) -> Network:
 
 
 def _program(path: Path, threads: int | None) -> Network:
+    from torchadder.engine import Engine
+
     engine = Engine(path, threads)
     known: dict[str, Any] = {
         name: engine.about[name] for name in ("model", "op", "bits", "dataset") if name in engine.about

@@ -1,4 +1,6 @@
-"""torchadder figures: the figures of the paper's analysis, of one's own runs."""
+"""Run `torchadder figures`: draw the figures of the paper's analysis from trained runs."""
+
+from __future__ import annotations
 
 import json as json_format
 import sys
@@ -6,13 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
 
-from torchadder.cli.options import DataFolder
-from torchadder.lab.figures import FIGURES, FigureInputs, write_figures
-from torchadder.lab.runs import TrainedRun
+from torchadder.cli.console import Bar
+from torchadder.cli.options import FIGURES, DataFolder, Json
 
 
 def figures(
@@ -21,25 +19,35 @@ def figures(
         str | None,
         typer.Option(
             metavar="NAME[,NAME]",
-            help=f"Of: {', '.join(FIGURES)} (default: all that the runs can make).",
+            help=f"Some of: {', '.join(FIGURES)} (default: all that the runs can make).",
             show_default=False,
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the figures.")] = Path("figures"),
     data: DataFolder = None,
     iterations: Annotated[
-        int, typer.Option(min=1, help="Of each run, that are trained again for the figure of gradients.")
+        int, typer.Option(min=1, help="Training steps of each run that the figure of gradients repeats.")
     ] = 100,
-    json: Annotated[bool, typer.Option("--json", help="Print what was made as one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Draw the figures of the paper's analysis from trained runs, side by side.
 
     Each is written three times: NAME.png, NAME.svg, and NAME.json with all that is drawn.
     """
+    from torchadder.lab.figures import FigureInputs, write_figures
+    from torchadder.lab.runs import TrainedRun
+
     names = [name.strip() for name in figure.split(",")] if figure is not None else []
-    with _Bar() as bar:
+    with Bar(sys.stderr, transient=True) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            if bar.live:
+                bar.update(what, done, total, f"{done}/{total}")
+            elif done == 0:
+                bar.print(what)
+
         found = [TrainedRun.read(folder) for folder in runs]
-        inputs = FigureInputs(found, data_dir=data, iterations=iterations, progress=bar.show)
+        inputs = FigureInputs(found, data_dir=data, iterations=iterations, progress=show)
         made, left_out = write_figures(inputs, out, names)
     if json:
         written = [
@@ -52,31 +60,3 @@ def figures(
         print(f"{figure_made.name}  {figure_made.line}  -> {figure_made.stem}.png .svg .json")
     for name, reason in left_out.items():
         print(f"{name}  left out: {reason}")
-
-
-class _Bar:
-    """What is being computed, on stderr: a bar on a terminal, a line for each part elsewhere."""
-
-    def __init__(self) -> None:
-        terminal = Console(file=sys.stderr, markup=False, highlight=False)
-        self._live = terminal.is_terminal
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(20),
-            TextColumn("{task.completed}/{task.total}"),
-        )
-        self._bar = RichProgress(*columns, console=terminal, transient=True, disable=not self._live)
-        self._task = self._bar.add_task("", visible=False)
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        if self._live:
-            self._bar.update(self._task, description=what, completed=done, total=total, visible=True)
-        elif done == 0:
-            print(what, file=sys.stderr, flush=True)

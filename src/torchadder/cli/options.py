@@ -1,4 +1,8 @@
-"""Flags that verbs share: those of a recipe, made from the fields of its dataclass, and those of a data set."""
+"""Define the flags that several verbs share: those of a recipe, made from its dataclass, and those of a data set.
+
+The names that help texts list stand here a second time: reading the registries would import torch, which takes
+seconds. tests/cli/test_app.py compares them.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +13,53 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from torchadder.data import list_datasets
 from torchadder.train.recipe import allowed_values, default_value, options
 
-WORKERS = "Processes that decode images which stream; they change no number (default: one a processor, 8 at most)."
+MODELS = ("lenet5bn", "lenetpp", "lenetpp_3d", "resnet18", "resnet20", "resnet32", "resnet50", "vgg_small")
+OPS = ("adder", "conv", "binary")
+DATASETS = ("cifar10", "cifar100", "fashion_mnist", "hf:NAME", "imagefolder:DIR", "imagenet", "mnist", "wds:SHARDS")
+METHODS = ("mse", "max", "percentile")
+FIGURES = ("features", "filters", "weights", "curves", "gradients", "outputs")
+TABLES = (
+    *("mnist", "fashion_mnist", "ablation", "eta", "eta_sign"),
+    *("cifar10_jpeg", "cifar10", "cifar100", "imagenet"),
+)
+SUFFIX = ".tadder"
 
 DatasetName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help=f"One of: {', '.join(list_datasets())} (default: the one it was trained on, where it says so).",
+        help=f"One of: {', '.join(DATASETS)} (default: the one that the model was trained on, if it says so).",
     ),
 ]
 DataFolder = Annotated[
-    Path | None, typer.Option(help="Folder with the data files (default $TORCHADDER_DATA, the cache, or fetched).")
+    Path | None,
+    typer.Option(
+        help="Folder with the data files (default: $TORCHADDER_DATA, the cache, or fetched).", show_default=False
+    ),
 ]
 Partial = Annotated[
     bool, typer.Option("--partial", help="Accept data files that hold only a part of the published images.")
 ]
 OnError = Annotated[str, typer.Option(help="What to do about an image that does not decode: stop or skip.")]
-Workers = Annotated[int | None, typer.Option(min=0, help=WORKERS, show_default=False)]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that decode streamed images; they change no number (default: one a processor, at most 8).",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")]
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with a flag for each option of Recipe, in the place of its parameter ``changes``.
+    """Return `command` with a flag for each option of Recipe, in the place of its parameter `changes`.
 
-    Those that are given arrive as that dict.
+    The flags that the user gives arrive in `changes`, a dictionary from field to value.
     """
-    parameters = list(inspect.signature(command).parameters.values())
+    parameters = list(inspect.signature(command, eval_str=True).parameters.values())
     place = [p.name for p in parameters].index("changes")
     flags = []
     for option in options():

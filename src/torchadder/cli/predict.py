@@ -9,9 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from torchadder.cli import console
-from torchadder.data.pixels import load_pillow, reason_of
-from torchadder.engine.classifier import Classifier
-from torchadder.quant.file import SUFFIX
+from torchadder.cli.options import SUFFIX
 
 
 def predict(
@@ -28,6 +26,9 @@ def predict(
     Images are brought to the colours, the size and the range that the network was trained on. Those that cannot be
     read are named, the others still predicted; the exit code is then 2.
     """
+    from torchadder.data.pixels import load_pillow, reason_of
+    from torchadder.engine.classifier import Classifier
+
     classifier = Classifier(file, threads)
     engine, preprocessing, names = classifier.engine, classifier.preprocessing, classifier.names
     _, height, width = engine.shape

@@ -1,30 +1,25 @@
 """torchadder quantize: a trained model as an integer program, in a file that predict, eval and a C program run."""
 
+from __future__ import annotations
+
 import json as json_format
 import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import Tensor
 
-from torchadder import files, quant
+from torchadder import files
 from torchadder.cli.eval import BATCH, open_dataset
-from torchadder.cli.options import DataFolder, DatasetName, OnError, Partial, Workers
-from torchadder.data import Dataset, open_batches
-from torchadder.data.preprocessing import Preprocessing
-from torchadder.engine import Engine
+from torchadder.cli.options import METHODS, SUFFIX, DataFolder, DatasetName, OnError, Partial, Workers
 from torchadder.errors import UserError
-from torchadder.models.checkpoint import read_checkpoint
-from torchadder.quant.calibration import METHODS
-from torchadder.quant.file import SUFFIX, write
-from torchadder.quant.finetune import finetune as finetuned
-from torchadder.quant.program import Layer
-from torchadder.train import evaluate as scores_of
-from torchadder.train.run import holds_run, saved_recipe
-from torchadder.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from torchadder.data import Dataset
 
 CALIBRATION_BATCH = 32  # images for which every value of the network is held at a time
 FINETUNE_BATCH = 128
@@ -60,6 +55,15 @@ def quantize(
     It is calibrated with training images, not augmented, of the data set that the model was trained on. Where it
     loses too much, with few bits above all, --finetune trains the model on as the program will compute.
     """
+    from torchadder import quant
+    from torchadder.data import open_batches
+    from torchadder.engine import Engine
+    from torchadder.models.checkpoint import read_checkpoint
+    from torchadder.quant.file import write
+    from torchadder.quant.finetune import finetune as finetuned
+    from torchadder.quant.program import Layer
+    from torchadder.version import __version__
+
     if method not in METHODS:
         raise UserError(f"--method {method} is unknown: expected {', '.join(METHODS)}")
     files.check_writable(out, SUFFIX)
@@ -116,6 +120,8 @@ def quantize(
 
 def _calibration(dataset: Dataset, count: int, seed: int, workers: int | None) -> list[Tensor]:
     """About ``count`` training images at random, or all of them where there are fewer, in batches of one size."""
+    from torchadder.data import open_batches
+
     count = min(count, len(dataset.train))
     number = -(-count // CALIBRATION_BATCH)
     batches = open_batches(dataset.train, count // number, train=True, seed=seed, workers=workers)
@@ -127,18 +133,25 @@ def _augmented(checkpoint: Path) -> bool:
 
     The statistics of batch normalisation are those of such images, and others lose accuracy.
     """
+    from torchadder.train.run import holds_run, saved_recipe
+
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     return saved_recipe(folder).augment if holds_run(folder) else True
 
 
 def _for_images(dataset: Dataset) -> dict[str, str]:
     """What predict needs to know of the images and the classes, as far as the data set does."""
+    from torchadder.data.preprocessing import Preprocessing
+
     preprocessing = Preprocessing.of(dataset)
     about = preprocessing.to_dict() if preprocessing else {}
     return {**about, "classes": json_format.dumps([*dataset.classes])} if dataset.classes else about
 
 
 def _accuracy(forward: Callable[[Tensor], Tensor], dataset: Dataset, workers: int | None) -> float:
+    from torchadder.data import open_batches
+    from torchadder.train import evaluate as scores_of
+
     return scores_of(forward, open_batches(dataset.test, BATCH, workers=workers)).accuracy
 
 

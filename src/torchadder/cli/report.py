@@ -1,4 +1,6 @@
-"""torchadder report: one HTML page about a training run, or about several side by side."""
+"""Run `torchadder report`: write one HTML page about a training run, or about several side by side."""
+
+from __future__ import annotations
 
 import time
 import webbrowser
@@ -7,10 +9,7 @@ from typing import Annotated
 
 import typer
 
-from torchadder.cli.options import DataFolder, Workers
-from torchadder.lab import report as page
-from torchadder.lab.runs import TrainedRun
-from torchadder.quant.file import SUFFIX
+from torchadder.cli.options import SUFFIX, DataFolder, Workers
 
 
 def report(
@@ -18,23 +17,29 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE.html", help="The page (default: report.html in the run, of several here)."
+            "--out",
+            "-o",
+            metavar="FILE.html",
+            help="The page (default: report.html in the folder of the run, or here for several runs).",
         ),
     ] = None,
     data: DataFolder = None,
     program: Annotated[
         Path | None,
-        typer.Option(metavar=f"FILE{SUFFIX}", help="An integer program of the run, beside those in its directory."),
+        typer.Option(metavar=f"FILE{SUFFIX}", help="An integer program of the run, beside those in its folder."),
     ] = None,
     test: Annotated[bool, typer.Option("--test/--no-test", help="Test the model: confusions and mistakes.")] = True,
     workers: Workers = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Write a page about a training run: recipe, curves, confusions, layers, weights; several runs are compared.
+    """Write a page about a training run: recipe, curves, confusions, layers, weights. Several runs are compared.
 
-    The page is one file that needs no network. It shows the model of the last epoch, and leaves out, with the
-    reason, what cannot be had.
+    The page is one file that needs no network. It shows the model of the last epoch, and names what it cannot show
+    with the reason.
     """
+    from torchadder.lab import report as page
+    from torchadder.lab.runs import TrainedRun
+
     start = time.perf_counter()
     default = runs[0] if len(runs) == 1 else Path()
     path = default / "report.html" if out is None else out

@@ -1,31 +1,32 @@
 """torchadder reproduce: a table of the paper, run row by row and printed beside the paper's numbers."""
 
+from __future__ import annotations
+
 import json as json_format
 import shlex
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
 
 from torchadder.cli import console
+from torchadder.cli.options import TABLES, DataFolder, Json
 from torchadder.errors import UserError
-from torchadder.lab.reproduce import EXPERIMENTS, Job, Queue, Report, Result, get_experiment
-from torchadder.lab.reproduce.queue import RESULTS, RUNS
-from torchadder.lab.reproduce.table import fill, plain, tables
-from torchadder.models import Model
-from torchadder.train import Recipe
-from torchadder.train.distributed import several
+from torchadder.train import Progress, Recipe
+
+if TYPE_CHECKING:
+    from torchadder.lab.reproduce import Job, Report, Result
+    from torchadder.models import Model
+else:
+    Report = Progress  # it is one, and importing it would import torch: --help must not wait for that
+
+RUNS = Path("runs/reproduce")
 
 
 def reproduce(
-    table: Annotated[
-        str, typer.Argument(metavar="TABLE", help=f"One of: {', '.join(EXPERIMENTS)}.", show_default=False)
-    ],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help=f"One of: {', '.join(TABLES)}.", show_default=False)],
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -36,16 +37,13 @@ def reproduce(
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each row (default: 3 or 1, by table).")] = None,
     only: Annotated[str, typer.Option(metavar="WORD", help="Only rows with WORD in label or recipe.")] = "",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the data files (default: $TORCHADDER_DATA, the cache, or fetched)."),
-    ] = None,
+    data: DataFolder = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = RUNS,
     results: Annotated[
         Path | None,
-        typer.Option(help=f"Folder of the record (default: {RESULTS}; of shortened runs, their own folder)."),
+        typer.Option(help="Folder of the record (default: results; of shortened runs, their own folder)."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the table as one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Run every row of TABLE and print it beside the paper's numbers.
 
@@ -54,6 +52,10 @@ def reproduce(
     What cannot be run is left out with a line that says why; the exit code is
     then 2.
     """
+    from torchadder.lab.reproduce import Queue, get_experiment
+    from torchadder.lab.reproduce.table import fill, tables
+    from torchadder.train.distributed import several
+
     if several():
         raise UserError("reproduce runs in one process: start it without torchrun, or train its rows one by one")
     experiment = get_experiment(table)
@@ -77,8 +79,9 @@ def reproduce(
     else:
         short = f", shortened to {queue.epochs} of {experiment.epochs} epochs" if queue.shortened else ""
         print(f"\n{experiment.title}{short}")
-        for cells in tables(experiment, filled):
-            print(f"\n{plain(cells)}")
+        for columns, *cells in tables(experiment, filled):
+            print()
+            console.table(columns, cells)
         print(f"\nwritten to {queue.record_path}" if record else "\nno run is finished: nothing written")
     if reasons:
         raise typer.Exit(2)
@@ -88,16 +91,13 @@ class _Lines(Report):
     """One line for each run that ended and, on a terminal, a bar for the one that is going."""
 
     def __init__(self, stream: IO[str], total: int):
-        self._terminal = Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TextColumn("{task.fields[state]}"))
-        live = self._terminal.is_terminal
-        self._bar = RichProgress(*columns, console=self._terminal, transient=True, disable=not live)
-        self._task = self._bar.add_task("", state="")
+        self._bar = console.Bar(stream, transient=True)
         self._total, self._epochs, self._steps, self._tested = total, 1, 1, ""
+        self._running = ""
         self._reason: str | None = None
 
-    def __enter__(self) -> "_Lines":
-        self._bar.start()
+    def __enter__(self) -> _Lines:
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -105,11 +105,12 @@ class _Lines(Report):
 
     def close(self) -> None:
         """Leave the terminal as it was; twice does no harm."""
-        self._bar.stop()
+        self._bar.close()
 
     def run_begun(self, job: Job) -> None:
         self._tested = ""
-        self._bar.reset(self._task, description=self._name(job), state="", total=1)
+        self._running = self._name(job)
+        self._bar.update(self._running, 0, 1)
 
     def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
         self._epochs, self._steps = recipe.epochs, steps_an_epoch
@@ -124,12 +125,12 @@ class _Lines(Report):
 
     def run_ended(self, result: Result) -> None:
         outcome = _outcome(result, self._reason)
-        self._terminal.print(f"{self._name(result.job, seed=not result.no_data)}  {outcome}")
+        self._bar.print(f"{self._name(result.job, seed=not result.no_data)}  {outcome}")
         self._reason = result.reason
 
     def _show(self, done: float, loss: str = "") -> None:
         state = f"epoch {min(int(done) + 1, self._epochs)}/{self._epochs}  {loss}{self._tested}"
-        self._bar.update(self._task, total=self._epochs, completed=done, state=state)
+        self._bar.update(self._running, done, self._epochs, state)
 
     def _name(self, job: Job, seed: bool = True) -> str:
         return f"{job.position}/{self._total}  {job.row.label}{f', seed {job.seed}' if seed else ''}"

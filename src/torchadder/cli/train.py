@@ -1,27 +1,29 @@
-"""torchadder train: train a recipe into a run directory, or continue the run that is there."""
+"""Run `torchadder train`: train a recipe into a run directory, or continue the run that is there."""
+
+from __future__ import annotations
 
 import json as json_format
 import shlex
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import IO, TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from torchadder.cli import console
-from torchadder.cli.options import WORKERS, with_recipe_options
-from torchadder.data import list_datasets
+from torchadder.cli.options import DATASETS, DataFolder, Json, Workers, with_recipe_options
 from torchadder.errors import UserError
-from torchadder.lab import report as page
-from torchadder.lab.runs import TrainedRun
-from torchadder.train import RECIPES, Outcome, Progress, Run, default_folder, get_recipe
-from torchadder.train import train as train_run
-from torchadder.train.distributed import joined, restarts
-from torchadder.train.recipe import ADDER, GRADIENTS, IMAGES, Recipe
-from torchadder.train.run import holds_run, saved_recipe
-from torchadder.train.tensorboard import TensorBoard
+from torchadder.train import RECIPES, Progress, Recipe, get_recipe
+from torchadder.train.recipe import ADDER, GRADIENTS, IMAGES
+
+if TYPE_CHECKING:
+    import torch
+
+    from torchadder.models import Model
+    from torchadder.train import Outcome, Run
 
 _RECIPES = ", ".join(sorted(RECIPES))
 
@@ -31,16 +33,10 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=f"One of: {_RECIPES}.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run (default runs/RECIPE-OP-sSEED).", show_default=False),
+        typer.Option(help="Folder of the run (default: runs/RECIPE-OP-sSEED).", show_default=False),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the data files (default: $TORCHADDER_DATA, the cache, or fetched)."),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help=WORKERS, show_default=False),
-    ] = None,
+    data: DataFolder = None,
+    workers: Workers = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in the folder; its recipe is kept.")
     ] = False,
@@ -51,17 +47,17 @@ def train(
         bool | None,
         typer.Option(
             "--report/--no-report",
-            help='End with a page about the run in its folder (default: where "torchadder[report]" is installed).',
+            help='Write a page about the run into its folder (default: if "torchadder[report]" is installed).',
             show_default=False,
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
+    json: Json = False,
     *,
     changes: dict[str, Any],
     dataset: Annotated[
         str | None,
         typer.Option(
-            help=f"Other images than the recipe's: {', '.join(list_datasets())}.",
+            help=f"Other images than those of the recipe: {', '.join(DATASETS)}.",
             rich_help_panel=IMAGES,
             show_default=False,
         ),
@@ -74,12 +70,17 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train RECIPE, on a GPU if there is one; everything about the run lands in one folder.
+    """Train RECIPE, on a GPU if there is one; everything about the run is written into one folder.
 
     A run that was interrupted continues with --resume to the same numbers.
 
     torchrun --nproc-per-node N -m torchadder train RECIPE ... trains in N processes, which share each batch.
     """
+    from torchadder.lab import report as page
+    from torchadder.train import train as train_run
+    from torchadder.train.distributed import joined
+    from torchadder.train.tensorboard import TensorBoard
+
     changes.update(_gradients(grad, changes))
     if dataset is not None:
         changes["dataset"] = dataset
@@ -89,7 +90,7 @@ def train(
         if run.finished and processes.first:
             print(f"{run.folder} is finished: all {run.epoch} epochs are done", file=stream)
         try:
-            with console.progress(stream) if processes.first else nullcontext(Progress()) as progress:
+            with TrainingProgress(stream) if processes.first else nullcontext(Progress()) as progress:
                 shown = TensorBoard(run.folder, progress) if tensorboard and processes.first else progress
                 outcome = train_run(run, data_dir=data, progress=shown, processes=processes, workers=workers)
         except KeyboardInterrupt:
@@ -102,9 +103,12 @@ def train(
 
 
 def _open(recipe: str, changes: dict[str, Any], out: Path | None, resume: bool) -> Run:
+    from torchadder.train.distributed import restarts
+    from torchadder.train.run import Run, default_folder, holds_run, saved_recipe
+
     chosen = get_recipe(recipe, changes)
     folder = out or default_folder(chosen)
-    if resume and holds_run(folder):  # flags that are not given keep the run's values
+    if resume and holds_run(folder):  # flags that are not given keep the values of the run
         chosen = Recipe(**{**asdict(saved_recipe(folder)), "name": recipe, **changes})
     return Run.open(folder, chosen, resume=resume or (restarts() and holds_run(folder)))
 
@@ -121,6 +125,8 @@ def _gradients(grad: str | None, changes: dict[str, Any]) -> dict[str, str]:
 
 
 def _interrupted(run: Run, recipe: str, data: Path | None, tensorboard: bool) -> str:
+    from torchadder.train.run import holds_run
+
     if not holds_run(run.folder):
         return "interrupted before training began; nothing was written"
     saved = f"interrupted; {run.epoch}/{run.recipe.epochs} epochs are saved"
@@ -133,7 +139,10 @@ def _interrupted(run: Run, recipe: str, data: Path | None, tensorboard: bool) ->
 
 
 def _report(folder: Path, data: Path | None, stream: TextIO) -> None:
-    """A page that cannot be made is no failure of the training."""
+    """Write the page of a run. If that is impossible, say why: the training itself succeeded."""
+    from torchadder.lab import report as page
+    from torchadder.lab.runs import TrainedRun
+
     path = folder / "report.html"
     try:
         page.write([TrainedRun.read(folder)], path, data_dir=data, test=None)
@@ -147,3 +156,87 @@ def _describe(outcome: Outcome) -> str:
     best = f"best {outcome.best_accuracy:.2f}% in epoch {outcome.best_epoch}"
     time = console.clock(outcome.seconds)
     return f"test accuracy {outcome.accuracy:.2f}% after {epochs} ({best}) · {time} · {outcome.out}"
+
+
+class TrainingProgress(Progress):
+    """Print a header, then the progress of training: a bar on a terminal, one line an epoch elsewhere.
+
+    `epoch 12/50  loss 0.031  test 98.94%  3.4 s  21,000 images/s  eta 2:11`
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._bar = console.Bar(stream)
+        self._epochs, self._first, self._steps = 0, 0, 1
+        self._start, self._tested = 0.0, ""
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
+        self._epochs, self._first, self._steps = recipe.epochs, epochs_done, steps_an_epoch
+        self._start = time.perf_counter()
+        self._bar.print(header(recipe, model))
+        if epochs_done:
+            self._bar.print(f"continues after epoch {epochs_done}")
+        self._bar.__enter__()
+        self._show(epochs_done + 1, 0, "")
+
+    def stepped(self, epoch: int, step: int, loss: float) -> None:
+        self._show(epoch, step, f"loss {loss:.3f}{self._tested}")
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        epoch = row["epoch"]
+        self._tested = f"  test {row['test_accuracy']:.2f}%  {row['seconds']:.1f} s"
+        numbers = f"loss {row['train_loss']:.3f}{self._tested}  {row['images_per_second']:,.0f} images/s"
+        if self._bar.live:
+            self._show(epoch, self._steps, numbers)
+        else:
+            self._bar.print(f"epoch {epoch}/{self._epochs}  {numbers}  {self._eta(epoch)}")
+
+    def _show(self, epoch: int, step: int, numbers: str) -> None:
+        if self._bar.live:
+            done = epoch - 1 + step / self._steps
+            self._bar.update(f"epoch {epoch}/{self._epochs}", done, self._epochs, f"{numbers}  {self._eta(done)}")
+
+    def _eta(self, epochs_done: float) -> str:
+        done = epochs_done - self._first
+        if done <= 0:
+            return "eta -"
+        left = (time.perf_counter() - self._start) / done * (self._epochs - epochs_done)
+        return f"eta {console.clock(left)}"
+
+
+def header(recipe: Recipe, model: Model) -> str:
+    """Return `lenet5bn-mnist · adder · 61,710 parameters · 0 multiplications in 5 layers · kernels avx2 · ...`."""
+    import torch.distributed as dist
+
+    from torchadder.counts import summary
+
+    counts = summary(model, model.input_size)
+    layers = sum(not row.free for row in counts.rows)
+    parts = [recipe.name, recipe.op, f"{counts.parameters:,} parameters"]
+    parts += [f"{counts.mul:,} multiplications in {layers} layers"]
+    if recipe.op == "adder":
+        rate = {"alr": f"ALR eta {recipe.eta:g}", "ilr": f"ILR x{recipe.ilr_factor:g}", "plain": "plain rate"}
+        parts += [rate[recipe.lr_scheme]]
+    parts += _device(recipe, next(model.parameters()).device)
+    if dist.is_available() and dist.is_initialized():
+        parts[-1] += f" in each of {dist.get_world_size()} processes"
+    return " · ".join(parts)
+
+
+def _device(recipe: Recipe, device: torch.device) -> list[str]:
+    """Return what the run is computed with: the GPU, or the kernels and the threads of the CPU."""
+    import torch
+
+    from torchadder import kernels
+    from torchadder.environment import describe_gpu, title_of_gpu
+
+    if device.type == "cuda":
+        return [title_of_gpu(describe_gpu(device))]
+    threads = torch.get_num_threads()
+    count = f"{threads} thread{'s' if threads > 1 else ''}"
+    return [f"kernels {kernels.isa()}", count] if recipe.op == "adder" else [count]

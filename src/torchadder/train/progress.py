@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torchadder.models import Model
 from torchadder.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torchadder.models import Model
 
 
 class Progress:

@@ -7,10 +7,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchadder.errors import UserError
-from torchadder.functional import GradientRule
+
+if TYPE_CHECKING:  # importing it needs torch, which the help of the command line does without
+    from torchadder.functional import GradientRule
 
 
 def _option(
@@ -177,6 +179,8 @@ class Recipe:
         """The rule of the adder layers; None for a network without them."""
         if self.op != "adder":
             return None
+        from torchadder.functional import GradientRule
+
         return GradientRule(weight=self.weight_grad, input=self.input_grad)  # type: ignore[arg-type]  # checked above
 
     def to_json(self) -> str:
