@@ -1,4 +1,4 @@
-"""Predictions against a loop over the images: matrix, accuracies, most frequent and most confident mistakes."""
+"""Test predictions against a loop over the images: matrix, accuracies, frequent and confident mistakes."""
 
 import math
 
@@ -20,7 +20,7 @@ def batches(request):
     return Batches(Split(images, torch.randint(0, 4, (41,), generator=generator)), request.param)
 
 
-def test_matrix_and_mistakes_are_those_of_a_loop(batches):
+def test_matrix_and_mistakes_against_a_loop(batches):
     found = predict(forward, batches, classes=4, keep=5)
     confusion, mistakes = torch.zeros(4, 4, dtype=torch.int64), []
     for index, (image, label) in enumerate(zip(batches.pixels, batches.labels.tolist(), strict=True)):
@@ -40,7 +40,7 @@ def test_matrix_and_mistakes_are_those_of_a_loop(batches):
     assert found.accuracy == pytest.approx(100 * found.correct / 41)
 
 
-def test_a_module_answers_as_in_evaluation(batches):
+def test_a_module_predicts_in_evaluation_mode(batches):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(6, 4))
     expected = model.eval()(batches.pixels).argmax(1)
     found = predict(model.train(), batches, classes=4)
@@ -62,5 +62,5 @@ def test_equal_confidences_keep_the_order_of_the_images():
     assert [mistake.confidence for mistake in found.mistakes] == [0.25] * 3
 
 
-def test_none_are_kept_where_none_are_wanted(batches):
+def test_no_mistake_is_kept_with_keep_0(batches):
     assert predict(forward, batches, classes=4, keep=0).mistakes == []

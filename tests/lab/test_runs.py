@@ -1,4 +1,4 @@
-"""Run directories as they are read: what is there, what is told apart, what is refused."""
+"""Test reading run directories: their contents, different titles, and what is refused."""
 
 import json
 
@@ -29,13 +29,13 @@ def test_the_model_is_that_of_the_last_epoch(trained):
     assert all(bool((value == state[name]).all()) for name, value in run.model().state_dict().items())
 
 
-def test_a_lost_record_of_the_machine_is_no_error(trained):
+def test_a_damaged_environment_is_no_error(trained):
     folder = trained()
     (folder / "environment.json").write_text("[")
     assert TrainedRun.read(folder).environment == {}
 
 
-BROKEN = [  # what is done to a run, what the message must say
+BROKEN = [  # damage, words of the message
     (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no run"),
     (lambda folder: (folder / LAST).unlink(), "has no checkpoint"),
     (lambda folder: (folder / LAST).write_bytes(b"torn"), "last.pt"),
@@ -44,10 +44,10 @@ BROKEN = [  # what is done to a run, what the message must say
 ]
 
 
-@pytest.mark.parametrize(("harm", "words"), BROKEN)
-def test_a_broken_run_is_refused(trained, harm, words):
+@pytest.mark.parametrize(("damage", "words"), BROKEN)
+def test_a_broken_run_is_refused(trained, damage, words):
     folder = trained()
-    harm(folder)
+    damage(folder)
     with pytest.raises(UserError, match=words) as refusal:
         TrainedRun.read(folder)
     assert "\n" not in str(refusal.value)
@@ -65,7 +65,7 @@ TITLES = [  # changes of each run -> titles
 
 
 @pytest.mark.parametrize(("changes", "expected"), TITLES)
-def test_titles_tell_runs_apart(trained, changes, expected):
+def test_titles_differ(trained, changes, expected):
     runs = [TrainedRun.read(trained(f"run{i}", **change)) for i, change in enumerate(changes)]
     assert titles(runs) == expected
 
@@ -73,6 +73,6 @@ def test_titles_tell_runs_apart(trained, changes, expected):
 @pytest.mark.parametrize(
     ("folders", "expected"), [(("here/a", "there/b"), ["CNN, a", "CNN, b"]), (("here/a", "there/a"), None)]
 )
-def test_runs_alike_are_told_apart_by_their_folders(trained, folders, expected):
+def test_titles_of_equal_recipes_contain_folders(trained, folders, expected):
     runs = [TrainedRun.read(trained(folder, op="conv", epochs=1)) for folder in folders]
     assert titles(runs) == (expected or [f"CNN, {run.folder}" for run in runs])

@@ -1,4 +1,4 @@
-"""Weights by layer: the closed forms are the most likely fits, and each layer is found with its operator."""
+"""Test the fits against torch.distributions and against other parameters, and the list of layers."""
 
 import pytest
 import torch
@@ -18,16 +18,16 @@ def values():
 
 
 @pytest.mark.parametrize(("kind", "reference"), KINDS)
-def test_likelihood_and_density_are_those_of_torch(kind, reference, values):
+def test_likelihood_and_density_against_torch(kind, reference, values):
     fit = kind.fit(values)
-    theirs = reference(torch.tensor(fit.location).double(), torch.tensor(fit.scale).double())
-    assert fit.log_likelihood == pytest.approx(theirs.log_prob(values.double()).mean().item())
+    expected = reference(torch.tensor(fit.location).double(), torch.tensor(fit.scale).double())
+    assert fit.log_likelihood == pytest.approx(expected.log_prob(values.double()).mean().item())
     x = torch.linspace(-4, 4, 31, dtype=torch.float64)
-    torch.testing.assert_close(fit.density(x), theirs.log_prob(x).exp())
+    torch.testing.assert_close(fit.density(x), expected.log_prob(x).exp())
 
 
 @pytest.mark.parametrize(("kind", "reference"), KINDS)
-def test_no_other_location_and_scale_are_likelier(kind, reference, values):
+def test_no_other_parameters_are_likelier(kind, reference, values):
     fit = kind.fit(values)
     location = fit.location + torch.linspace(-1, 1, 101, dtype=torch.float64)[:, None, None]
     scale = fit.scale * torch.linspace(0.5, 2, 76, dtype=torch.float64)[None, :, None]
@@ -36,7 +36,7 @@ def test_no_other_location_and_scale_are_likelier(kind, reference, values):
 
 
 @pytest.mark.parametrize(("kind", "reference"), KINDS)
-def test_a_fit_finds_what_its_sample_was_drawn_from(kind, reference):
+def test_a_fit_finds_the_parameters_of_its_sample(kind, reference):
     torch.manual_seed(0)
     fit = kind.fit(reference(1.5, 0.25).sample((100_000,)))
     assert (fit.location, fit.scale) == pytest.approx((1.5, 0.25), abs=0.01)
@@ -56,7 +56,7 @@ def test_layers_have_their_names_operators_and_weights(op):
         assert layer.better.log_likelihood == max(layer.laplace.log_likelihood, layer.gaussian.log_likelihood)
 
 
-def test_fits_leave_the_model_as_it_was():
+def test_fits_do_not_change_the_model():
     layer = AdderLinear(8, 4).double()
     (found,) = fits(layer)
     found.values.zero_()
@@ -65,7 +65,7 @@ def test_fits_leave_the_model_as_it_was():
 
 
 @pytest.mark.parametrize("value", [0.0, 2.0, float("nan")])
-def test_weights_without_spread_are_refused(value):
+def test_equal_or_infinite_weights_are_refused(value):
     model = torch.nn.Sequential(torch.nn.Linear(3, 3))
     torch.nn.init.constant_(model[0].weight, value)
     with pytest.raises(UserError, match="the weights of layer 0 fit no density: expected finite values"):

@@ -1,4 +1,4 @@
-"""How features lie: against loops over images, on clusters and sectors made by hand, and of trained networks."""
+"""Test the arrangement of features: against loops over images, on clusters and sectors, and of trained networks."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from torchadder.train import Recipe
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_the_numbers_are_those_of_a_loop(dimensions):
+def test_numbers_against_a_loop(dimensions):
     generator = torch.Generator().manual_seed(dimensions)
     points = torch.randn(61, dimensions, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 4, (61,), generator=generator)
@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_a_loop(dimensions):
     assert shape.dimensions == dimensions
 
 
-def test_spokes_are_sectors():
+def test_points_on_rays_are_sectors():
     angles = torch.arange(10).repeat_interleave(50) * 2 * math.pi / 10
     radii = torch.linspace(0.1, 3, 50).repeat(10)
     shape, _ = shape_of(radii[:, None] * torch.stack([angles.cos(), angles.sin()], 1), torch.arange(500) // 50)
@@ -55,7 +55,7 @@ def test_spokes_are_sectors():
     assert shape.pattern == "sectors"
 
 
-def test_round_clusters_behind_each_other_are_clusters():
+def test_round_clusters_in_one_direction_are_clusters():
     torch.manual_seed(0)
     labels = torch.arange(3000) % 3
     points = 0.1 * torch.randn(3000, 2) + torch.tensor([1.0, 1.0]) * (labels[:, None] + 1)
@@ -65,7 +65,7 @@ def test_round_clusters_behind_each_other_are_clusters():
     assert shape.pattern == "clusters"
 
 
-def test_spokes_behind_each_other_are_neither():
+def test_classes_along_one_ray_are_neither():
     labels = torch.arange(300) % 3
     along = torch.linspace(-0.4, 0.4, 300) + labels + 1
     shape, _ = shape_of(along[:, None] * torch.tensor([0.6, 0.8]), labels)
@@ -74,7 +74,7 @@ def test_spokes_behind_each_other_are_neither():
     assert shape.pattern == "neither"
 
 
-def test_one_class_has_no_between():
+def test_one_class_is_refused():
     with pytest.raises(ValueError, match="two classes or more, got 1"):
         shape_of(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
 
@@ -84,7 +84,7 @@ def panel(op, pattern, ratio):
     return {"title": op, "op": op, "pattern": pattern, "ratio": ratio, **numbers}
 
 
-VERDICTS = [  # the networks that stand side by side, what is said of them
+VERDICTS = [  # networks, words of the conclusion
     ([("adder", "clusters", 0.1), ("conv", "sectors", 0.2)], "As in the paper: clusters of the AdderNet, more compact"),
     ([("adder", "clusters", 0.1)], "As in the paper"),
     ([("conv", "clusters", 0.1)], "Not as in the paper: conv has clusters"),
@@ -97,7 +97,7 @@ VERDICTS = [  # the networks that stand side by side, what is said of them
 
 
 @pytest.mark.parametrize(("networks", "words"), VERDICTS)
-def test_the_verdict_follows_from_the_numbers(networks, words):
+def test_the_conclusion_follows_from_the_numbers(networks, words):
     line = features.describe({"panels": [panel(*network) for network in networks]})
     assert words in line
     assert "\n" not in line
@@ -119,10 +119,10 @@ def test_runs_that_do_not_compare_are_refused(runs, words):
 
 
 @pytest.mark.parametrize("model", ["lenetpp", "lenetpp_3d"])
-def test_the_features_are_those_that_the_network_computes(trained, model):
+def test_the_features_are_those_of_the_network(trained, model):
     run = TrainedRun.read(trained(model=model, op="conv", epochs=1, batch_size=50))
-    told = []
-    data = features.measure(FigureInputs([run], progress=lambda *what: told.append(what)))
+    progress = []
+    data = features.measure(FigureInputs([run], progress=lambda *part: progress.append(part)))
     (found,) = data["panels"]
     test = load_dataset("tiny").test
     with torch.no_grad():
@@ -130,5 +130,5 @@ def test_the_features_are_those_that_the_network_computes(trained, model):
     torch.testing.assert_close(torch.tensor(found["points"]), points, atol=6e-5, rtol=0)
     assert found["labels"] == test.labels.tolist()
     assert found["ratio"] == pytest.approx(shape_of(points, test.labels)[0].ratio)
-    assert told == [("features: CNN", 0, 1), ("features: CNN", 1, 1)]
+    assert progress == [("features: CNN", 0, 1), ("features: CNN", 1, 1)]
     assert len(features.draw(data).axes) == 1

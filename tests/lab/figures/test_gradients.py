@@ -1,4 +1,4 @@
-"""Gradient norms: those of the run's own first iterations, with nothing written into its folder."""
+"""Test gradient norms: they are those of the first iterations of the run, and nothing is written into its folder."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from torchadder.train.schedule import rate_at
 RUNS = [{}, {"op": "conv", "accumulate": 2, "clip_grad": 0.1}, {"lr_scheme": "ilr", "weight_grad": "sign"}]
 
 
-def by_hand(recipe, iterations):
-    """The norms of a training loop that was written down here."""
+def reference_norms(recipe, iterations):
+    """Compute the norms with a training loop written out here."""
     dataset = load_dataset(recipe.dataset)
     batches = open_batches(dataset.train, recipe.batch_size, train=True, seed=recipe.seed)
     torch.manual_seed(recipe.seed)
@@ -42,41 +42,43 @@ def by_hand(recipe, iterations):
 
 
 @pytest.mark.parametrize("changes", RUNS)
-def test_the_norms_are_those_of_the_first_iterations(trained, changes):
+def test_norms_against_a_reference_loop(trained, changes):
     folder = trained(**changes)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     run = TrainedRun.read(folder)
-    told = []
-    norms = gradients.replay(run, 5, None, lambda *done: told.append(done))
-    assert norms == by_hand(run.recipe, 5)  # over the end of an epoch of 3
-    assert told == [(done, 5) for done in range(6)]
+    progress = []
+    norms = gradients.replay(run, 5, None, lambda *done: progress.append(done))
+    assert norms == reference_norms(run.recipe, 5)  # crosses the end of an epoch of 3 steps
+    assert progress == [(done, 5) for done in range(6)]
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_short_run_has_no_more_iterations(trained):
+def test_a_short_run_has_fewer_iterations(trained):
     (panel,) = gradients.measure(FigureInputs([TrainedRun.read(trained(epochs=1))], iterations=100))["panels"]
     assert {len(layer["norms"]) for layer in panel["layers"]} == {3}
 
 
-def test_the_table_of_the_paper_stands_beside_lenet5(trained):
+def test_published_norms_appear_beside_lenet5(trained):
     runs = [TrainedRun.read(trained(op, op=op, epochs=1)) for op in ("adder", "conv", "binary")]
     panels = gradients.measure(FigureInputs(runs, iterations=1))["panels"]
     published = [[layer["paper"] for layer in panel["layers"]] for panel in panels]
     assert published == [[0.0009, 0.0012, 0.0146, None, None], [0.2261, 0.2990, 0.4646, None, None], [None] * 5]
-    assert gradients.describe({"panels": panels}).startswith("conv2, conv3, fc1 of AdderNet")  # binary's own layers
+    assert gradients.describe({"panels": panels}).startswith(
+        "conv2, conv3, fc1 of AdderNet"
+    )  # binary layers of the BNN
     line = gradients.describe({"panels": panels[:2]})
     assert "(paper 0.0009 / 0.0012 / 0.0146)" in line
     assert "(paper 0.2261 / 0.2990 / 0.4646)" in line
 
 
-VERDICTS = [  # first norms of the AdderNet, of the CNN, what is said
+VERDICTS = [  # first norms of the AdderNet, of the CNN, words of the conclusion
     ([1.0, 2.0, 3.0], [4.0, 4.0, 4.0], "As in the paper: an AdderNet's are smaller than a CNN's in each"),
     ([1.0, 5.0, 3.0], [4.0, 4.0, 4.0], "Not as in the paper: an AdderNet's are smaller than a CNN's in 2 of these 3"),
 ]
 
 
 @pytest.mark.parametrize(("adder", "conv", "words"), VERDICTS)
-def test_the_verdict_follows_from_the_numbers(adder, conv, words):
+def test_the_conclusion_follows_from_the_numbers(adder, conv, words):
     panels = [
         {
             **{"title": op, "op": op},

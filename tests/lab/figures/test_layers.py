@@ -1,4 +1,4 @@
-"""The figures of weights, filters and curves hold what the runs hold."""
+"""Test the figures of weights, filters and curves against the runs."""
 
 import json
 
@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from torchadder.lab.figures import FigureInputs, curves, filters, weights
-from torchadder.lab.runs import TrainedRun
 from torchadder.lab.weights import fits
 
 
 @pytest.fixture
-def inputs(trained):
-    return FigureInputs([TrainedRun.read(trained(op, op=op)) for op in ("adder", "conv")])
+def inputs(runs):
+    return FigureInputs(runs)
 
 
 def test_weights_hold_fits_and_histograms(inputs):
@@ -30,7 +29,7 @@ def test_weights_hold_fits_and_histograms(inputs):
         assert panel["better"] == {"Laplace": laplace, "Gaussian": 5 - laplace}
 
 
-VERDICTS = [  # operator, layers that each fits better, what is said
+VERDICTS = [  # operator, number of layers with each better fit, words of the conclusion
     (
         "adder",
         {"Laplace": 5, "Gaussian": 0},
@@ -47,11 +46,11 @@ VERDICTS = [  # operator, layers that each fits better, what is said
 
 
 @pytest.mark.parametrize(("op", "better", "words"), VERDICTS)
-def test_the_verdict_follows_from_the_numbers(op, better, words):
+def test_the_conclusion_follows_from_the_numbers(op, better, words):
     assert words in weights.describe({"panels": [{"title": op, "op": op, "better": better, "gain": 0.1}]})
 
 
-def test_the_paper_shows_no_binary_weights():
+def test_a_binary_network_is_not_compared_with_the_paper():
     panel = {"title": "BNN", "op": "binary", "better": {"Laplace": 3, "Gaussian": 0}, "gain": 0.1}
     assert "paper" not in weights.describe({"panels": [panel]})
 
@@ -78,7 +77,7 @@ def test_filters_on_any_number_of_channels_are_drawn(shape):
         assert sorted(drawn.compressed()) == weight.flatten().tolist()
 
 
-def test_curves_are_what_the_epochs_wrote(inputs):
+def test_curves_are_the_metrics_of_the_epochs(inputs):
     data = curves.measure(inputs)
     for curve, run in zip(data["curves"], inputs.runs, strict=True):
         assert curve["epoch"] == [1, 2]
@@ -102,7 +101,7 @@ ACCURACIES = [[10.0, 90.0, 99.5], [100.0, 100.0], [0.0, 100.0], [97.0, 97.5], [1
 
 
 @pytest.mark.parametrize("accuracies", ACCURACIES)
-def test_every_accuracy_is_on_the_picture(accuracies):
+def test_every_accuracy_is_inside_the_axis(accuracies):
     epochs = list(range(1, len(accuracies) + 1))
     losses = {"train_loss": [1.0] * len(epochs), "test_loss": [0.0] * len(epochs)}
     curve = {"title": "a run", "epoch": epochs, "test_accuracy": accuracies, **losses}

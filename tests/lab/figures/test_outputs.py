@@ -1,4 +1,4 @@
-"""Outputs before normalisation: raw and recentred are what the layers compute, with and without recentring."""
+"""Test the outputs before normalisation, raw and recentred, against the functions of the layers."""
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 
 from torchadder.functional import adder_conv2d
 from torchadder.lab.figures import FigureInputs, outputs
-from torchadder.lab.runs import TrainedRun
 from torchadder.models import create_model
 
 
@@ -17,14 +16,14 @@ def images():
 
 
 def numbers(y):
-    """|mean| / std and rounding error of each channel of (N, C, H, W), one by one."""
+    """Compute |mean| / std and the rounding error of each channel of (N, C, H, W) in a loop."""
     channels = [y[:, c].flatten().double() for c in range(y.shape[1])]
     spread = [(c.mean().abs() / c.std()).item() for c in channels]
     rounding = [((c.float().bfloat16().double() - c).square().mean().sqrt() / c.std()).item() for c in channels]
     return spread, rounding
 
 
-def test_raw_and_recentred_are_the_two_sums(images):
+def test_raw_and_recentred_against_the_function(images):
     model = create_model("lenet5bn").eval()
     layers = outputs.layer_outputs(model, images)
     assert [layer["name"] for layer in layers] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
@@ -36,7 +35,7 @@ def test_raw_and_recentred_are_the_two_sums(images):
         assert layers[0][form]["rounding"] == pytest.approx(rounding, rel=0.05)
 
 
-def test_a_network_that_recentres_puts_out_the_same(images):
+def test_a_recentring_network_has_the_same_statistics(images):
     torch.manual_seed(0)
     plain = create_model("lenet5bn").eval()
     recentring = create_model("lenet5bn", recenter=True).eval()
@@ -60,7 +59,7 @@ def test_histograms_hold_the_middle_of_the_values(images):
             assert (density * edges.diff()).sum().item() == pytest.approx(0.998, abs=0.002 + 2 / (7 * 10))
 
 
-def test_channels_that_never_vary_are_left_out(images):
+def test_constant_channels_are_left_out(images):
     model = create_model("lenet5bn", op="conv").eval()
     with torch.no_grad():
         model.conv1.weight[2] = 0
@@ -72,8 +71,8 @@ def test_channels_that_never_vary_are_left_out(images):
     assert all(map(math.isfinite, layer["raw"]["density"]))
 
 
-def test_recentring_is_what_16_bits_need(trained):
-    data = outputs.measure(FigureInputs([TrainedRun.read(trained())]))
+def test_recentring_reduces_mean_and_rounding_error(runs):
+    data = outputs.measure(FigureInputs(runs[:1]))
     raw, recentred = (data["panels"][0]["numbers"][form] for form in ("raw", "recentred"))
     assert raw["median"] > 10 * recentred["median"]
     assert raw["rounding"] > 10 * recentred["rounding"]
