@@ -87,4 +87,6 @@ def test_the_readme_shows_code_early_and_stays_short():
     lines = text_of("README.md").splitlines()
     assert lines.index("```python") < 20
     assert len(lines) <= 125
-    assert set(re.findall(r"\]\((docs/[\w-]+\.md)\)", text_of("README.md"))) == {p for p in PAGES if p.startswith("docs/")}
+    assert set(re.findall(r"\]\((docs/[\w-]+\.md)\)", text_of("README.md"))) == {
+        p for p in PAGES if p.startswith("docs/")
+    }

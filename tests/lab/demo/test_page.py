@@ -85,7 +85,7 @@ def test_a_drawn_one_is_classified(visit, grey, programs):
     assert [float(score.replace("−", "-")) for score in scores] == pytest.approx(expected["logits"], abs=0.0051)
     assert [float(distance.replace(",", "")) for distance in distances] == expected["distances"]
     assert page.inner_text("#result-class").startswith(f"{np.argmax(expected['logits'])} ")
-    assert " ms in the engine, 1 thread" in page.inner_text("#time")
+    assert " ms per image, 1 thread" in page.inner_text("#time")
     page.wait_for_function("() => document.getElementById('status').textContent.endsWith('%')")  # for screen readers
 
 

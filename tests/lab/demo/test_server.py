@@ -33,7 +33,6 @@ def test_logits_are_those_of_the_program_on_the_preprocessed_image(programs):
     resized = F.interpolate(pixels[None].float(), (32, 32), mode="bilinear", antialias=True)
     program, _ = file.read(programs / "grey.tadder")
     assert torch.equal(torch.tensor(found["logits"]), program((resized / 255 - 0.1307) / 0.3081)[0])
-    assert found["milliseconds"] > 0
     assert json.loads(json.dumps(found)) == found
 
 
@@ -65,6 +64,7 @@ def test_colour_images_and_no_distances_after_an_ordinary_layer(programs):
 def test_description_for_the_page(programs, tmp_path):
     about = DemoClassifier(programs / "grey.tadder", threads=2).describe()
     assert about.pop("kernels")
+    assert about.pop("milliseconds") > 0
     assert about == {
         "file": "grey.tadder",
         "about": ["lenet5bn", "adder", "mnist", "8 bits"],
@@ -147,7 +147,8 @@ def test_the_response_is_that_of_the_classifier(grey, programs):
     assert found.keys() == expected.keys()
     assert (found["logits"], found["distances"]) == (expected["logits"], expected["distances"])
     status, _, content = request(grey, "GET", "/program", b"")
-    assert (status, json.loads(content)) == (200, DemoClassifier(programs / "grey.tadder").describe())
+    found, expected = json.loads(content), DemoClassifier(programs / "grey.tadder").describe()
+    assert (status, {**found, "milliseconds": 0}) == (200, {**expected, "milliseconds": 0})
 
 
 @pytest.mark.parametrize("path", [*server_module.DOCUMENTS, "/program", "/?from=here"])

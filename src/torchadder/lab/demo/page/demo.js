@@ -6,7 +6,6 @@ const $ = (id) => document.getElementById(id);
 const element = (name, properties) => Object.assign(document.createElement(name), properties);
 const MANY = 20; // with more classes only the LISTED likeliest are shown
 const LISTED = 10;
-const TIMES = 21; // number of results whose median time is shown
 const QUIET = 600; // milliseconds without a new result before a screen reader announces it
 const STEP = 1 / 28;
 const LAST = {
@@ -62,7 +61,6 @@ function reset() {
   sheet += 1;
   rows(program.names.length > MANY ? [] : program.names.map((name) => ({ name, score: null })));
   $("result-class").textContent = "–";
-  $("time").textContent = "\u00a0";
   $("problem").textContent = "";
   seen(null);
   announce("");
@@ -70,10 +68,9 @@ function reset() {
 
 // ---- the result
 
-const milliseconds = [];
 let scale = 1; // the largest score so far, so that the unit of the bars does not change while the user draws
 
-function show({ logits, distances, milliseconds: latest }) {
+function show({ logits, distances }) {
   const scores = logits.map((value) => value ?? -Infinity);
   const order = scores.map((_, i) => i).sort((a, b) => scores[b] - scores[a]);
   const best = order[0];
@@ -84,13 +81,6 @@ function show({ logits, distances, milliseconds: latest }) {
   const listed = order.length > MANY ? order.slice(0, LISTED) : [...order].sort((a, b) => a - b);
   scale = Math.max(scale, ...scores.filter(Number.isFinite).map(Math.abs));
   rows(listed.map((i) => ({ name: program.names[i], score: logits[i], distance: distances?.[i], best: i === best })));
-  milliseconds.push(latest);
-  if (milliseconds.length > TIMES) milliseconds.shift();
-  const middle = [...milliseconds].sort((a, b) => a - b)[Math.floor(milliseconds.length / 2)];
-  const many = milliseconds.length;
-  const threads = `${program.threads} thread${program.threads > 1 ? "s" : ""}`;
-  $("time").textContent = `${latest.toPrecision(3)} ms in the engine, ${threads}`
-    + (many > 1 ? `; median of the last ${many}: ${middle.toPrecision(3)} ms` : "");
   announce(`${likeliest}, ${percent}`);
 }
 
@@ -261,6 +251,8 @@ drop.addEventListener("drop", (event) => {
 const digits = program.names.length === 10 && program.names.every((name, i) => name === String(i));
 const drawn = channels === 1;
 $("title").textContent = drawn ? (digits ? "Draw a digit" : "Draw, or choose an image") : "Choose an image";
+$("time").textContent = `${program.milliseconds.toPrecision(3)} ms per image, `
+  + `${program.threads} thread${program.threads > 1 ? "s" : ""}`;
 $("about").textContent = [program.file, ...program.about].join(" · ");
 $("drawing").hidden = $("keys").hidden = !drawn;
 $("file-label").textContent = drawn ? "Or choose an image file, or drop one here" : "Choose an image file, or drop one here";
