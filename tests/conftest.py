@@ -1,4 +1,4 @@
-"""What several folders of tests share: a tiny learnable data set with a recipe on it, finished runs, a browser."""
+"""Fixtures that several folders of tests share: a tiny data set with a recipe, finished runs, a browser."""
 
 import json
 import os
@@ -10,7 +10,14 @@ import torch
 from torchadder.data import Dataset, Split
 from torchadder.data import registry as datasets
 from torchadder.data.registry import Normalization
+from torchadder.environment import available_cores
 from torchadder.train import RECIPES, Recipe, Run, get_recipe, train
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:  # they share the cores, also with the commands that tests start
+    threads = max(1, available_cores() // WORKERS)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)

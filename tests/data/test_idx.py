@@ -51,8 +51,8 @@ DAMAGED = [  # content -> the words that the message must contain
     (PACKED[:20] + bytes([PACKED[20] ^ 255]) + PACKED[21:], "corrupt gzip"),
     (PACKED[:-6] + bytes([PACKED[-6] ^ 255]) + PACKED[-5:], "corrupt gzip"),  # the checksum
     (PACKED + b"tail", "4 bytes follow"),
-    (gzip.compress(PLAIN[:-1]), "truncated, the header says"),
-    (gzip.compress(PACKED), "magic 1f8b"),
+    (gzip.compress(PLAIN[:-1], mtime=0), "truncated, the header says"),
+    (gzip.compress(PACKED, mtime=0), "magic 1f8b"),
 ]
 
 
