@@ -16,7 +16,6 @@ from torch import Tensor
 from torchadder import functional, kernels
 from torchadder.bruteforce import Case, brute_force
 from torchadder.data import mnist
-from torchadder.data.folders import find_files
 from torchadder.environment import describe_environment, describe_gpu, lacks_gpu
 from torchadder.errors import UserError
 from torchadder.functional import GradientRule
@@ -210,7 +209,7 @@ def _relative_error(ours: Tensor, theirs: Tensor) -> float:
 def check_mnist(data_dir: Path | None = None) -> Check:
     """Whether the four files are there; their content is checked when they are read."""
     try:
-        paths = find_files("mnist", tuple(mnist.MD5), data_dir)
+        paths = mnist.find_files(mnist.MNIST, data_dir)
     except UserError as error:
         return Check("data mnist", False, str(error))
     if paths is None:

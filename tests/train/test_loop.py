@@ -10,7 +10,7 @@ from tests.conftest import tiny
 
 from torchadder.data import Batches, Split
 from torchadder.data import registry as datasets
-from torchadder.data.augment import Augmentation
+from torchadder.data.images import Augmentation
 from torchadder.data.registry import Normalization
 from torchadder.errors import UserError
 from torchadder.models import create_model

@@ -26,7 +26,7 @@ def predict(
     Images are brought to the colours, the size and the range that the network was trained on. Those that cannot be
     read are named, the others still predicted; the exit code is then 2.
     """
-    from torchadder.data.pixels import load_pillow, reason_of
+    from torchadder.data.images import error_reason, load_pillow
     from torchadder.engine.classifier import Classifier
 
     classifier = Classifier(file, threads)
@@ -39,8 +39,8 @@ def predict(
         try:
             x, size = preprocessing.read(pillow, path.read_bytes(), (height, width))
         except Exception as error:  # a damaged image fails in every way there is
-            failed.append({"image": str(path), "reason": reason_of(error)})
-            console.error(f"{path} cannot be used ({reason_of(error)}): expected an image, JPEG or PNG")
+            failed.append({"image": str(path), "reason": error_reason(error)})
+            console.error(f"{path} cannot be used ({error_reason(error)}): expected an image, JPEG or PNG")
             continue
         if size != (height, width) and not resized:
             resized = True

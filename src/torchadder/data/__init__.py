@@ -1,16 +1,15 @@
-"""Data sets in memory or streamed: found, checked, normalised, and served in batches on the training device."""
+"""Load data sets by name, in memory or streamed, and serve them in batches on the training device."""
 
-from torchadder.data import (  # noqa: F401  importing one registers its name
+from torchadder.data import (  # noqa: F401  importing a module registers its data sets
     cifar,
-    fashion_mnist,
     hugging_face,
     imagefolder,
     imagenet,
     mnist,
-    shards,
+    webdataset,
 )
-from torchadder.data.augment import Augmentation, RandomResizedCrop
-from torchadder.data.batches import Batches, Loader, Share
+from torchadder.data.images import Augmentation, RandomResizedCrop
+from torchadder.data.loader import Batches, Loader, Share
 from torchadder.data.registry import Dataset, Split, StreamedSplit, list_datasets, load_dataset
 from torchadder.data.streamed import open_batches
 

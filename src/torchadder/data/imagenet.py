@@ -1,4 +1,4 @@
-"""ImageNet, the thousand classes of ILSVRC 2012, in folders by class as its users unpack it: streamed at 224 x 224."""
+"""Load ImageNet, the thousand classes of ILSVRC 2012, from a folder for each class, streamed at 224 x 224."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import re
 import sys
 from pathlib import Path
 
-from torchadder.data.folders import places
-from torchadder.data.options import NORMALIZATIONS, SIZE
-from torchadder.data.registry import Dataset, register
-from torchadder.data.tree import Tree, classes_of
+from torchadder.data.fetch import search_folders
+from torchadder.data.imagefolder import Tree, list_classes
+from torchadder.data.registry import NORMALIZATIONS, SIZE, Dataset, register
 from torchadder.errors import UserError
 
 CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000
@@ -18,17 +17,17 @@ LAYOUT = "train/nXXXXXXXX/*.JPEG and val/nXXXXXXXX/*.JPEG"
 
 @register("imagenet", options=("partial", "on_error"))
 def load(data_dir: Path | None = None, *, partial: bool = False, on_error: str = "stop") -> Dataset:
-    """ImageNet from the first place that holds train/ and val/, itself or in its subfolder imagenet.
+    """Load ImageNet from the first folder that holds train/ and val/, itself or in its subfolder imagenet.
 
-    Places are ``data_dir``, else TORCHADDER_DATA and the cache. The classes are the WordNet numbers that the
-    subfolders of train/ are named by, in their order. ``partial``: any number of classes and images, which are then
-    all that the network learns; a line on stderr says how many.
+    The folders are ``data_dir``, or without it TORCHADDER_DATA and the cache. The classes are the subfolders of
+    train/, named by WordNet numbers, in their order. ``partial`` accepts any number of classes and images, and reports
+    it on stderr.
 
-    Raises UserError where nothing is found, for folders of other names, and for other numbers of classes or images
-    than the published ones unless ``partial``.
+    Raises UserError where nothing is found, for subfolders with other names, and, unless ``partial``, for other
+    numbers of classes or images than the published ones.
     """
     folder = _find(data_dir)
-    classes = classes_of(folder / "train")
+    classes = list_classes(folder / "train")
     if wrong := [name for name in classes if not re.fullmatch(r"n\d{8}", name)]:
         raise UserError(
             f"{folder / 'train' / wrong[0]} is no class of ImageNet, expected n and eight digits; "
@@ -41,7 +40,7 @@ def load(data_dir: Path | None = None, *, partial: bool = False, on_error: str =
     elif (len(classes), len(train.labels), len(test.labels)) != (CLASSES, TRAIN, VAL):
         raise UserError(
             f"{folder} has {found}, expected {CLASSES:,}, {TRAIN:,} and {VAL:,}: complete it, or accept a part of "
-            "ImageNet with --partial"
+            "ImageNet with partial=True"
         )
     return Dataset.streamed(
         "imagenet",
@@ -56,12 +55,12 @@ def load(data_dir: Path | None = None, *, partial: bool = False, on_error: str =
 
 
 def _find(data_dir: Path | None) -> Path:
-    searched = places(data_dir)
+    searched = search_folders(data_dir)
     for place in searched:
         for folder in (place / "imagenet", place):
             if (folder / "train").is_dir() and (folder / "val").is_dir():
                 return folder
     raise UserError(
         f"no ImageNet in {' or '.join(map(str, searched))}: put {LAYOUT} into one folder, or its subfolder imagenet, "
-        "and pass --data DIR"
+        "and pass data_dir=DIR"
     )

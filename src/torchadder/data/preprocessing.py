@@ -1,4 +1,4 @@
-"""Preprocessing: an image file as a network takes it, the way of its data set; kept with a program that is deployed."""
+"""Preprocess an image file as the test images of a data set; a deployed program keeps these settings."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchadder.data.augment import centre_crop
-from torchadder.data.pixels import cropped, open_image
+from torchadder.data.images import centre_crop, decode_crop, open_image
 from torchadder.data.registry import Dataset, Normalization, StreamedSplit
 
-MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
+MODES = {1: "L", 3: "RGB"}  # Number of channels -> Pillow's mode.
 WHOLE, CENTRE = "whole", "centre"
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What becomes of an image: its pixels normalised, and brought to size first.
+    """Resize an image to the size of the network's input, and normalise its pixels.
 
-    ``part``: of an image of another size the "whole" is resized, bilinear, as MNIST's images are; or of every image
-    the "centre" is used, as of images that stream (StreamedSplit).
+    ``part``: "whole" resizes an image of another size, bilinear, as MNIST's images; "centre" takes the centre crop of
+    every image, as streamed data sets do.
     """
 
     normalization: Normalization
@@ -36,14 +35,14 @@ class Preprocessing:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Preprocessing | None:
-        """That of the test images; None where the data set does not say how they were normalised."""
+        """Return that of the test images; None where the data set does not tell their normalization."""
         normalization = dataset.test.normalization or dataset.normalization
         part = CENTRE if isinstance(dataset.test, StreamedSplit) else WHOLE
         return normalization and cls(normalization, part)
 
     @classmethod
     def from_dict(cls, about: Mapping[str, Any], channels: int) -> Preprocessing:
-        """What to_dict gave. Raises ValueError that says what is wrong, for whatever ``about`` holds."""
+        """Make one from the result of to_dict. Raises ValueError that says what is wrong in ``about``."""
         numbers = []
         for name in ("mean", "std"):
             if not isinstance(text := about.get(name), str):
@@ -60,28 +59,28 @@ class Preprocessing:
         return cls(Normalization.of(*numbers), about["part"])
 
     def to_dict(self) -> dict[str, str]:
-        """Mean and standard deviation of the channels as numbers with spaces between; Pillow's mode; the part."""
+        """Return mode (Pillow's), mean and std (a number for each channel, separated by spaces), and part."""
         mean, std = (" ".join(str(number) for number in values.flatten().numpy()) for values in self.normalization)
         return {"mode": MODES[len(self.normalization.mean)], "mean": mean, "std": std, "part": self.part}
 
     def read(self, pillow: ModuleType, content: bytes, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        """An image file as float32 (1, C, *size), and the height and width that it had.
+        """Read an image file as float32 (1, C, *size); return it with the height and width of the file.
 
-        Raises whatever Pillow does, and ValueError for an image of more than 8 bits a channel.
+        Raises whatever Pillow raises, and ValueError for an image of more than 8 bits a channel.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about metadata that nobody asked for
+            warnings.simplefilter("ignore")  # Pillow warns about metadata, which is not used here.
             with open_image(pillow, io.BytesIO(content)) as image:
-                had = image.size[::-1]
+                height_width = image.size[::-1]
                 if self.part == CENTRE:
-                    pixels = cropped(pillow, content, centre_crop, size[0])
+                    pixels = decode_crop(pillow, content, centre_crop, size[0])
                 else:
                     mode = MODES[len(self.normalization.mean)]
                     pixels = np.atleast_3d(np.asarray(image.convert(mode))).transpose(2, 0, 1)
-        return self.prepared(pixels, size), had
+        return self.prepare(pixels, size), height_width
 
-    def prepared(self, pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """Pixels uint8 (C, H, W) as float32 (1, C, *size)."""
+    def prepare(self, pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """Return pixels uint8 (C, H, W) resized and normalised, float32 (1, C, *size)."""
         x = torch.from_numpy(pixels.astype(np.float32))[None]
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True)

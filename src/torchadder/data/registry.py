@@ -1,8 +1,10 @@
-"""The data sets by name: each a pair of splits, whole in memory or streamed from files."""
+"""Load data sets by name: the registry, the types of a data set, and the options of names such as "wds:SHARDS"."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -11,40 +13,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchadder.data.augment import Augmentation, RandomResizedCrop
+from torchadder.data.images import Augmentation, RandomResizedCrop
 from torchadder.errors import UserError
+
+SIZE = 224  # Default height and width of streamed images.
+MAX_SIZE = 4096
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation of each channel of an image whose pixels are 0 to 1: float32 (C, 1, 1)."""
+    """Hold mean and standard deviation of each channel, for pixels from 0 to 1: float32 (C, 1, 1)."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
-        """From one number a channel."""
+        """Make one from a number for each channel."""
         return cls(*(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std)))
 
     def to(self, device: torch.device | str) -> Normalization:
-        """The same on ``device``."""
+        """Return it on ``device``."""
         return Normalization(self.mean.to(device), self.std.to(device))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """float32 (N, C, H, W), (pixels / 255 - mean) / std, from uint8."""
+        """Return (pixels / 255 - mean) / std, float32 (N, C, H, W), from uint8."""
         return self.in_place(pixels.to(torch.float32, copy=True))
 
     def in_place(self, pixels: Tensor) -> Tensor:
-        """The same from float32, whose pixels are 0 to 255, and in their place."""
+        """Normalise float32 ``pixels`` from 0 to 255 in place, and return them."""
         return pixels.div_(255).sub_(self.mean).div_(self.std)
+
+
+NORMALIZATIONS = {  # Published statistics.
+    "imagenet": Normalization.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar": Normalization.of((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) and labels int64 (N,).
+    """Hold images in memory, (N, C, H, W), and their labels, int64 (N,).
 
-    ``pixels`` are float32 as the network sees them, or uint8 together with the ``normalization`` that makes them so:
-    a quarter of the memory, and crops can be padded with black.
+    ``pixels`` are float32 as the network takes them, or uint8 together with the ``normalization`` that makes them so.
+    uint8 takes a quarter of the memory, and lets augmentation pad with black.
     """
 
     pixels: Tensor
@@ -56,12 +67,12 @@ class Split:
 
     @property
     def images(self) -> Tensor:
-        """All images as the network sees them, float32 (N, C, H, W)."""
+        """Return all images as the network takes them, float32 (N, C, H, W)."""
         return self.pixels if self.normalization is None else self.normalization(self.pixels)
 
 
 class Source(Protocol):
-    """Image files that are read one by one. It is passed to worker processes: picklable, and small in memory.
+    """Read image files one by one. Worker processes get a copy: it is picklable and small in memory.
 
     ``labels``: int64 (N,).
     """
@@ -69,17 +80,31 @@ class Source(Protocol):
     labels: np.ndarray
 
     def read(self, index: int) -> bytes:
-        """The content of an image file. Raises OSError where it cannot be read."""
+        """Return the content of an image file. Raises OSError where it cannot be read."""
 
     def name(self, index: int) -> str:
-        """What to call it in a message."""
+        """Return the name of an image for messages."""
+
+
+class PackedNames:
+    """Store many strings as one: a million short names take 30 MB, as str objects ten times that in every worker."""
+
+    def __init__(self, names: Iterable[str]):
+        joined, ends = bytearray(), [0]
+        for name in names:
+            joined += os.fsencode(name)
+            ends.append(len(joined))
+        self._joined, self._ends = bytes(joined), np.array(ends, np.int64)
+
+    def __getitem__(self, index: int) -> str:
+        return os.fsdecode(self._joined[self._ends[index] : self._ends[index + 1]])
 
 
 @dataclass(frozen=True)
 class StreamedSplit:
-    """Images that are read and decoded when their turn comes, to uint8 (3, ``size``, ``size``), then normalised.
+    """Hold a source of images that are read when needed, decoded to uint8 (3, ``size``, ``size``) and normalised.
 
-    ``title``: what to call it in a message. ``on_error``: "stop" at an image that does not decode, or "skip" it.
+    ``title``: its name in messages. ``on_error``: "stop" at an image that cannot be decoded, or "skip" it.
     """
 
     title: str
@@ -94,11 +119,11 @@ class StreamedSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its name, what a model needs to know about it, its two splits, and how to augment the first.
+    """Hold the two splits of a data set, and what a model and its training need to know about it.
 
-    The splits are both in memory with an Augmentation, or both streamed with a RandomResizedCrop; or without either.
-    ``classes``: the names of the classes by label, where they have any. ``normalization``: how the pixels were
-    normalised, 0 to 1 before, where they are float32.
+    Both splits are in memory, with an Augmentation or none, or both are streamed, with a RandomResizedCrop or none.
+    ``classes``: names of the classes by label; empty where unknown. ``normalization``: the one that float32 pixels
+    went through.
     """
 
     name: str
@@ -123,7 +148,7 @@ class Dataset:
         on_error: str,
         classes: Sequence[str] = (),
     ) -> Dataset:
-        """One of colour images that stream; see StreamedSplit. Raises UserError for a label out of range."""
+        """Make a streamed data set of colour images; see StreamedSplit. Raises UserError for a label out of range."""
         title = name.partition(",")[0]
         for source in (train, test):
             if (wrong := np.flatnonzero((source.labels < 0) | (source.labels >= num_classes))).size:
@@ -137,13 +162,17 @@ LoadFunction = TypeVar("LoadFunction", bound=Callable[..., Dataset])
 
 _DATASETS: dict[str, Callable[..., Dataset]] = {}
 _OPTIONS: dict[str, tuple[str, ...]] = {}
+_REFUSED = {
+    "partial": "is read whole or not at all; leave partial=True out",
+    "on_error": "has no images to decode; leave on_error=skip out",
+}
 
 
 def register(name: str, *, options: tuple[str, ...] = ()) -> Callable[[LoadFunction], LoadFunction]:
-    """Register ``load(data_dir)`` under ``name``; data_dir is what the user passed as --data, or None.
+    """Return a decorator that registers ``load(data_dir)`` under ``name``; ``data_dir`` is a Path or None.
 
     A name such as "imagefolder:DIR" stands for all that begin with "imagefolder:"; the rest of the name is then the
-    first argument, before data_dir. ``options``: the options of load_dataset that load takes, as keywords.
+    first argument of load, before data_dir. ``options``: the options of load_dataset that load takes as keywords.
     """
 
     def decorate(load: LoadFunction) -> LoadFunction:
@@ -157,21 +186,24 @@ def register(name: str, *, options: tuple[str, ...] = ()) -> Callable[[LoadFunct
 
 
 def list_datasets() -> list[str]:
-    """The names that load_dataset knows, sorted."""
+    """Return the names that load_dataset knows, sorted."""
     return sorted(_DATASETS)
 
 
 def load_dataset(name: str, data_dir: Path | None = None, *, partial: bool = False, on_error: str = "stop") -> Dataset:
-    """Load a data set by name, from ``data_dir`` or where its own search finds it.
+    """Load a data set by name.
 
-    ``partial``: accept files of its format that are not the published ones, because they hold only a part.
-    ``on_error``: "stop", or "skip" to leave out images that do not decode, which are then counted and named on stderr.
+    Args:
+        name: one of list_datasets(), with DIR, NAME or SHARDS replaced.
+        data_dir: the folder with its files; None searches TORCHADDER_DATA and the cache, then fetches.
+        partial: accept files that hold only a part of the published images.
+        on_error: "stop" at an image that cannot be decoded, or "skip" it; skipped ones are named on stderr.
 
-    Raises UserError for an unknown name, for files that are missing, unreadable or not the published ones, for
-    ``partial`` with a data set that is read whole or not at all, and for "skip" with one that is not decoded.
+    Raises UserError for an unknown name, for files that are missing, unreadable or not the published ones, and for
+    ``partial`` or "skip" with a data set that does not have that option.
     """
     if on_error not in ("stop", "skip"):
-        raise UserError(f"--on-error {on_error} is unknown: expected stop or skip")
+        raise UserError(f"on_error={on_error} is unknown: expected stop or skip")
     kind, colon, rest = name.partition(":")
     registered = next((known for known in _DATASETS if colon and rest and known.startswith(kind + colon)), name)
     arguments = [rest] if colon else []
@@ -188,7 +220,40 @@ def load_dataset(name: str, data_dir: Path | None = None, *, partial: bool = Fal
     return _DATASETS[registered](*arguments, data_dir, **options)
 
 
-_REFUSED = {
-    "partial": "is read whole or not at all; leave --partial out",
-    "on_error": "has no images to decode; leave --on-error out",
-}
+def parse_name(kind: str, argument: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Split "NAME,size=224,normalize=cifar" into the name and its options; commas inside braces do not split.
+
+    ``kind`` stands before the argument in messages. Raises UserError for an option that is not ``known``.
+    """
+    name, *options = re.split(r",(?![^{}]*\})", argument)
+    values: dict[str, str] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in known or not value or key in values:
+            expected = ", ".join(f"{key}=..." for key in known)
+            raise UserError(f"{kind}:{argument}: {option!r} is unknown or there twice, expected {expected} or nothing")
+        values[key] = value
+    return name, values
+
+
+def size_option(options: Mapping[str, str]) -> int:
+    """Return the option size=, the height and width of the images that the network takes."""
+    return integer_option(options, "size", low=1, high=MAX_SIZE) or SIZE
+
+
+def normalization_option(options: Mapping[str, str]) -> Normalization:
+    """Return the option normalize=, the name of published statistics."""
+    name = options.get("normalize", "imagenet")
+    if name not in NORMALIZATIONS:
+        raise UserError(f"normalize={name} is unknown: expected {' or '.join(NORMALIZATIONS)}")
+    return NORMALIZATIONS[name]
+
+
+def integer_option(options: Mapping[str, str], key: str, *, low: int, high: int) -> int | None:
+    """Return the integer of an option, or None where it is not given. Raises UserError outside low..high."""
+    text = options.get(key)
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+        raise UserError(f"{key}={text} is out of range: expected {low} to {high}")
+    return int(text)

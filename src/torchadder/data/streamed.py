@@ -1,4 +1,4 @@
-"""Batches of a split that streams: worker processes read and decode the images, a few batches ahead at most."""
+"""Serve batches of a streamed split: worker processes read and decode the images, a few batches ahead at most."""
 
 from __future__ import annotations
 
@@ -14,17 +14,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from torchadder.data.augment import Augmentation, RandomResizedCrop, centre_crop
-from torchadder.data.batches import WHOLE, Batches, Loader, Share
-from torchadder.data.pixels import Damaged, cropped, listed, load_pillow, reason_of
+from torchadder.data.images import (
+    Augmentation,
+    Crop,
+    Damaged,
+    RandomResizedCrop,
+    centre_crop,
+    decode_crop,
+    error_reason,
+    list_damaged,
+    load_pillow,
+)
+from torchadder.data.loader import WHOLE, Batches, Loader, Share
 from torchadder.data.registry import Split, StreamedSplit
 from torchadder.environment import available_cores
 from torchadder.errors import UserError
 
-PART = 32  # images that a worker decodes in a row; small, so that many workers do not hold many batches
-AHEAD = 2  # parts that each worker may be ahead
-TRIES = 100  # images that are tried in place of a damaged one
-MAX_WORKERS = 8  # by default
+PART = 32  # Images of one request to a worker; few, so that many workers together do not hold many batches.
+PREFETCH = 2  # Requests that each worker works ahead.
+MAX_TRIES = 100  # Images tried in place of a damaged one.
+MAX_WORKERS = 8  # Of the default.
 
 
 def open_batches(
@@ -39,9 +48,9 @@ def open_batches(
     share: Share = WHOLE,
     workers: int | None = None,
 ) -> Loader:
-    """The Loader of a split, wherever it is: see Batches and StreamedBatches, which alone has ``workers``.
+    """Return the loader of a split: Batches for one in memory, StreamedBatches with ``workers`` for a streamed one.
 
-    Raises what these do, and ValueError for an augmentation of the other kind.
+    Raises what these raise, and ValueError for an augmentation of the other kind.
     """
     common: Any = dict(train=train, seed=seed, device=device, memory_format=memory_format, share=share)
     if isinstance(split, Split):
@@ -54,19 +63,19 @@ def open_batches(
 
 
 def default_workers() -> int:
-    """One a processor that this process may use, its share of them where several run on the machine; at most 8."""
+    """Return the number of cores of this process, divided by the processes of torchrun on this machine; at most 8."""
     return max(1, min(MAX_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class StreamedBatches(Loader):
-    """A Loader of a split that streams, with ``workers`` processes (default default_workers; 0: this process decodes).
+    """Serve a streamed split with ``workers`` processes (default: default_workers(); 0 decodes in this process).
 
-    ``augment`` crops the training images, otherwise it is the centre crop of the test. Order and crops follow from
-    the seed, the number of the iteration and that of the image alone: not from the number of workers or processes.
-    Workers start with the first iteration and stay; there is one iteration at a time.
+    ``augment`` crops the training images; without it images are cropped centrally. Order and crops depend only on the
+    seed and the numbers of the epoch and the image, not on the number of workers or processes. Workers start with the
+    first iteration and stay; one iteration can run at a time.
 
-    An image that cannot be used stops the iteration with UserError, or the next one of the split stands in for it;
-    the iteration then ends with a line on stderr that counts and names them.
+    With the split's on_error "stop", an image that cannot be used raises UserError; with "skip", the next image of the
+    split replaces it, and the iteration ends with a line on stderr that names such images.
 
     Raises UserError as Loader, and where Pillow is missing; ValueError for ``augment`` without ``train``.
     """
@@ -90,17 +99,17 @@ class StreamedBatches(Loader):
         load_pillow()
         self._split = split
         self._normalize = split.normalization.to(device)
-        self._order = _Order(len(split), list(self.parts()), seed if train else None)
+        self._order = _RequestSampler(len(split), list(self.parts()), seed if train else None)
         workers = default_workers() if workers is None else workers
         self._decoded = DataLoader(
             _Decoder(split, augment, seed),
-            batch_size=None,  # a request is for a part already
+            batch_size=None,  # A request is a batch already.
             sampler=self._order,
             num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
+            prefetch_factor=PREFETCH if workers else None,
             persistent_workers=workers > 0,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # or it would draw from the global one
+            collate_fn=_identity,
+            generator=torch.Generator(),  # Without one, DataLoader draws from the global generator.
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,13 +124,13 @@ class StreamedBatches(Loader):
                 piece = self._next(decoded)
                 damaged |= {image.path: image for image in piece.damaged}
                 place = slice(start, start + PART)
-                pixels = torch.from_numpy(piece.pixels).to(self.device)  # bytes travel, a quarter of what they become
+                pixels = torch.from_numpy(piece.pixels).to(self.device)  # As uint8: a quarter of the float32 copy.
                 self._normalize.in_place(images[place].copy_(pixels))
                 labels[place].copy_(torch.from_numpy(piece.labels))
             yield images, labels
         if damaged:
-            count = f"{len(damaged):,} of {len(self._split):,} images cannot be used: {listed(damaged.values())}"
-            print(f"{self._split.title}: {count}; the next ones stood in", file=sys.stderr, flush=True)
+            count = f"{len(damaged):,} of {len(self._split):,} images cannot be used: {list_damaged(damaged.values())}"
+            print(f"{self._split.title}: {count}; replaced by the next ones", file=sys.stderr, flush=True)
 
     def _next(self, decoded: Iterator[_Decoded]) -> _Decoded:
         try:
@@ -130,19 +139,19 @@ class StreamedBatches(Loader):
             if not str(error).startswith("DataLoader worker"):
                 raise
             cause = " ".join(str(error).split())
-            raise UserError(f"a process that decodes images ended: {cause} Try fewer with --workers") from error
+            raise UserError(f"a process that decodes images ended: {cause} Try fewer, workers=1 for example") from error
         if not piece.complete:
             if self._split.on_error == "stop":
                 raise UserError(
-                    f"{self._split.title}: {listed(piece.damaged)} cannot be used; replace it, or go on without such "
-                    "images with --on-error skip"
+                    f"{self._split.title}: {list_damaged(piece.damaged)} cannot be used; replace it, or leave such "
+                    "images out with on_error=skip"
                 )
-            tried = f"{min(TRIES, len(self._split))} images in a row"
-            raise UserError(f"{self._split.title}: {tried} cannot be used: {listed(piece.damaged)}")
+            tried = f"{min(MAX_TRIES, len(self._split))} images in a row"
+            raise UserError(f"{self._split.title}: {tried} cannot be used: {list_damaged(piece.damaged)}")
         return piece
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of iterations that were begun."""
+        """Return the number of iterations begun."""
         return {"epoch": self._order.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -150,15 +159,17 @@ class StreamedBatches(Loader):
 
 
 class _Request(NamedTuple):
+    """Ask a worker for the images ``indices`` in iteration ``epoch``."""
+
     epoch: int
     indices: list[int]
 
 
 class _Decoded(NamedTuple):
-    """Images uint8 (n, 3, size, size) and labels int64 (n,), unless not ``complete``; and what could not be used.
+    """Hold images uint8 (n, 3, size, size), labels int64 (n,), valid where ``complete``, and the damaged images.
 
-    Arrays, which go through a pipe. Tensors would go through shared memory, where containers have little of it;
-    and torch's record of those that were received keeps glibc before 2.38 from using freed memory again.
+    NumPy arrays go through a pipe. Tensors would go through shared memory, of which containers have little; and
+    torch's record of received tensors keeps glibc before 2.38 from reusing freed memory.
     """
 
     pixels: np.ndarray
@@ -167,12 +178,12 @@ class _Decoded(NamedTuple):
     complete: bool
 
 
-def _as_it_is(piece: Any) -> Any:
+def _identity(piece: Any) -> Any:
     return piece
 
 
-class _Order:
-    """The requests of iteration ``epoch``, in order; a permutation by ``seed``, or without one the split's order."""
+class _RequestSampler:
+    """Iterate over the requests of iteration ``epoch``: permuted by ``seed``, or without one in the split's order."""
 
     def __init__(self, size: int, parts: list[slice], seed: int | None):
         self.size, self.batch_parts, self.seed = size, parts, seed
@@ -192,7 +203,7 @@ class _Order:
 
 
 class _Decoder(Dataset[_Decoded]):
-    """What runs in a worker: the images of a request."""
+    """Read and decode the images of a request, in a worker."""
 
     def __init__(self, split: StreamedSplit, augment: RandomResizedCrop | None, seed: int):
         self.split, self.augment, self.seed = split, augment, seed
@@ -202,28 +213,28 @@ class _Decoder(Dataset[_Decoded]):
         pixels, labels = np.empty((count, 3, size, size), np.uint8), np.empty(count, np.int64)
         damaged: list[Damaged] = []
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about metadata that nobody asked for
+            warnings.simplefilter("ignore")  # Pillow warns about metadata, which is not used here.
             complete = all(self._fill(pixels, labels, i, request, damaged) for i in range(count))
         return _Decoded(pixels, labels, damaged, complete)
 
     def _fill(
         self, pixels: np.ndarray, labels: np.ndarray, place: int, request: _Request, damaged: list[Damaged]
     ) -> bool:
-        """Decode the image of that place, or the next one that can be used; whether there was one."""
-        image, source, wanted = load_pillow(), self.split.source, request.indices[place]
+        """Decode an image into its place, or the next one that can be used; return False where there is none."""
+        pillow, source, wanted = load_pillow(), self.split.source, request.indices[place]
 
-        def crop(width: int, height: int) -> Any:
+        def crop(width: int, height: int) -> Crop:
             if self.augment is None:
                 return centre_crop(width, height)
             return self.augment.draw(width, height, random.Random(f"{self.seed},{request.epoch},{wanted}"))
 
-        tries = min(TRIES, len(self.split)) if self.split.on_error == "skip" else 1
+        tries = min(MAX_TRIES, len(self.split)) if self.split.on_error == "skip" else 1
         for offset in range(tries):
             index = (wanted + offset) % len(self.split)
             try:
-                pixels[place] = cropped(image, source.read(index), crop, self.split.size)
-            except Exception as error:  # a damaged image fails in every way there is
-                damaged.append(Damaged(source.name(index), reason_of(error)))
+                pixels[place] = decode_crop(pillow, source.read(index), crop, self.split.size)
+            except Exception as error:  # Pillow raises many types for damaged images.
+                damaged.append(Damaged(source.name(index), error_reason(error)))
                 continue
             labels[place] = source.labels[index]
             return True

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tests.lab.demo.conftest import NAMES
 
-from torchadder.data.augment import CENTRE
+from torchadder.data.images import CENTRE
 from torchadder.errors import UserError
 from torchadder.lab.demo import DemoClassifier, Server
 from torchadder.lab.demo import server as server_module

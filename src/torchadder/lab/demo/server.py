@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from torchadder.data.augment import CENTRE as CROP
+from torchadder.data.images import CENTRE as CROP
 from torchadder.data.preprocessing import CENTRE
 from torchadder.engine.classifier import Classifier
 from torchadder.errors import UserError
@@ -97,7 +97,7 @@ class DemoClassifier:
         values; otherwise distances is None. A number that is not finite becomes None.
         """
         array = np.frombuffer(pixels, np.uint8).reshape(self.shape)
-        image = self._classifier.preprocessing.prepared(array, self._size)
+        image = self._classifier.preprocessing.prepare(array, self._size)
         (logits,) = self._classifier.engine(image)
         distances = _distances(logits, self._last.epilogue) if self._last.kind == "adder" else None
         return {"logits": _finite(logits), "distances": None if distances is None else _finite(distances)}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchadder.counts import Summary, summary
 from torchadder.data import Dataset, Split, open_batches
-from torchadder.data.pixels import load_pillow
+from torchadder.data.images import load_pillow
 from torchadder.engine import Engine
 from torchadder.errors import UserError
 from torchadder.lab.bench.record import portable_command

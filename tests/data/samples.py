@@ -1,13 +1,15 @@
-"""CIFAR's files as they are published, of a few random images: what the tests of its readers read."""
+"""Make small files for tests: CIFAR as it is published, images of one colour, and damaged copies of bytes."""
 
 import io
 import struct
 import tarfile
 
 import numpy as np
+from hypothesis import strategies as st
 
 from torchadder.data import cifar
 
+COLOURS = 200
 COUNTS = {  # images in the training batches and the test batch
     "cifar10": (3, 1, 2, 1, 1, 4),
     "cifar100": (8, 4),
@@ -19,8 +21,8 @@ LAYOUT_IDS = [layout.folder for _, layout in LAYOUTS]
 
 def arrays(name="cifar10"):
     rng = np.random.default_rng(0)
-    highest = SETS[name].num_classes
-    return [(rng.integers(0, 256, (n, 3072), np.uint8), rng.integers(0, highest, n, np.uint8)) for n in COUNTS[name]]
+    classes = SETS[name].num_classes
+    return [(rng.integers(0, 256, (n, 3072), np.uint8), rng.integers(0, classes, n, np.uint8)) for n in COUNTS[name]]
 
 
 def binary(images, labels, coarse=()):
@@ -28,7 +30,7 @@ def binary(images, labels, coarse=()):
 
 
 def python(images, labels, *, key=b"labels", fortran=False, dtype=b"u1", name=b"numpy\nndarray"):
-    """A batch as Python 2 and its numpy pickled it, opcode by opcode."""
+    """Return a batch as Python 2 and its numpy pickled it, opcode by opcode."""
 
     def text(value):
         return b"U" + bytes([len(value)]) + value
@@ -56,7 +58,7 @@ def contents(layout):
     batches = dict(zip(layout.md5, arrays(name), strict=True))
     if layout is cifar.BINARY:
         return {file: binary(*batch) for file, batch in batches.items()}
-    if layout.folder == cifar.BINARY_100.folder:  # the coarse label, first, is no label of ours
+    if layout.folder == cifar.BINARY_100.folder:  # the coarse label stands first
         return {file: binary(*batch, coarse=[batch[1] // 5 + 100]) for file, batch in batches.items()}
     key = b"labels" if name == "cifar10" else b"fine_labels"
     return {file: python(*batch, key=key, fortran=i % 2 == 0) for i, (file, batch) in enumerate(batches.items())}
@@ -69,7 +71,7 @@ def unpacked(folder, layout, files):
 
 
 def tarred(files, folder):
-    """The bytes of a tar file, with the folder itself and a readme in it as in the published ones."""
+    """Return a tar file with ``files`` in ``folder``, and a readme, as in the published archives."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         directory = tarfile.TarInfo(folder)
@@ -92,3 +94,40 @@ def archived(name, compress, below="."):
 
 def name_of(layout):
     return next(name for name, known in LAYOUTS if known.folder == layout.folder)
+
+
+def colour_of(number):
+    return (number * 37 % 256, number * 91 % 256, number * 151 % 256)
+
+
+def content_of(number, size=(40, 30), form="JPEG"):
+    """Return an image file of one colour, of ``size`` (width, height); the colour tells its number."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", size, colour_of(number)).save(file, form)
+    return file.getvalue()
+
+
+def numbers_of(images, normalization):
+    """Return the numbers of images float32 (N, 3, H, W) of one colour each, which were normalised."""
+    mean, std = (t.flatten().numpy() for t in normalization)
+    colours = (images.mean((2, 3)).numpy() * std + mean) * 255
+    known = np.array([colour_of(number) for number in range(COLOURS)])
+    distances = np.abs(colours[:, None] - known).max(2)
+    assert distances.min(1).max() < 4  # JPEG's error
+    return distances.argmin(1).tolist()
+
+
+def mutated(original, positions=None):
+    """Return a strategy of ``original`` cut, extended, or with some bytes at ``positions`` replaced."""
+    positions = st.integers(0, len(original) - 1) if positions is None else positions
+    replaced = st.dictionaries(positions, st.integers(0, 255), max_size=8)
+    return st.builds(
+        lambda cut, changes, tail: (
+            bytes(changes.get(i, byte) for i, byte in enumerate(original))[: len(original) - cut] + tail
+        ),
+        st.just(0) | st.integers(0, len(original)),
+        replaced,
+        st.binary(max_size=8),
+    )

@@ -1,24 +1,19 @@
-"""wds:SHARDS: the samples of tar files, by what wrote them as by hand, and the line that each wrong one gets."""
+"""Test wds:SHARDS: the samples of tar files, and the message for each wrong file or name."""
 
 import io
 import pickle
 import tarfile
 
-import numpy as np
 import pytest
-from tests.data.image_files import content_of, numbers_of
+from tests.data.samples import content_of, numbers_of
 
-from torchadder.data import load_dataset, open_batches, shards
+from torchadder.data import load_dataset, open_batches, webdataset
 from torchadder.errors import UserError
 
 pytest.importorskip("PIL.Image", reason="no Pillow: pip install 'torchadder[images]'")
 
 
-@pytest.fixture(autouse=True)
-def nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TORCHADDER_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nowhere_else")
 
 
 def write(path, files, form=tarfile.USTAR_FORMAT):
@@ -36,7 +31,7 @@ def sample(number, label, extension="jpg"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three training shards of 5, 1 and 2 samples and a test shard of 3; the label is the number by 2."""
+    """Write training shards of 5, 1 and 2 samples and a test shard of 3; the label is the number // 2."""
     first = 0
     for name, count in (("train-00", 5), ("train-01", 1), ("train-02", 2), ("test", 3)):
         samples = [sample(i, i // 2) for i in range(first, first + count)]
@@ -67,14 +62,14 @@ def test_images_and_labels_of_all_shards_in_order(folder):
 
 @pytest.fixture
 def small(folder):
-    """A test shard whose labels are also those of training: so many classes there are if nobody says otherwise."""
+    """Write a test shard whose labels all occur in training, so that the number of classes is found."""
     write(folder / "test.tar", sample(9, 3))
     assert loaded(folder).num_classes == 4
     return folder
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_whatever_else_a_tar_file_may_hold(small, form):
+def test_other_members_of_a_tar_file_are_ignored(small, form):
     folder = "a/" * 60  # names too long for a header
     files = [
         ("__index__", b"no sample"),
@@ -96,21 +91,8 @@ def test_whatever_else_a_tar_file_may_hold(small, form):
     assert dataset.train.source.name(1) == f"odd.tar: {folder}2"
 
 
-def test_what_the_webdataset_package_writes(tmp_path, small):
-    webdataset = pytest.importorskip("webdataset")
-    with webdataset.TarWriter(str(tmp_path / "theirs.tar")) as writer:
-        for i in range(3):
-            image = np.full((30, 40, 3), 0.5)
-            writer.write({"__key__": f"sample{i}", "png": image, "cls": i})
-    split = load_dataset(f"wds:theirs.tar,test={small}/test.tar,size=16,classes=4").train
-    ((images, labels),) = open_batches(split, 3, workers=0)
-    assert labels.tolist() == [0, 1, 2]
-    mean, std = split.normalization
-    assert ((images * std + mean - 0.5).abs() < 0.01).all()
-
-
 @pytest.mark.parametrize("place", [".", "variable", "cache/torchadder", "flag"])
-def test_relative_names_are_looked_for(tmp_path, monkeypatch, small, place):
+def test_relative_names_are_searched(tmp_path, monkeypatch, small, place):
     (tmp_path / "variable").mkdir()
     monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "variable"))
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
@@ -119,7 +101,7 @@ def test_relative_names_are_looked_for(tmp_path, monkeypatch, small, place):
     assert len(load_dataset(name, tmp_path / "flag" if place == "flag" else None).train) == 8
 
 
-def test_it_can_be_passed_to_a_worker_that_is_spawned(small):
+def test_a_source_can_be_pickled(small):
     source = loaded(small).train.source
     again = pickle.loads(pickle.dumps(source))
     assert [again.read(i) for i in range(8)] == [source.read(i) for i in range(8)] == [content_of(i) for i in range(8)]
@@ -146,7 +128,7 @@ def test_damaged_images_are_named(small, capsys):
     ],
 )
 def test_braces(pattern, names):
-    assert shards.expand(pattern) == names
+    assert webdataset.expand(pattern) == names
 
 
 def labelled(content):
@@ -166,7 +148,7 @@ def compressed(folder):
         archive.addfile(tarfile.TarInfo("x"))
 
 
-WRONG = [  # change to good shards -> words in the message
+WRONG = [  # change to good shards, words in the message
     (lambda folder: (folder / "train-01.tar").unlink(), "1 of 3 shards are missing, the first is .*train-01.tar$"),
     (lambda folder: (folder / "train-00.tar").unlink(), "no shard .*train-00.tar: name the folder that they are in"),
     (
@@ -174,7 +156,7 @@ WRONG = [  # change to good shards -> words in the message
         r"sample 000001 has no image \(.jpg, .jpeg, .png",
     ),
     (lambda folder: write(folder / "train-01.tar", sample(1, 1)[1:]), r"sample 000001 has no label \(.cls\)"),
-    (labelled(b"cat"), "train-01.tar: the label of x is b'cat', expected a whole number from 0"),
+    (labelled(b"cat"), "train-01.tar: the label of x is b'cat', expected an integer from 0"),
     (labelled(b"-1"), "the label of x is b'-1', expected"),
     (labelled(b"1" * 10), "the label of x is b'1111111111', expected"),
     (labelled(b""), "the label of x is b'', expected"),
@@ -200,7 +182,7 @@ def test_wrong_shards_get_one_line(small, change, words):
     ("name", "words"),
     [
         ("wds:", "unknown data set 'wds:'; known: .*wds:SHARDS"),
-        ("wds:a.tar", "wds:a.tar: which shards are for testing is missing, add test=SHARDS"),
+        ("wds:a.tar", "wds:a.tar: the shards for testing are missing, add test=SHARDS"),
         (
             "wds:a.tar,test=b.tar,count=3",
             "'count=3' is unknown or there twice, expected test=..., size=..., classes=.*",

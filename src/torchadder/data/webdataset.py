@@ -1,4 +1,4 @@
-"""wds:SHARDS: the samples of WebDataset shards, tar files on this machine, by an index of where each image lies."""
+"""Load wds:SHARDS, WebDataset shards: tar files on this machine, streamed by an index of where each image lies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torchadder.data.folders import candidates_of
-from torchadder.data.names import Names
-from torchadder.data.options import normalization_of, parse, size_of, whole_number
-from torchadder.data.pixels import EXTENSIONS
-from torchadder.data.registry import Dataset, register
+from torchadder.data.fetch import candidate_paths
+from torchadder.data.images import EXTENSIONS
+from torchadder.data.registry import (
+    Dataset,
+    PackedNames,
+    integer_option,
+    normalization_option,
+    parse_name,
+    register,
+    size_option,
+)
 from torchadder.errors import UserError
 
 MAX_SHARDS = 100_000
@@ -25,37 +31,37 @@ MAX_LABEL_BYTES = 32
 
 @register("wds:SHARDS", options=("on_error",))
 def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop") -> Dataset:
-    """``argument`` is train-{000..146}.tar,test=val-{00..06}.tar,size=224,classes=1000,normalize=imagenet.
+    """Load "train-{000..146}.tar,test=val-{00..06}.tar,size=224,classes=1000,normalize=imagenet".
 
-    Only the shards need to be given. A sample is a KEY.jpg (or .jpeg, .png) and its KEY.cls, a whole number from 0
-    in ASCII. classes=: how many there are, one more than the largest training label without it.
+    Only the shards, for training and for testing, must be given. A sample is KEY.jpg (or .jpeg, .png) and KEY.cls, an
+    integer from 0 in ASCII. classes= is the number of classes, by default the largest training label plus one.
 
-    The headers of all shards are read once at the start; images are then read from their place, so that the order
-    is a true shuffle and shards of unequal length are shared evenly. Relative names are looked for in ``data_dir``
-    where it is given, else in the working directory, TORCHADDER_DATA and the cache.
+    The headers of all shards are read once at the start, and then each image from its position. So the order is a true
+    shuffle, and processes share shards of unequal length evenly. Relative names are looked for in ``data_dir``, or
+    without it in the working directory, TORCHADDER_DATA and the cache.
 
     Raises UserError for shards that are missing, remote, compressed or damaged, samples without an image or a
     label, and labels out of range.
     """
-    pattern, options = parse("wds", argument, ("test", "size", "classes", "normalize"))
+    pattern, options = parse_name("wds", argument, ("test", "size", "classes", "normalize"))
     if "test" not in options:
-        raise UserError(f"wds:{argument}: which shards are for testing is missing, add test=SHARDS")
+        raise UserError(f"wds:{argument}: the shards for testing are missing, add test=SHARDS")
     train, test = (Shards(_find(shards, data_dir)) for shards in (pattern, options["test"]))
-    given = whole_number(options, "classes", low=1, high=MAX_CLASSES)
+    given = integer_option(options, "classes", low=1, high=MAX_CLASSES)
     classes = given or min(int(train.labels.max()) + 1, MAX_CLASSES)
     return Dataset.streamed(
         f"wds:{argument}",
         classes,
         train,
         test,
-        size=size_of(options),
-        normalization=normalization_of(options),
+        size=size_option(options),
+        normalization=normalization_option(options),
         on_error=on_error,
     )
 
 
 class Shards:
-    """The images of some shards as a Source. Raises UserError where one cannot be read."""
+    """Read the images of shards, as a Source. Raises UserError where a shard cannot be read."""
 
     def __init__(self, paths: Sequence[Path]):
         samples = [sample for shard, path in enumerate(paths) for sample in _samples(path, shard)]
@@ -63,23 +69,23 @@ class Shards:
             raise UserError(f"{paths[0]} holds no samples: expected KEY.jpg and KEY.cls")
         self.paths = paths
         self.labels = np.array([sample.label for sample in samples], np.int64)
-        self._places = np.array([(sample.shard, sample.offset, sample.size) for sample in samples], np.int64)
-        self._keys = Names(sample.key for sample in samples)
+        self._positions = np.array([(sample.shard, sample.offset, sample.size) for sample in samples], np.int64)
+        self._keys = PackedNames(sample.key for sample in samples)
 
     def read(self, index: int) -> bytes:
-        shard, offset, size = self._places[index].tolist()
+        shard, offset, size = self._positions[index].tolist()
         with open(self.paths[shard], "rb") as file:
             file.seek(offset)
             return file.read(size)
 
     def name(self, index: int) -> str:
-        return f"{self.paths[self._places[index, 0]].name}: {self._keys[index]}"
+        return f"{self.paths[self._positions[index, 0]].name}: {self._keys[index]}"
 
 
 def expand(pattern: str) -> list[str]:
-    """The names that braces stand for: {000..146} numbers, with the zeros in front that are there, {a,b} either.
+    """Expand braces: "a-{00..02}.tar" to three names with two digits, "{a,b}.tar" to two names.
 
-    Raises UserError for more than MAX_SHARDS of them.
+    Raises UserError for more than MAX_SHARDS names.
     """
     names = [""]
     for text, low, high, choices in re.findall(r"([^{}]+)|\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{}]*)\}", pattern):
@@ -94,20 +100,20 @@ def expand(pattern: str) -> list[str]:
 def _find(pattern: str, data_dir: Path | None) -> list[Path]:
     if re.match(r"[a-z0-9]+:", pattern):
         raise UserError(f"{pattern} is not on this machine: copy the shards to a folder, or mount them, and name that")
-    candidates = [candidates_of(name, data_dir) for name in expand(pattern)]
+    candidates = [candidate_paths(name, data_dir) for name in expand(pattern)]
     if not candidates:
         raise UserError(f"{pattern} stands for no shards: expected a range such as {{000..146}}")
-    for paths in zip(*candidates, strict=True):  # one place after the other
+    for paths in zip(*candidates, strict=True):  # The paths of one folder after the other.
         if paths[0].is_file():
             if missing := [path for path in paths if not path.is_file()]:
                 raise UserError(f"{len(missing):,} of {len(paths):,} shards are missing, the first is {missing[0]}")
             return list(paths)
     tried = " or ".join(map(str, candidates[0]))
-    raise UserError(f"no shard {tried}: name the folder that they are in, or pass --data DIR")
+    raise UserError(f"no shard {tried}: name the folder that they are in, or pass data_dir=DIR")
 
 
 class _Sample(NamedTuple):
-    """A sample: its name, its label, and where the image lies: in which shard, from which byte, and how many."""
+    """Describe a sample: its name, its label, and its image: number of the shard, first byte, and size in bytes."""
 
     key: str
     label: int
@@ -117,7 +123,7 @@ class _Sample(NamedTuple):
 
 
 def _samples(path: Path, shard: int) -> Iterator[_Sample]:
-    """The samples of a shard: neighbouring files whose names are the same up to the first dot."""
+    """Iterate over the samples of a shard: neighbouring files whose names are the same up to the first dot."""
     try:
         with tarfile.open(path, "r:") as archive:
             for key, members in groupby(_files(archive), key=lambda member: _split(member.name)[0]):
@@ -137,15 +143,15 @@ def _samples(path: Path, shard: int) -> Iterator[_Sample]:
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular files that have a name and an extension; others are no part of a sample."""
+    """Iterate over the regular files with a name and an extension; others are no part of a sample."""
     while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+        archive.members.clear()  # type: ignore[attr-defined]  # TarFile would keep all of them in memory.
         if member.isreg() and not member.issparse() and all(_split(member.name)):
             yield member
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A name up to its first dot, empty where it has nothing before that, and the rest in lower case."""
+    """Split a name at its first dot into key and extension in lower case; the key of ".name" is empty."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
     stem, dot, extension = file.partition(".")
     return stem and folder + slash + stem, dot + extension.lower()
@@ -153,5 +159,5 @@ def _split(name: str) -> tuple[str, str]:
 
 def _label(path: Path, key: str, content: bytes) -> int:
     if not re.fullmatch(rb"\s*\d{1,9}\s*", content):
-        raise UserError(f"{path}: the label of {key} is {content!r}, expected a whole number from 0")
+        raise UserError(f"{path}: the label of {key} is {content!r}, expected an integer from 0")
     return int(content)

@@ -1,4 +1,4 @@
-"""Batches of a split that lives in memory on the training device: no workers, no copy but the batch."""
+"""Serve batches of a split: the interface of all loaders, and the loader of a split in memory on the device."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchadder.data.augment import Augmentation
+from torchadder.data.images import Augmentation
 from torchadder.data.registry import Split
 from torchadder.errors import UserError
 
 
 class Share(NamedTuple):
-    """The part of every batch that a process takes, one of ``world`` of them: contiguous, in the order of ranks."""
+    """Select the part of every batch that one of ``world`` processes takes: contiguous, in the order of ranks."""
 
     rank: int = 0
     world: int = 1
 
     def of(self, start: int, stop: int) -> slice:
-        """Of the images start..stop those that are this process's."""
+        """Return the part of the images start..stop that belongs to this process."""
         count = stop - start
         return slice(start + count * self.rank // self.world, start + count * (self.rank + 1) // self.world)
 
@@ -30,15 +30,14 @@ WHOLE = Share()
 
 
 class Loader(ABC):
-    """Iterates over (images float32 (B, C, H, W), labels int64 (B,)) on ``device``, of a split of ``size`` images.
+    """Iterate over (images float32 (B, C, H, W), labels int64 (B,)) of a split of ``size`` images, on ``device``.
 
-    With ``train`` the order is shuffled anew in each iteration, as ``seed`` decides, and the last partial batch is
-    dropped (the paper's recipe); without, the order is the split's and every image comes once. ``batch_size`` counts
-    the images of all processes together; this one iterates over its ``share`` of each batch. ``memory_format`` is
-    that of the images.
+    With ``train`` the order is shuffled in each iteration, and the last partial batch is dropped, as in the paper's
+    recipe. Without it the order is the split's, and every image comes once. ``batch_size`` counts the images of all
+    processes together; this loader serves its ``share`` of each batch. ``memory_format`` is that of the images.
 
-    Raises UserError when ``train`` and the split is smaller than one batch, or a batch is not the same for every
-    process.
+    Raises UserError when ``train`` is set and the split is smaller than a batch, or the processes cannot share a
+    batch evenly.
     """
 
     def __init__(
@@ -52,10 +51,10 @@ class Loader(ABC):
         share: Share,
     ):
         if train and size < batch_size:
-            raise UserError(f"batch_size {batch_size} is more than the {size} training images; choose a smaller one")
+            raise UserError(f"batch_size={batch_size} is more than the {size} training images; choose a smaller one")
         if train and batch_size % share.world:
             raise UserError(
-                f"batch_size {batch_size} cannot be shared evenly by {share.world} processes: choose a multiple"
+                f"batch_size={batch_size} cannot be shared evenly by {share.world} processes: choose a multiple"
             )
         self.size, self.batch_size, self.train = size, batch_size, train
         self.device, self.memory_format, self.share = torch.device(device), memory_format, share
@@ -65,14 +64,14 @@ class Loader(ABC):
 
     @property
     def count(self) -> int:
-        """Images in one iteration, those of the other processes included."""
+        """Return the number of images in one iteration, those of other processes included."""
         return len(self) * self.batch_size if self.train else self.size
 
     def parts(self) -> Iterator[slice]:
-        """This process's part of each batch, as places in the order of an iteration."""
+        """Iterate over this process's part of each batch, as positions in the order of an iteration."""
         for start in range(0, self.count, self.batch_size):
             part = self.share.of(start, min(start + self.batch_size, self.count))
-            if part.start < part.stop:  # else a last batch of fewer images than processes
+            if part.start < part.stop:  # A last batch may have fewer images than there are processes.
                 yield part
 
     @abstractmethod
@@ -80,20 +79,20 @@ class Loader(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What iteration continues from, with the same orders and augmentations."""
+        """Return the state from which later iterations have the same orders and augmentations."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Batches(Loader):
-    """A Loader of a split in memory, whose order a generator of its own decides that starts from ``seed``.
+    """Serve a split in memory: it is copied to ``device`` once, and each batch is indexed and augmented there.
 
-    ``augment`` changes the training images, anew in each iteration, by the same generator: the seed decides all of
-    it, on every device alike.
+    A generator that starts from ``seed`` decides the order, and the choices of ``augment``, which changes the training
+    images in each iteration. A seed gives the same batches on every device.
 
-    Raises UserError as Loader; ValueError for ``augment`` without ``train``, or with images that were normalised
-    before they came here, in which black is no longer 0.
+    Raises UserError as Loader, and ValueError for ``augment`` without ``train``, or with float images, which are
+    normalised already: their black is not 0.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class Batches(Loader):
         device, order, choices = self.device, None, None
         if self.train:
             order = torch.randperm(len(self.labels), generator=self._generator).to(device)
-        if self._augment is not None:  # for the whole epoch at once: one that is left early changes none after it
+        if self._augment is not None:  # Drawn for the whole epoch, so that leaving it early does not change later ones.
             choices = self._augment.draw(len(self.labels), self._generator).to(device)
         for part in self.parts():
             chosen = part if order is None else order[part]
@@ -135,7 +134,7 @@ class Batches(Loader):
             yield images.contiguous(memory_format=self.memory_format), labels
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator's state."""
+        """Return the state of the generator."""
         return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
