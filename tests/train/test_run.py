@@ -308,7 +308,7 @@ def test_refused(tiny_recipe, tmp_path, prepare, change, resume, words):
 
 
 def test_nothing_is_written_before_the_data_is_there(tiny_recipe, tmp_path):
-    with pytest.raises(UserError, match="batch_size 51"):
+    with pytest.raises(UserError, match="batch_size=51"):
         start(tmp_path / "run", dataclasses.replace(tiny_recipe, batch_size=51))
     assert not (tmp_path / "run").exists()
 
