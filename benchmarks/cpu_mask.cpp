@@ -1,8 +1,9 @@
-// Hides AVX-512, AVX-VNNI and AMX from a process: Linux lets the CPUID instruction fault, and a handler answers.
+// Hides AVX-512, AVX-VNNI and AMX from a process: Linux makes the CPUID instruction fault, and a signal handler answers
+// it.
 //
-// For LD_PRELOAD, with TORCHADDER_CPU=avx2 in the environment; `torchadder bench latency --cpu avx2` starts its
-// processes so. Every library then chooses what it would choose on a CPU that has no more than AVX2.
-// Threads inherit the fault; exec ends it, and the preload begins it again. glibc looked at the CPU before.
+// `torchadder bench latency --cpu avx2` compiles this file (c++ -O2 -shared -fPIC) and preloads it (LD_PRELOAD, with
+// TORCHADDER_CPU=avx2 in the environment). Every library then chooses as on a CPU that has no more than AVX2. Threads
+// inherit the fault; exec ends it, and the preload sets it again. glibc has looked at the CPU before that.
 #include <asm/prctl.h>
 #include <cpuid.h>
 #include <signal.h>
@@ -18,7 +19,7 @@ namespace {
 struct sigaction previous;
 bool active = false;
 
-bool let_cpuid_fault(bool fault) { return syscall(SYS_arch_prctl, ARCH_SET_CPUID, fault ? 0UL : 1UL) == 0; }
+bool set_cpuid_faults(bool fault) { return syscall(SYS_arch_prctl, ARCH_SET_CPUID, fault ? 0UL : 1UL) == 0; }
 
 template <typename... Bits>
 constexpr uint32_t without(Bits... bits) {
@@ -31,9 +32,9 @@ struct Answer {
 
 Answer masked(uint32_t leaf, uint32_t subleaf) {
   Answer answer{};
-  let_cpuid_fault(false);
+  set_cpuid_faults(false);
   __cpuid_count(leaf, subleaf, answer.eax, answer.ebx, answer.ecx, answer.edx);
-  let_cpuid_fault(true);
+  set_cpuid_faults(true);
   if (leaf == 7 && subleaf == 0) {
     // AVX-512 F, DQ, IFMA, PF, ER, CD, BW, VL
     answer.ebx &= without(16, 17, 21, 26, 27, 28, 30, 31);
@@ -50,7 +51,7 @@ Answer masked(uint32_t leaf, uint32_t subleaf) {
     // the state of mask, ZMM and tile registers, and of APX
     answer.eax &= without(5, 6, 7, 17, 18, 19);
   } else if (leaf == 0x1d || leaf == 0x1e || leaf == 0x24) {
-    answer = {};  // what there is of tiles and AVX10
+    answer = {};  // tiles and AVX10
   }
   return answer;
 }
@@ -66,7 +67,7 @@ void answer_cpuid(int signal, siginfo_t *info, void *context) {
     registers[REG_RDX] = answer.edx;
     registers[REG_RIP] += 2;
   } else {
-    // The instruction runs again, and faults for whoever had the signal before.
+    // The instruction runs again and faults for the handler that was there before.
     sigaction(signal, &previous, nullptr);
   }
 }
@@ -77,7 +78,7 @@ __attribute__((constructor)) void hide() {
   struct sigaction action = {};
   action.sa_sigaction = answer_cpuid;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
-  if (sigaction(SIGSEGV, &action, &previous) != 0 || !let_cpuid_fault(true)) {
+  if (sigaction(SIGSEGV, &action, &previous) != 0 || !set_cpuid_faults(true)) {
     const char message[] = "this kernel or CPU cannot hide instruction sets (no CPUID faulting)\n";
     const ssize_t written = write(STDERR_FILENO, message, sizeof message - 1);
     _exit(written < 0 ? 2 : 1);
@@ -87,5 +88,5 @@ __attribute__((constructor)) void hide() {
 
 }  // namespace
 
-// For the process itself to ask: a dynamic linker that cannot load the library only warns.
+// Tells the process that the mask works: a dynamic linker that cannot load the library only warns.
 extern "C" int torchadder_cpu_is_masked() { return active; }

@@ -1,6 +1,6 @@
-// What the inner loops could reach on this CPU if nothing but their own instructions took time: the functors of the
-// kernels, in the kernels' own tiles, on data that stays in the first-level cache. `convolution` is the same loop with
-// a multiply-add, the limit of any direct float32 convolution. Prints one JSON object; limits.py writes it to results/.
+// Measures the limits of the float kernels' inner loops on this CPU: their functors in their own tiles, on data that
+// stays in the first-level cache. `convolution` is the same loop with a multiply-add, the limit of any direct float32
+// convolution. Prints one JSON object; limits.py writes it to results/.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

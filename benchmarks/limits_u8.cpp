@@ -1,7 +1,7 @@
-// What the engine's inner loops could reach on this CPU: `issue` is the instructions alone, registers only; a tile is
-// the engine's own step in the engine's own tile, on data that stays in the first-level cache. Element operations are
-// bytes for `adder`, 16-bit products for `conv`, bits for `binary`. Prints one JSON object; limits.py writes it to
-// results/.
+// Measures the limits of the engine's inner loops on this CPU. `issue` is the instructions alone, on registers; a tile
+// is the engine's own step in its own tile, on data that stays in the first-level cache. Element operations are bytes
+// for `adder`, 16-bit products for `conv` (bytes with VNNI), bits for `binary`. Prints one JSON object; limits.py
+// writes it to results/.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -10,7 +10,7 @@
 #include "engine/adder_by_max.h"
 #include "engine/layer_kernel.h"
 #if defined(__AVX512BW__)
-#include "engine/lanes_avx512.h"
+#include "engine/vector_avx512.h"
 #endif
 
 using namespace torchadder::engine;

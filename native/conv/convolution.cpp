@@ -8,13 +8,13 @@
 namespace torchadder {
 namespace {
 
-constexpr int64_t kChunkPixels = 768;        // most pixels whose pointers are made at once
-constexpr int64_t kChunkFloats = 64 * 1024;  // of source, state and result that a chunk touches: stays in L2
+constexpr int64_t kChunkPixels = 768;        // at most, whose pointers are computed together
+constexpr int64_t kChunkFloats = 64 * 1024;  // of source, state and result in a chunk: they stay in L2
 constexpr int64_t kGroupFloats = 96 * 1024;  // of the images that go through all classes together
-constexpr int64_t kLeastWork = 128 * 1024;   // element operations that are worth another thread
-constexpr int64_t kLeastPacking = 8 * 1024;  // floats of packed weight that are
-constexpr int64_t kFewTiles = 12;            // tiles a thread, under which the blocks are shared out too
-constexpr int64_t kStepsOfATile = 4;         // what a tile costs beside its steps
+constexpr int64_t kMinWork = 128 * 1024;     // element operations that are worth another thread
+constexpr int64_t kMinPacking = 8 * 1024;    // floats of packed weight that are worth another thread
+constexpr int64_t kFewTiles = 12;            // tiles a thread below which threads share the blocks too
+constexpr int64_t kStepsOfATile = 4;         // the cost of a tile beside its steps
 
 // A class of pixels and the blocks that one thread computes for a pixel before it goes on to the next chunk.
 struct Part {
@@ -42,11 +42,11 @@ void class_constants(const Convolution &c, const PixelClass &pixels, const Chann
     for (int lane = 0; c.bias && lane < std::min(4, packed.packing.lanes - first); ++lane)
       rest[lane] = c.bias[packed.channel + first + lane];
     for (int64_t tap = 0; tap < c.view.taps; ++tap) {
-      const bool meets = pixels.inside[static_cast<std::size_t>(tap)];
+      const bool is_inside = pixels.inside[static_cast<std::size_t>(tap)];
       const Four abs_sum = load(packed.packing.tap_abs_sum + tap * width + first);
-      if (meets) total += load(packed.packing.tap_sum + tap * width + first);
+      if (is_inside) total += load(packed.packing.tap_sum + tap * width + first);
       if (c.recenter) rest += abs_sum;
-      if (!meets) rest -= abs_sum;  // recentred: 0, or NaN where a weight is
+      if (!is_inside) rest -= abs_sum;  // with recenter the sum is 0, or NaN if a weight is
     }
     std::memcpy(weight_sum + first, &total, sizeof total);
     std::memcpy(constant + first, &rest, sizeof rest);
@@ -65,7 +65,7 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   float *result[kChunkPixels];
   float sums[kChunkPixels];
   const AuxiliaryKernels &isa = auxiliary_kernels(part.packed->kernel->isa);
-  const bool wants_sums =
+  const bool reads_sums =
       (c.op == Op::forward_f32 && isa.forward_reads_sums) || (c.op == Op::grad_input_f32 && isa.grad_input_reads_sums);
   int64_t j = begin % width, i = begin / width % height, d = begin / width / height % depth;
   int64_t n = begin / width / height / depth;
@@ -74,10 +74,10 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
     for (int64_t p = 0; p < count; ++p) {
       source[p] = c.source + n * from.image + planes.source[d] * from.plane + rows.source[i] * from.row +
                   columns.source[j] * from.pixel;
-      const int64_t place =
+      const int64_t offset =
           n * to.image + planes.result[d] * to.plane + rows.result[i] * to.row + columns.result[j] * to.pixel;
-      result[p] = c.result + place;
-      state[p] = c.state ? c.state + place : nullptr;
+      result[p] = c.result + offset;
+      state[p] = c.state ? c.state + offset : nullptr;
       if (++j == width) {
         j = 0;
         if (++i == height) {
@@ -91,7 +91,7 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
     }
     for (int64_t b = 0; b < part.block_count; ++b) {
       const Kernel &kernel = *part.packed[b].kernel;
-      if (wants_sums && (b == 0 || part.blocks[b].source_channel != part.blocks[b - 1].source_channel))
+      if (reads_sums && (b == 0 || part.blocks[b].source_channel != part.blocks[b - 1].source_channel))
         isa.source_sums(part.blocks[b], source, count, sums);
       for (int64_t p = 0; p < count; p += kernel.pixels)
         kernel.run(part.blocks[b], {source + p, state + p, result + p, sums + p,
@@ -101,7 +101,7 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   }
 }
 
-// Blocks by class and block, over packed weight, sums by tap and constants in the thread's scratch.
+// Packs the weight into the thread's scratch, with sums by tap and constants. Returns the blocks by [class][block].
 std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
   const std::vector<PixelClass> &classes = c.plan->classes;
   const bool forward = c.op == Op::forward_f32 || c.op == Op::grouped_f32 || c.op == Op::depthwise_f32;
@@ -118,7 +118,7 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
     to.tap_abs_sum = forward ? to.tap_sum + taps * width : nullptr;
     at += by_lane * width;
   }
-  parallel(rows * lanes < kLeastPacking ? 1 : static_cast<int>(std::min<int64_t>(threads, block_count)),
+  parallel(rows * lanes < kMinPacking ? 1 : static_cast<int>(std::min<int64_t>(threads, block_count)),
            [&](int t, int count) {
              const Share mine = share(block_count, t, count);
              for (int64_t b = mine.begin; b < mine.end; ++b) {
@@ -145,7 +145,7 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
   return blocks;
 }
 
-// Classes as parts; where there are few pixels the blocks are shared out too.
+// Makes a part of each class; with few pixels, one of each class and block.
 std::vector<Part> make_parts(const Convolution &c, const std::vector<Block> &blocks, int threads) {
   const std::vector<PixelClass> &classes = c.plan->classes;
   const int64_t block_count = static_cast<int64_t>(c.blocks.size());
@@ -171,14 +171,14 @@ void run(Convolution &c, int threads) {
   int64_t lanes = 0, work = 0;
   for (const ChannelBlock &block : c.blocks) lanes += block.kernel->lanes;
   for (const PixelClass &pixels : c.plan->classes) work += c.images * pixels.pixels() * (pixels.steps + 1) * lanes;
-  threads = static_cast<int>(std::clamp<int64_t>(work / kLeastWork, 1, std::max(threads, 1)));
+  threads = static_cast<int>(std::clamp<int64_t>(work / kMinWork, 1, std::max(threads, 1)));
 
   const std::vector<Block> blocks = pack(c, lanes, threads);
   const std::vector<Part> parts = make_parts(c, blocks, threads);
   int64_t image_cost = 0;
   for (const Part &part : parts) image_cost += part.pixels_an_image * part.cost;
 
-  // A few images at a time through all classes: what one class has read is still in the cache for the next.
+  // A few images at a time go through all classes, so that the next class finds the source in the cache.
   const int64_t floats_an_image = c.source_layout.image + (c.state ? 2 : 1) * c.result_layout.image;
   const int64_t group = std::max<int64_t>(1, kGroupFloats / std::max<int64_t>(1, floats_an_image));
   parallel(threads, [&](int t, int count) {
@@ -191,8 +191,8 @@ void run(Convolution &c, int threads) {
       if (before >= mine.end) break;
       for (const Part &part : parts) {
         const int64_t pixels = images * part.pixels_an_image, skipped = first * part.pixels_an_image;
-        const auto pixel_at = [&](int64_t place) {
-          return place <= before ? 0 : std::min((place - before + part.cost - 1) / part.cost, pixels);
+        const auto pixel_at = [&](int64_t cost) {
+          return cost <= before ? 0 : std::min((cost - before + part.cost - 1) / part.cost, pixels);
         };
         const int64_t begin = pixel_at(mine.begin), end = pixel_at(mine.end);
         if (begin < end) compute(c, part, skipped + begin, skipped + end);

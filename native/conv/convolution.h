@@ -1,11 +1,40 @@
-// The driver: one convolution-like sum over all pixels, classes, blocks of channels and threads.
+// The driver: one convolution-like sum over all pixels, blocks of channels and threads.
 #pragma once
+#include <cstdint>
+#include <memory>
+#include <new>
 #include <vector>
 
-#include "conv/blocks.h"
+#include "conv/dispatch.h"
 #include "conv/geometry.h"
 
 namespace torchadder {
+
+// Floats at a cache line.
+struct FreeAligned {
+  void operator()(float *p) const { ::operator delete[](p, std::align_val_t{64}); }
+};
+using Floats = std::unique_ptr<float[], FreeAligned>;
+inline Floats make_floats(int64_t count) {
+  const std::size_t bytes = static_cast<std::size_t>(count > 0 ? count : 1) * sizeof(float);
+  return Floats(static_cast<float *>(::operator new[](bytes, std::align_val_t{64})));
+}
+
+// Returns memory of the calling thread for one use. It is kept between calls and grows when needed; the next call for
+// the same use returns it again.
+enum class Use { packing, source, state, result };
+template <Use>
+float *scratch(int64_t count) {
+  thread_local Floats memory;
+  thread_local int64_t size = 0;
+  if (count > size) {
+    memory.reset();
+    size = 0;
+    memory = make_floats(count);
+    size = count;
+  }
+  return memory.get();
+}
 
 // Images in memory, channels last; strides in floats.
 struct Layout {
@@ -16,6 +45,14 @@ struct Layout {
   }
 };
 
+// A block of output channels for one kernel, before it is combined with a class of pixels (tile.h, Block).
+struct ChannelBlock {
+  const Kernel *kernel;
+  int64_t source_channel, channel;  // its first ones
+  Packing packing;
+  int source_lanes = 0;  // grouped
+};
+
 struct Convolution {
   Op op;
   int64_t images;
@@ -24,11 +61,11 @@ struct Convolution {
   std::vector<ChannelBlock> blocks;
   std::vector<int32_t> index{};   // grouped: see Block
   const float *source = nullptr;  // what is summed over: the input, or the gradient of the output
-  const float *state = nullptr;   // gradients: the input, which lies as the result does
+  const float *state = nullptr;   // gradients: the forward input, in the layout of the result
   float *result = nullptr;
   Layout source_layout{}, result_layout{};
   const float *bias = nullptr;  // forward, by channel, or null
-  bool recenter = false;
+  bool recenter = false;        // forward: adds sum |W| of each filter
 };
 
 void run(Convolution &convolution, int threads);

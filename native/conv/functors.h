@@ -1,15 +1,30 @@
-// The arithmetic of each operator: one step of the inner loop and what becomes of a finished sum.
+// The functors: the arithmetic of each operator, for any vector type V.
 //
-// Each identity is derived in docs/performance.md. NaN: x86's max and min return their second operand when either
-// is NaN, so the operands below are ordered for NaN to survive, or the last line of `finish` brings it back.
+//   step(sum, w, x, state)   one step of the inner loop; `x` is dy in gradients
+//   finish(...)              the result, from the accumulator and the plain sums of source and weight
+//   kSource                  which source channel a lane reads
+//   kSourceSum               finish() reads the plain sum of the source
+//   kState, State, state(x)  gradients: what is kept in registers for each pixel, made of the forward input x
+//
+//   operator            identity                                              vector instructions an element
+//   convolution         x w                                                   1: fma
+//   forward             sum |x-w| = 2 sum max(x, w) - sum x - sum w           2: max, add (or fma with 1)
+//   grad_input, AVX2    HardTanh(w-x) = min(max(w, x-1), x+1) - x             3: max, min, fma
+//   grad_input, AVX-512 HardTanh(w-x) = range(w-x, 1)                         3: sub, range, fma
+//   sign gradients      sign(w-x): fixupimm (AVX-512) or masks (AVX2)         3 or 8
+//   groups              as above, with one permutation of the source          + 1
+//   depthwise forward   |x-w|                                                 3: sub, and, add
+//
+// docs/performance.md derives each identity. NaN: max and min of x86 return their second operand if either is NaN. So
+// the operands are ordered for NaN to survive, or finish() restores it.
 #pragma once
 
 namespace torchadder {
 
-// What the lanes of a vector meet: one number for all, each its own channel's, or each a channel of its own group.
+// The source channel of a lane: one for all lanes, the lane's own, or one of the lane's group.
 enum class Source { one, own, group };
 
-// |x - w| = 2 max(x, w) - x - w: two instructions an element; the two plain sums are made once a patch and filter.
+// |x - w| = 2 max(x, w) - x - w. The two plain sums are computed once a patch and once a filter.
 template <class V, bool kAdd>
 struct Forward {
   using T = typename V::T;
@@ -27,7 +42,7 @@ struct Forward {
   }
 };
 
-// HardTanh(w - x) = min(max(w, x - 1), x + 1) - x: three instructions, the last term once a patch.
+// HardTanh(w - x) = min(max(w, x - 1), x + 1) - x. The last term is subtracted once a patch.
 template <class V>
 struct GradInputMinMax {
   using T = typename V::T;
@@ -44,7 +59,7 @@ struct GradInputMinMax {
   static T finish(T sum, T source_sum, T, T, T x) { return V::sub(sum, V::mul(x, source_sum)); }
 };
 
-// HardTanh(w - x) in one instruction where there is one (AVX-512 vrangeps): no cancellation, fewer registers.
+// HardTanh(w - x) in one instruction, where there is one (AVX-512 vrangeps): no cancellation, fewer registers.
 template <class V>
 struct GradInputClamp {
   using T = typename V::T;
@@ -72,13 +87,13 @@ struct GradInputSign {
   static T finish(T sum, T, T, T, T) { return sum; }
 };
 
-// Groups of few channels: several of them fill a vector.
+// Groups of few channels: several groups fill a vector.
 template <class F>
 struct Grouped : F {
   static constexpr Source kSource = Source::group;
 };
 
-// Depthwise: source and weight are both vectors along the channels, so the plain sums would not be shared.
+// Depthwise: source and weight are both vectors along the channels. No other filter would share the plain sums.
 template <class V>
 struct Depthwise {
   using T = typename V::T;
@@ -105,7 +120,7 @@ struct DepthwiseGradInput {
   static T finish(T sum, T, T, T, T) { return sum; }
 };
 
-// Depthwise: any other functor that needs no source sum.
+// Depthwise: any other functor without a source sum.
 template <class F>
 struct OwnChannel : F {
   static constexpr Source kSource = Source::own;

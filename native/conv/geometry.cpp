@@ -12,7 +12,7 @@ struct Axis {
   int64_t source_size, result_size, kernel, stride, padding, dilation;
 };
 
-// The taps of result position i, and its source base.
+// Finds the taps of result position i; returns its base in the source.
 int64_t taps_at(const Axis &axis, Direction direction, int64_t i, std::vector<AxisTap> &taps) {
   taps.clear();
   if (direction == Direction::forward) {
@@ -44,20 +44,20 @@ std::vector<AxisClass> axis_classes(const Axis &axis, Direction direction) {
   std::vector<AxisTap> taps;
   for (int64_t i = 0; i < axis.result_size; ++i) {
     const int64_t base = taps_at(axis, direction, i, taps);
-    AxisClass *home = nullptr;
+    AxisClass *match = nullptr;
     for (AxisClass &known : classes)
-      if (same(known.taps, taps)) home = &known;
-    if (!home) {
+      if (same(known.taps, taps)) match = &known;
+    if (!match) {
       classes.push_back({{}, {}, taps});
-      home = &classes.back();
+      match = &classes.back();
     }
-    home->result.push_back(i);
-    home->source.push_back(base);
+    match->result.push_back(i);
+    match->source.push_back(base);
   }
   return classes;
 }
 
-// `depth`: source channels that a pixel meets; `strides`: of the source, by axis, in floats.
+// `depth`: source channels that a pixel reads; `strides`: of the source, by axis, in floats.
 PixelClass pixel_class(const AxisClass &planes, const AxisClass &rows, const AxisClass &columns,
                        const torchadder_convolution &s, int64_t depth, const int64_t (&strides)[3]) {
   const std::size_t taps = static_cast<std::size_t>(s.kernel[0] * s.kernel[1] * s.kernel[2]);

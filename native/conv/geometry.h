@@ -1,4 +1,5 @@
-// Which source pixels a result pixel meets: exact lists of filter taps, no padding and no bounds check inside.
+// The source pixels that a result pixel reads: exact lists of filter taps, so that kernels need no padding and no
+// bounds checks.
 //
 // Along each axis result positions with the same taps at the same distances form a class; a class of pixels is a
 // class of planes times one of rows times one of columns. Padding, stride and dilation end here: a kernel sees base
@@ -23,9 +24,9 @@ struct AxisClass {
   std::vector<AxisTap> taps;
 };
 
-// Forward: result position i of an output meets source i * stride - padding + tap * dilation of the input.
-// Input gradient: result position i of the input meets source (i + padding - tap * dilation) / stride of the output,
-// where that is a whole number; its taps are packed backwards.
+// Forward: result position i of the output reads position i * stride - padding + tap * dilation of the input.
+// Input gradient: result position i of the input reads position (i + padding - tap * dilation) / stride of the output,
+// if that is a whole number; its taps are packed backwards.
 enum class Direction { forward, gradient };
 
 // Adjacent taps are one run where source and packed weight both continue.
@@ -33,7 +34,7 @@ struct PixelClass {
   const AxisClass *axes[3];  // depth, height, width
   std::vector<Run> runs;
   int64_t steps;             // total length of the runs
-  std::vector<char> inside;  // by tap in packed order: whether it meets the source and not the padding
+  std::vector<char> inside;  // by tap in packed order: whether it lies in the image, not in the padding
   int64_t size(int axis) const { return static_cast<int64_t>(axes[axis]->result.size()); }
   int64_t pixels() const { return size(0) * size(1) * size(2); }
 };
@@ -43,7 +44,7 @@ struct PixelPlan {
   std::vector<PixelClass> classes;
 };
 
-// The plan of a shape, made once and kept: it does not depend on the number of images.
+// Returns the plan of a shape. It is made once and kept, and does not depend on the number of images.
 std::shared_ptr<const PixelPlan> pixel_plan(const torchadder_convolution &shape, Direction direction);
 
 }  // namespace torchadder

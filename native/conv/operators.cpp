@@ -1,4 +1,4 @@
-// The C interface of the operators: a shape in PyTorch's terms becomes a Convolution.
+// The C interface of the operators. It makes a Convolution of a shape in the terms of PyTorch.
 #include <algorithm>
 #include <cstring>
 #include <exception>
@@ -11,7 +11,8 @@
 namespace torchadder {
 namespace {
 
-const char *wrong(const torchadder_convolution &s) {
+// Returns the error in a shape, or null.
+const char *shape_error(const torchadder_convolution &s) {
   if (s.images < 0 || s.c_in < 1 || s.c_out < 1) return "negative or empty size";
   for (int a = 0; a < 3; ++a) {
     if (s.size_in[a] < 0 || s.size_out[a] < 0) return "negative or empty size";
@@ -20,14 +21,14 @@ const char *wrong(const torchadder_convolution &s) {
     if (s.padding[a] < 0) return "negative padding";
     const int64_t room = s.size_in[a] + 2 * s.padding[a] - s.dilation[a] * (s.kernel[a] - 1) - 1;
     if (s.size_out[a] != (room < 0 ? -1 : room / s.stride[a] + 1))
-      return "the output size does not follow from the input's, or the kernel is larger than the padded input";
+      return "size_out does not follow from the other sizes, or the kernel is larger than the padded input";
   }
   if (s.groups < 1 || s.c_in % s.groups || s.c_out % s.groups) return "groups must divide both channel counts";
   return nullptr;
 }
 
 struct WeightStrides {
-  int64_t taps;  // how many
+  int64_t taps;  // number of taps
   int64_t out, in, tap;
 };
 
@@ -55,11 +56,11 @@ std::vector<ChannelBlock> cut(Op op, int64_t groups, int64_t lanes, int64_t dept
   return blocks;
 }
 
-// How a convolution's groups fill the lanes of a vector.
+// How the groups of a convolution fill the lanes of a vector.
 struct Grouping {
   Op op;
-  bool by_channel;   // depthwise: a lane meets its own channel and nothing else
-  int64_t together;  // groups that share a vector, if more than one
+  bool by_channel;   // depthwise: a lane reads its own channel only
+  int64_t together;  // groups that share a vector
 };
 
 Grouping grouping(const torchadder_convolution &s, Op plain, Op grouped, Op depthwise) {
@@ -69,8 +70,8 @@ Grouping grouping(const torchadder_convolution &s, Op plain, Op grouped, Op dept
   return together > 1 ? Grouping{grouped, false, together} : Grouping{plain, false, 1};
 }
 
-// Cuts the groups, of `lanes` channels that meet `depth`, into blocks of `together` of them; `stride` floats of the
-// weight lie between groups.
+// Cuts the groups into blocks of `together` groups. A group has `lanes` channels that read `depth` source channels; its
+// weight is `stride` floats after that of the group before.
 void cut_groups(Convolution &c, int64_t groups, int64_t together, int64_t lanes, int64_t depth, const float *weight,
                 int64_t stride) {
   const Kernel &kernel = kernel_for(c.op, 1);
@@ -92,7 +93,7 @@ void cut_groups(Convolution &c, int64_t groups, int64_t together, int64_t lanes,
 
 template <class Body>
 int guarded(const torchadder_convolution &s, Body &&body) {
-  if (const char *reason = wrong(s)) return fail("%s", reason);
+  if (const char *reason = shape_error(s)) return fail("%s", reason);
   try {
     body();
   } catch (const std::exception &error) {
@@ -103,14 +104,14 @@ int guarded(const torchadder_convolution &s, Body &&body) {
 
 int64_t pixels(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
 
-constexpr int64_t kLeastTransposed = 32 * 1024;  // floats that are worth another thread
+constexpr int64_t kMinTransposed = 32 * 1024;  // floats that are worth another thread
 constexpr int64_t kColumnsAtOnce = 64;
 
-// Each image, a matrix of rows by columns, transposed: channels first to last, or back.
+// Transposes each image, a matrix of rows by columns: channels first to last, or back.
 void transpose(const float *from, float *to, int64_t images, int64_t rows, int64_t columns, int threads) {
   const Transposer transposer = auxiliary_kernels(selected_isa()).transpose;
   const int64_t blocks = (columns + kColumnsAtOnce - 1) / kColumnsAtOnce, floats = rows * columns;
-  const int64_t most = std::max<int64_t>(1, images * floats / kLeastTransposed);
+  const int64_t most = std::max<int64_t>(1, images * floats / kMinTransposed);
   parallel(static_cast<int>(std::clamp<int64_t>(most, 1, std::max(threads, 1))), [&](int t, int count) {
     const Share mine = share(images * blocks, t, count);
     for (int64_t job = mine.begin; job < mine.end; ++job) {
@@ -120,7 +121,7 @@ void transpose(const float *from, float *to, int64_t images, int64_t rows, int64
   });
 }
 
-// Images that lie (N, C, D, H, W), channels last in this thread's scratch; others as they are.
+// Returns the images channels last: channels-first ones as a copy in the thread's scratch.
 template <Use use>
 const float *channels_last(const torchadder_convolution &s, const float *images, int64_t channels, int64_t count) {
   if (!s.images_channels_first) return images;
@@ -129,7 +130,7 @@ const float *channels_last(const torchadder_convolution &s, const float *images,
   return to;
 }
 
-// Where a result goes before store() puts it into the order that was asked for.
+// Returns the memory that a result is computed in, before store() transposes it if that is needed.
 float *result_memory(const torchadder_convolution &s, float *result, int64_t channels, int64_t count) {
   return s.images_channels_first ? scratch<Use::result>(s.images * channels * count) : result;
 }
@@ -184,7 +185,7 @@ void grad_input(const torchadder_convolution &s, const float *dy, const float *x
   store(s, c.result, dx, s.c_in, pixels(s.size_in));
 }
 
-constexpr int64_t kImagesAtOnce = 16;  // of one partial sum: fixed, so that the result does not depend on the threads
+constexpr int64_t kImagesAtOnce = 16;  // of a partial sum; fixed, so that the result does not depend on the threads
 
 void grad_weight_sign(const torchadder_convolution &s, const float *dy, const float *x, const float *weight, float *dw,
                       int threads) {
@@ -196,9 +197,9 @@ void grad_weight_sign(const torchadder_convolution &s, const float *dy, const fl
   x = channels_last<Use::source>(s, x, s.c_in, pixels(s.size_in));
   dy = channels_last<Use::state>(s, dy, s.c_out, pixels(s.size_out));
 
-  Buffer padded;
+  Floats padded;
   if (s.padding[0] || s.padding[1] || s.padding[2]) {
-    padded = make_buffer(s.images * layout.image);
+    padded = make_floats(s.images * layout.image);
     parallel(threads, [&](int t, int count) {
       const Share mine = share(s.images, t, count);
       std::fill(padded.get() + mine.begin * layout.image, padded.get() + mine.end * layout.image, 0.0f);
@@ -233,8 +234,8 @@ void grad_weight_sign(const torchadder_convolution &s, const float *dy, const fl
     }
   const int64_t block_count = static_cast<int64_t>(blocks.size()), floats = rows * isa.sign_lanes;
   const int64_t parts = std::max<int64_t>(1, (s.images + kImagesAtOnce - 1) / kImagesAtOnce);
-  const Buffer memory = make_buffer(block_count * (floats + isa.sign_lanes));
-  const Buffer partial = make_buffer(parts * block_count * floats);
+  const Floats memory = make_floats(block_count * (floats + isa.sign_lanes));
+  const Floats partial = make_floats(parts * block_count * floats);
   for (int64_t b = 0; b < block_count; ++b) {
     Packing &to = blocks[static_cast<std::size_t>(b)].packing;
     to.weight = memory.get() + b * (floats + isa.sign_lanes);

@@ -1,7 +1,8 @@
-// The tile kernel, once for all operators: P pixels by N vectors of channels stay in registers over all runs.
+// The tile kernel, once for all operators and vector types: P pixels by N vectors of channels stay in registers over
+// all runs. V is a vector type (vector_avx2.h), F a functor (functors.h).
 //
-// Order of addition is the order of the runs, for every tile size: a result does not depend on the tile that
-// computed it, and so not on the number of threads.
+// Every tile size adds in the order of the runs. So a result depends neither on the tile that computed it nor on the
+// number of threads.
 #pragma once
 #include "conv/tile.h"
 
@@ -21,7 +22,7 @@ void store_lanes(float *p, typename V::T value, int lanes) {
     V::store_partial(p, value, lanes);
 }
 
-// sum[p] += what pixel p meets, for `count` pixels; a known count stays in registers.
+// sum[p] += the floats of the runs of pixel p, for `count` pixels. A constant count keeps the sums in registers.
 template <class V>
 inline __attribute__((always_inline)) void add_runs(const Block &block, const float *const *at, int count,
                                                     typename V::T *sum) {
@@ -37,7 +38,7 @@ inline __attribute__((always_inline)) void add_runs(const Block &block, const fl
   }
 }
 
-// Sums of the numbers that the runs of each pixel meet: the separable part of the identities.
+// Computes the sum over the runs of each pixel: the separable part of the identities.
 template <class V>
 void source_sums(const Block &block, const float *const *source, int64_t count, float *sums) {
   for (int64_t first = 0; first < count; first += V::width) {
@@ -54,7 +55,7 @@ void source_sums(const Block &block, const float *const *source, int64_t count, 
   }
 }
 
-// One number of the source meets all lanes: sum[p][v] gets a step for each number of each run.
+// Source::one: each float of each run makes one step for all lanes.
 template <class V, class F, int P, int N>
 inline __attribute__((always_inline)) void add_steps(const Block &block, const Tile &tile, const F &f,
                                                      const typename F::State (&state)[P][N],
@@ -80,13 +81,14 @@ inline __attribute__((always_inline)) void add_steps(const Block &block, const T
   }
 }
 
-// Every lane meets a channel of its own, or by block.index one of its group. Runs are single taps here: the pixels
-// share one base pointer that moves, for pointers of their own would take as long as the arithmetic. met[p]: plain
-// sums.
+// Source::own and Source::group: each lane reads its own channel, or by block.index one of its group. Runs are single
+// taps here, and the pixels share one base pointer: a pointer for each pixel would take as long as the arithmetic.
+// source_sum[p]: plain sums by source channel.
 template <class V, class F, int P, bool kFull>
 inline __attribute__((always_inline)) void add_steps_by_lane(const Block &block, const Tile &tile, const F &f,
                                                              const typename F::State (&state)[P][1],
-                                                             typename V::T (&sum)[P][1], typename V::T (&met)[P]) {
+                                                             typename V::T (&sum)[P][1],
+                                                             typename V::T (&source_sum)[P]) {
   using T = typename V::T;
   const float *const origin = tile.source[0] + block.source_channel;
   int64_t offset[P];
@@ -104,7 +106,7 @@ inline __attribute__((always_inline)) void add_steps_by_lane(const Block &block,
     } else {
       if constexpr (F::kSourceSum)
 #pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) met[p] = V::add(met[p], load(base + offset[p]));
+        for (int p = 0; p < P; ++p) source_sum[p] = V::add(source_sum[p], load(base + offset[p]));
       for (int64_t k = 0; k < run->length; ++k, weight += V::width) {
         const T w = V::load(weight);
 #pragma GCC unroll 16
@@ -121,11 +123,11 @@ template <class V, class F, int P, int N>
 void tile_of(const Block &block, const Tile &tile) {
   using T = typename V::T;
   const F f;
-  T sum[P][N], met[P];
+  T sum[P][N], source_sum[P];
   typename F::State state[P][N];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    met[p] = V::zero();
+    source_sum[p] = V::zero();
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) {
       sum[p][v] = V::zero();
@@ -136,16 +138,16 @@ void tile_of(const Block &block, const Tile &tile) {
   if constexpr (F::kSource == Source::one)
     add_steps<V, F, P, N>(block, tile, f, state, sum);
   else if ((F::kSource == Source::group ? block.source_lanes : block.lanes) >= V::width)
-    add_steps_by_lane<V, F, P, true>(block, tile, f, state, sum, met);
+    add_steps_by_lane<V, F, P, true>(block, tile, f, state, sum, source_sum);
   else
-    add_steps_by_lane<V, F, P, false>(block, tile, f, state, sum, met);
+    add_steps_by_lane<V, F, P, false>(block, tile, f, state, sum, source_sum);
 
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
     T total = V::zero();
     if constexpr (F::kSource == Source::group && F::kSourceSum)
       for (int64_t k = 0; k < (block.run_count ? block.runs->length : 0); ++k)
-        total = V::add(total, V::permute(met[p], block.index + k * V::width));
+        total = V::add(total, V::permute(source_sum[p], block.index + k * V::width));
     else if constexpr (F::kSourceSum)
       total = V::broadcast(tile.source_sum[p]);
 #pragma GCC unroll 4
@@ -160,14 +162,14 @@ void tile_of(const Block &block, const Tile &tile) {
   }
 }
 
-// The full tile, or the same code for the fewer pixels that are left.
+// Runs the full tile, or the same code for fewer pixels.
 template <class V, class F, int P, int N>
 void tile_kernel(const Block &block, const Tile &tile) {
   if (tile.pixels == P) return tile_of<V, F, P, N>(block, tile);
   if constexpr (P > 1) return tile_kernel<V, F, P - 1, N>(block, tile);
 }
 
-// Weight into N vectors a row, with the sums that the identities need.
+// Packs the weight of a block into N vectors a row, and computes the sums that the identities need.
 template <class V, int N>
 void pack(const WeightView &view, const Packing &to) {
   using T = typename V::T;
@@ -195,7 +197,7 @@ void pack(const WeightView &view, const Packing &to) {
   }
 }
 
-// to[column][row] = from[row][column] for some of the columns, a square of vectors at a time.
+// to[column][row] = from[row][column] for columns [first, last), a square of vectors at a time.
 template <class V>
 void transpose(const float *from, float *to, int64_t rows, int64_t columns, int64_t first, int64_t last) {
   typename V::T a[V::width];
@@ -211,7 +213,7 @@ void transpose(const float *from, float *to, int64_t rows, int64_t columns, int6
   }
 }
 
-// Sign gradient of R rows of packed weight: for each pixel, sum[r] += sign(x[r] - w[r]) * dy.
+// The sign gradient of R rows of packed weight: sum[r] += sign(x[r] - w[r]) * dy for each pixel.
 template <class V, int R>
 void sign_rows(const SignGradient &job, int first) {
   using T = typename V::T;

@@ -1,4 +1,5 @@
-// What a kernel sees: a tile of pixels, a block of channels, and the runs of numbers that it adds up.
+// The arguments of the float kernels: a tile of pixels, a block of channels, and the runs of floats that are summed.
+// All offsets and strides are in floats.
 #pragma once
 #include <cstdint>
 
@@ -6,9 +7,9 @@ namespace torchadder {
 
 constexpr int kMaxPixels = 16;  // of a tile
 
-// `length` consecutive floats of the source, met by as many rows of packed weight.
+// `length` adjacent floats of the source, and as many rows of packed weight.
 struct Run {
-  int64_t source;  // from the pixel's base, floats (may be negative)
+  int64_t source;  // from the pixel's base; may be negative
   int64_t weight;  // first row of packed weight
   int64_t length;
 };
@@ -23,32 +24,32 @@ struct Block {
   int64_t source_channel;   // first source channel of the block's group; depthwise: the block's first channel
   int64_t channel;          // first channel of the block, in the result
   int lanes;                // channels of the block that exist
-  const int32_t *index;  // grouped: [depth][lanes of the kernel], the source channel of each lane, from source_channel
-  int source_lanes;      // grouped: source channels that the block's groups have
+  const int32_t
+      *index;  // grouped: [depth][lanes of the kernel], the source channel of each lane, relative to source_channel
+  int source_lanes;  // grouped: source channels that the block's groups have
 };
 
-// Pixel p: source[p] is where its runs start; state[p], result[p] its channel 0 in the input and in the result;
-// source_sum[p] the sum of all that its runs meet, for the kernels that want it.
+// A tile of pixels, by pixel.
 struct Tile {
-  const float *const *source;
-  const float *const *state;
-  float *const *result;
-  const float *source_sum;
+  const float *const *source;  // the base of its runs
+  const float *const *state;   // gradients: its channel 0 in the forward input
+  float *const *result;        // its channel 0 in the result
+  const float *source_sum;     // the sum over its runs, for kernels that read it
   int pixels;
 };
 
 using TileKernel = void (*)(const Block &, const Tile &);
 
-// source_sum of `count` pixels; the block tells runs and source channel.
+// Computes source_sum for `count` pixels; runs and source channel are those of the block.
 using SourceSums = void (*)(const Block &, const float *const *source, int64_t count, float *sums);
 
-// How an operator looks at the weight: strides in floats from lane to lane, along the depth and from tap to tap.
+// The weight as an operator reads it: strides from lane to lane, along the depth and from tap to tap.
 struct WeightView {
   int64_t lane, depth, tap;
   int64_t taps;
   bool backwards;  // taps in reverse order (input gradient)
   int64_t depth_size;
-  int64_t group_lanes = 0, group = 0;  // grouped: after so many lanes the weight goes on so many floats further
+  int64_t group_lanes = 0, group = 0;  // grouped: lanes of a group, and the stride from group to group
   int64_t rows() const { return taps * depth_size; }
   int64_t lane_offset(int64_t l) const {
     return group_lanes ? l / group_lanes * group + l % group_lanes * lane : l * lane;
@@ -56,7 +57,7 @@ struct WeightView {
   int64_t tap_offset(int64_t t) const { return (backwards ? taps - 1 - t : t) * tap; }
 };
 
-// Where the packed weight of a block goes.
+// The packed weight of a block.
 struct Packing {
   const float *origin;  // of the block's first lane in the weight
   int lanes;
@@ -70,11 +71,11 @@ using Packer = void (*)(const WeightView &, const Packing &, int lanes_of_kernel
 // to[column][row] = from[row][column] for columns [first, last) of a matrix.
 using Transposer = void (*)(const float *from, float *to, int64_t rows, int64_t columns, int64_t first, int64_t last);
 
-// Sign gradient of the weight: rows of packed weight against all pixels of some images.
+// The sign gradient of the weight: rows of packed weight, over all pixels of some images.
 struct SignGradient {
-  const float *x;                        // padded input, at the first image
+  const float *x;                        // the padded input, at the first image
   const float *dy;                       // at the first image and the block's first channel
-  const int64_t *offsets;                // of each row, from the pixel's base in x
+  const int64_t *offsets;                // [rows], from the pixel's base in x
   const float *weight;                   // packed [row][lanes]
   float *result;                         // [row][lanes], overwritten
   int64_t images, size[3];               // of dy

@@ -1,5 +1,14 @@
-// 8 floats, AVX2 and FMA. Zen: max and add on two pipes, fma on two others. Intel up to Skylake: all on ports 0 and 1;
-// from Alder Lake on, add on ports 1 and 5, max and fma on 0 and 1.
+// The vector type of AVX2 with FMA: 8 floats.
+//
+//   instruction      Zen 3               Skylake           Alder Lake (P cores)
+//                    latency, a cycle    latency, ports    latency, ports
+//   vmaxps, vminps   1, 2                4, p01            4, p01
+//   vaddps, vsubps   3, 2                4, p01            3, p15
+//   vfmadd231ps      4, 2                4, p01            4, p01
+//   vandps           1, 4                1, p015           1, p015
+//
+// Zen 3 was measured: max and add share two pipes (2.0 of both together a cycle), fma has two others (3.2 of max and
+// fma). The Intel columns are from uops.info.
 #pragma once
 #include <immintrin.h>
 
@@ -18,7 +27,7 @@ struct Avx2 {
   static T broadcast(float x) { return _mm256_set1_ps(x); }
   static T load(const float *p) { return _mm256_loadu_ps(p); }
   static T load_partial(const float *p, int n) { return _mm256_maskload_ps(p, first(n)); }
-  static T load_strided(const float *p, int64_t s, int n) {  // a gather takes many cycles on Zen
+  static T load_strided(const float *p, int64_t s, int n) {  // a gather is slow on Zen
     if (n >= width) return _mm256_setr_ps(p[0], p[s], p[2 * s], p[3 * s], p[4 * s], p[5 * s], p[6 * s], p[7 * s]);
     alignas(32) float lanes[8] = {};
     for (int i = 0; i < n; ++i) lanes[i] = p[i * s];
@@ -28,7 +37,7 @@ struct Avx2 {
     return _mm256_permutevar8x32_ps(a, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(lanes)));
   }
   static void store(float *p, T a) { _mm256_storeu_ps(p, a); }
-  static void store_partial(float *p, T a, int n) {  // a masked store takes many cycles on Zen
+  static void store_partial(float *p, T a, int n) {  // a masked store is slow on Zen
     alignas(32) float lanes[8];
     _mm256_store_ps(lanes, a);
     for (int i = 0; i < n; ++i) p[i] = lanes[i];
@@ -51,7 +60,7 @@ struct Avx2 {
     const T high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
     return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
   }
-  // Row p of the result is lane p of each a: pairs, fours, halves.
+  // Row p of the result is lane p of each a: interleaves pairs, then fours, then halves.
   static void transpose(T *a) {
     T pair[8], four[8];
     for (int i = 0; i < 4; ++i) {

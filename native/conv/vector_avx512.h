@@ -1,5 +1,12 @@
-// 16 floats, AVX-512 F and DQ. On Intel server cores max, add, sub, fma and range all issue on ports 0 and 5 (two a
-// cycle); on Zen 4 and 5 max and add share two pipes, fma has two others.
+// The vector type of AVX-512 (F, DQ): 16 floats.
+//
+//   instruction                                Intel server cores: latency, ports (from uops.info)
+//   vmaxps, vaddps, vsubps, vfmadd231ps        4, p05
+//   vrangeps (HardTanh), vfixupimmps (sign)    4, p05
+//   vpermps (groups)                           3, p5
+//
+// All the arithmetic shares ports 0 and 5: two instructions a cycle. On Zen 4 and 5 max and add share two pipes, and
+// fma has two others.
 #pragma once
 #include <immintrin.h>
 
@@ -32,10 +39,10 @@ struct Avx512 {
   static T max(T a, T b) { return _mm512_max_ps(a, b); }
   static T min(T a, T b) { return _mm512_min_ps(a, b); }
   static T abs(T a) { return _mm512_abs_ps(a); }
-  // 0b0010: the operand of the smaller magnitude, with the sign of the first
+  // Immediate 2 selects the operand of the smaller magnitude, with the sign of the first.
   static T hardtanh(T a) { return _mm512_range_ps(a, _mm512_set1_ps(1.0f), 2); }
   static T keep_nan(T a, T x) { return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); }
-  // sum + sign(a - b) * d. vfixupimm maps each class of number (from the right: quiet and signalling NaN, zero, one,
+  // sum + sign(a - b) * d. vfixupimm maps each class of numbers (from the right: quiet and signalling NaN, zero, one,
   // -inf, inf, negative, positive) to one of NaN (2), zero (8), -1 (9) and 1 (A).
   static T add_signed(T sum, T a, T b, T d) {
     const T t = sub(a, b);
@@ -56,7 +63,7 @@ struct Avx512 {
     const __m512i order = _mm512_setr_epi32(0, 8, 2, 10, 1, 9, 3, 11, 4, 12, 6, 14, 5, 13, 7, 15);
     return _mm512_permutexvar_ps(order, sums);
   }
-  // Row p of the result is lane p of each a: pairs, fours, then quarters of the vectors, 64 shuffles.
+  // Row p of the result is lane p of each a: interleaves pairs, fours, then quarters of the vectors, in 64 shuffles.
   static void transpose(T *a) {
     T pair[16], four[16], eight[16];
     for (int i = 0; i < 16; i += 2) {

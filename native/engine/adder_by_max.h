@@ -6,7 +6,12 @@
 // ports. The additions of psadbw saturate, because vpaddusw issues on ports 0 and 1 only, and so leaves port 5 to
 // psadbw.
 //
-// @@TABLE@@
+//   instruction    latency, ports (Intel, Skylake to Alder Lake; from uops.info)
+//   vpsadbw        3, p5
+//   vpaddusw       1, p01
+//   vpmaxub        1, p01
+//   vpmaddubsw     5, p01
+//   vpaddw         1, p015
 #pragma once
 #include "engine/layer_kernel.h"
 #include "engine/vector_avx2.h"

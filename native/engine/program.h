@@ -52,7 +52,7 @@ struct Program {
   std::vector<Step> steps;
   std::map<std::string, std::string> notes;  // what the file keeps beside the program, numbers as text
 
-  // Reads a .tadder file that lies in memory. The weights stay there. Throws FileError, which names step and value.
+  // Reads a .tadder file from memory; the weights stay in it. Throws FileError, which names step and value.
   static Program read(std::string_view bytes);
 };
 

@@ -1,4 +1,4 @@
-// A reader of safetensors files that lie in memory. It checks every offset.
+// A reader of safetensors files in memory. It checks every offset.
 #pragma once
 #include <cstdint>
 #include <map>

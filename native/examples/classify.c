@@ -2,8 +2,8 @@
  *
  *     classify lenet5bn.tadder digit.pgm [threads]
  *
- * How to compile it: docs/engine.md. The image is a binary PGM (grey) or PPM (colour) of the network's own size, 8
- * bits; most image programs write these.
+ * docs/engine.md shows how to compile it. The image is a binary PGM (grey) or PPM (colour) of the
+ * network's own size with 8 bits; most image programs write these.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,21 +12,21 @@
 
 #include "torchadder_engine.h"
 
-static void *owned[4]; /* file, pixels, numbers, logits: freed at the end, whatever happens */
+static void *owned[3]; /* pixels, images, logits: freed at the end */
 static torchadder_engine *engine;
 
 static int finish(int status) {
-  for (int i = 0; i < 4; ++i) free(owned[i]);
+  for (int i = 0; i < 3; ++i) free(owned[i]);
   torchadder_engine_free(engine);
   return status;
 }
 
-static int wrong(const char *what, const char *which) {
+static int error(const char *what, const char *which) {
   fprintf(stderr, "classify: %s: %s\n", which, what);
   return finish(2);
 }
 
-/* Pixels of a PGM or PPM of this size, or NULL. */
+/* Returns the pixels of a PGM or PPM of this size, or NULL. */
 static unsigned char *read_image(const char *path, long channels, long height, long width) {
   FILE *file = fopen(path, "rb");
   if (!file) return NULL;
@@ -47,14 +47,13 @@ static unsigned char *read_image(const char *path, long channels, long height, l
 }
 
 int main(int count, char **words) {
-  if (count < 3) return wrong("usage: classify FILE.tadder IMAGE.pgm|ppm [threads]", words[0]);
+  if (count < 3) return error("usage: classify FILE.tadder IMAGE.pgm|ppm [threads]", words[0]);
   engine = torchadder_engine_load(words[1], count > 3 ? atoi(words[3]) : 1);
-  if (!engine) return wrong(torchadder_last_error(), words[1]);
+  if (!engine) return error(torchadder_last_error(), words[1]);
   const torchadder_engine_about about = torchadder_engine_describe(engine);
   const char *mean = torchadder_engine_note(engine, "mean"), *std = torchadder_engine_note(engine, "std");
-  if (!mean || !std)
-    return wrong("it does not say mean and std of the pixels: write it with torchadder quantize", words[1]);
-  if (about.channels != 1 && about.channels != 3) return wrong("its images are neither grey nor coloured", words[1]);
+  if (!mean || !std) return error("it has no mean and std of the pixels: write it with torchadder quantize", words[1]);
+  if (about.channels != 1 && about.channels != 3) return error("its images are neither grey nor colour", words[1]);
 
   const long channels = (long)about.channels, area = (long)(about.height * about.width);
   unsigned char *pixels = owned[0] = read_image(words[2], channels, (long)about.height, (long)about.width);
@@ -65,17 +64,17 @@ int main(int count, char **words) {
   }
   float *images = owned[1] = malloc(sizeof(float) * (size_t)(channels * area));
   float *logits = owned[2] = malloc(sizeof(float) * (size_t)about.classes);
-  if (!images || !logits) return wrong("out of memory", words[0]);
+  if (!images || !logits) return error("out of memory", words[0]);
   for (long c = 0; c < channels; ++c) {
     char *mean_end, *std_end;
     const double m = strtod(mean, &mean_end), s = strtod(std, &std_end);
-    if (mean_end == mean || std_end == std || !(s > 0)) return wrong("mean or std is no number", words[1]);
+    if (mean_end == mean || std_end == std || !(s > 0)) return error("mean or std is not a number", words[1]);
     mean = mean_end, std = std_end;
     for (long i = 0; i < area; ++i) images[c * area + i] = (float)((pixels[i * channels + c] / 255.0 - m) / s);
   }
 
   struct timespec start, end;
-  if (torchadder_engine_run_f32(engine, images, 1, logits, NULL)) return wrong(torchadder_last_error(), words[1]);
+  if (torchadder_engine_run_f32(engine, images, 1, logits, NULL)) return error(torchadder_last_error(), words[1]);
   clock_gettime(CLOCK_MONOTONIC, &start);
   torchadder_engine_run_f32(engine, images, 1, logits, NULL);
   clock_gettime(CLOCK_MONOTONIC, &end);

@@ -1,10 +1,10 @@
-// Throws broken program files at the engine: each must be refused in one line, or run within its buffers.
+// Gives damaged .tadder files to the engine. Each must be rejected with one line, or run within its buffers.
 //
 // With clang, as a libFuzzer target:
 //     clang++ -std=c++17 -g -O1 -fsanitize=fuzzer,address,undefined -DTORCHADDER_LIBFUZZER ... engine_fuzzer.cpp
-// With any compiler, on its own; it mutates the files of the corpus for so many seconds:
+// With any compiler, as a program that mutates the files of the corpus for a number of seconds:
 //     engine_fuzzer SECONDS SEED FILE...
-// Sources and flags that both need: tests/native/test_fuzzer.py.
+// tests/native/test_fuzzer.py has the sources and flags that both need.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +19,7 @@
 
 namespace {
 
-constexpr int64_t kMostWork = 30'000'000, kMostMemory = 1 << 24;  // so that a case takes milliseconds
+constexpr int64_t kMaxWork = 30'000'000, kMaxMemory = 1 << 24;  // so that a case takes milliseconds
 
 using Random = std::mt19937;
 
@@ -53,7 +53,7 @@ const char *const kNumbers[] = {"0",
                                 "18446744073709551616",
                                 "\"\\u0041\""};
 
-// Exchanges a number of the head for another one, somewhere.
+// Replaces one number of the head.
 void mutate_number(std::string &head, Random &random) {
   std::vector<std::pair<std::size_t, std::size_t>> found;
   for (std::size_t i = 0; i < head.size();) {
@@ -85,7 +85,7 @@ void mutate_bytes(std::string &text, Random &random) {
   }
 }
 
-// A file with a few changes; the length of its head is mostly kept right, since nothing is read behind a wrong one.
+// Returns the file with a few changes. The length of its head mostly stays right, because a wrong one ends the reading.
 std::string mutated(const std::string &file, Random &random) {
   uint64_t length = 0;
   if (file.size() >= 8) std::memcpy(&length, file.data(), 8);
@@ -102,9 +102,9 @@ std::string mutated(const std::string &file, Random &random) {
       mutate_bytes(data, random);
   }
   length = below(random, 50) ? head.size() : random();
-  std::string made(8, '\0');
-  std::memcpy(made.data(), &length, 8);
-  return made + head + data;
+  std::string changed(8, '\0');
+  std::memcpy(changed.data(), &length, 8);
+  return changed + head + data;
 }
 
 }  // namespace
@@ -115,17 +115,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   torchadder_engine *engine = torchadder_engine_read(data, size, 1 + static_cast<int>(size % 2), isa, size % 3 == 0);
   if (!engine) {
     const std::size_t length = std::strlen(torchadder_last_error());
-    if (!length || std::strchr(torchadder_last_error(), '\n')) std::abort();  // what is refused is refused in a line
+    if (!length || std::strchr(torchadder_last_error(), '\n')) std::abort();
     return 0;
   }
   const torchadder_engine_about about = torchadder_engine_describe(engine);
   torchadder_engine_note(engine, "mean");
-  if (about.arena_bytes < kMostMemory && about.weight_bytes < kMostMemory &&
-      about.arena_bytes < kMostWork / about.weight_bytes) {
+  if (about.arena_bytes < kMaxMemory && about.weight_bytes < kMaxMemory &&
+      about.arena_bytes < kMaxWork / about.weight_bytes) {
     std::vector<float> logits(static_cast<std::size_t>(3 * about.classes));
-    const auto codes = static_cast<std::size_t>(3 * about.channels * about.height * about.width);
-    const std::vector<uint8_t> images(codes, 200);
-    const std::vector<float> numbers(codes, 0.5f);
+    const auto size_of_three = static_cast<std::size_t>(3 * about.channels * about.height * about.width);
+    const std::vector<uint8_t> images(size_of_three, 200);
+    const std::vector<float> numbers(size_of_three, 0.5f);
     if (torchadder_engine_run_u8(engine, images.data(), 3, logits.data(), nullptr)) std::abort();
     if (torchadder_engine_run_f32(engine, numbers.data(), 3, logits.data(), nullptr)) std::abort();
   }
@@ -137,10 +137,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {
   Random random(seed);
-  std::string made = mutated({reinterpret_cast<char *>(data), size}, random);
-  made.resize(std::min(made.size(), most));
-  std::memcpy(data, made.data(), made.size());
-  return made.size();
+  std::string file = mutated({reinterpret_cast<char *>(data), size}, random);
+  file.resize(std::min(file.size(), most));
+  std::memcpy(data, file.data(), file.size());
+  return file.size();
 }
 
 #else
@@ -170,10 +170,11 @@ int main(int count, char **words) {
     if (torchadder_engine *engine = torchadder_engine_read(file.data(), file.size(), 1, "reference", 0)) {
       ++accepted;
       torchadder_engine_free(engine);
-      if (file.size() < 20000 && corpus.size() < 2000) corpus.push_back(std::move(file));  // what is sound goes on
+      if (file.size() < 20000 && corpus.size() < 2000)
+        corpus.push_back(std::move(file));  // accepted files are mutated further
     }
   }
-  std::printf("%ld files, %ld of them sound\n", cases, accepted);
+  std::printf("%ld files, %ld of them accepted\n", cases, accepted);
   return 0;
 }
 

@@ -1,4 +1,4 @@
-/* torchadder: native kernels of adder convolutions, as a C interface.
+/* torchadder: the native kernels of adder convolutions, as a C interface.
  *
  * An adder convolution replaces the products of a convolution by the negative L1 distance of patch and filter:
  *
@@ -29,7 +29,7 @@ typedef struct {
   int64_t images, c_in, c_out, groups;
   int64_t size_in[3], size_out[3], kernel[3], stride[3], padding[3], dilation[3];
   int64_t weight_channels_last;  /* 0: (C_out, C_in / groups, kd, kh, kw); 1: (C_out, kd, kh, kw, C_in / groups) */
-  int64_t images_channels_first; /* 1: all images lie (N, C, D, H, W); they are copied, on one thread: for small ones */
+  int64_t images_channels_first; /* 1: all images are (N, C, D, H, W) and are copied, on one thread: for small ones */
 } torchadder_convolution;
 
 /* y = forward(x, weight) + bias. bias may be NULL. recenter adds sum |W| of each filter: padding then gives 0. */
@@ -50,20 +50,20 @@ TORCHADDER_API int torchadder_transpose_f32(const float *from, float *to, int64_
                                             int threads);
 
 /* Instruction sets: those compiled in, those this CPU can run, and the one in use. "" selects the best; "avx2:fma" or
- * "avx2:add" also chooses how partial results are added up (see kernels.inc), for tests and measurements. */
+ * "avx2:add" also chooses how kernels accumulate (kernels.inc), for tests and measurements. */
 TORCHADDER_API int torchadder_isa_count(void);
 TORCHADDER_API const char *torchadder_isa_name(int index);
 TORCHADDER_API int torchadder_isa_runs_here(int index);
 TORCHADDER_API int torchadder_select_isa(const char *name);
 TORCHADDER_API const char *torchadder_selected_isa(void);
-TORCHADDER_API const char *torchadder_selected_variant(void); /* with the sum: what select_isa() restores */
+TORCHADDER_API const char *torchadder_selected_variant(void); /* as in "avx2:fma": restores the selection */
 
-/* The kernel list: name of kernel `index`, and whether the instruction set in use chooses it. */
+/* The list of float kernels: the name of kernel `index`, and whether the selected instruction set uses it. */
 TORCHADDER_API int torchadder_kernel_count(void);
 TORCHADDER_API const char *torchadder_kernel_name(int index);
 TORCHADDER_API int torchadder_kernel_in_use(int index);
 
-/* Whether this library was built with threads (OpenMP). */
+/* 1 if the library was built with threads (OpenMP), else 0. */
 TORCHADDER_API int torchadder_has_threads(void);
 
 /* The calling thread's last error, one line. */

@@ -1,13 +1,13 @@
-/* torchadder: runs a quantised network from a .tadder file, as a C interface.
+/* torchadder: runs a quantized network from a .tadder file, as a C interface.
  *
  *     torchadder_engine *engine = torchadder_engine_load("lenet.tadder", 1);
  *     if (!engine) fputs(torchadder_last_error(), stderr);
  *     torchadder_engine_run_f32(engine, images, 1, logits, NULL);
  *     torchadder_engine_free(engine);
  *
- * A file may come from a stranger: it is checked number by number before anything runs. An engine allocates all that it
- * needs when it is loaded. Calls of one engine from several threads take turns. Functions that return int return 0, or
- * -1 with a line in torchadder_last_error() (torchadder.h). The build of the file: torchadder/quant/file.py.
+ * A file may come from a stranger: every number is checked before anything runs. An engine allocates all its memory
+ * when it is loaded. Calls of one engine from several threads run one after the other. Functions that return int return
+ * 0, or -1 with a line in torchadder_last_error() (torchadder.h). torchadder/quant/file.py describes the file format.
  */
 #ifndef TORCHADDER_ENGINE_H
 #define TORCHADDER_ENGINE_H
@@ -22,17 +22,17 @@ extern "C" {
 
 typedef struct torchadder_engine torchadder_engine;
 
-/* Checks a .tadder file that lies in memory: 0, or -1 with the step and the value that are wrong in
- * torchadder_last_error(). It prepares nothing to run. */
+/* Checks a .tadder file in memory and prepares nothing to run. Returns 0, or -1 with a line in torchadder_last_error()
+ * that names the step and the value. */
 TORCHADDER_API int torchadder_engine_check(const void *bytes, size_t size);
 
-/* Loads a file. NULL with a line in torchadder_last_error() where that fails. Images are shared among `threads`; what
- * is left over, or a single image, is computed by all of them together. */
+/* Loads a file. Returns NULL with a line in torchadder_last_error() if that fails. `threads` share the images of a
+ * call; the images that remain, or a single one, are computed by all threads together. */
 TORCHADDER_API torchadder_engine *torchadder_engine_load(const char *path, int threads);
 
 /* The same from memory, which is not needed afterwards. `isa`: "reference", "avx2", "avx2max", "avx512", "avx512vnni",
- * or NULL for the best that torchadder_selected_isa() allows. keep_values: the arena gives every value a place of its
- * own, for torchadder_engine_value(). */
+ * or NULL for the best that torchadder_selected_isa() allows. keep_values: every value has memory of its own, for
+ * torchadder_engine_value(). */
 TORCHADDER_API torchadder_engine *torchadder_engine_read(const void *bytes, size_t size, int threads, const char *isa,
                                                          int keep_values);
 
@@ -48,24 +48,24 @@ typedef struct {
 
 TORCHADDER_API torchadder_engine_about torchadder_engine_describe(const torchadder_engine *engine);
 
-/* The kernel that step 0 .. steps - 1 runs on; NULL beyond. */
+/* The kernel of step 0 .. steps - 1; NULL beyond. */
 TORCHADDER_API const char *torchadder_engine_kernel(const torchadder_engine *engine, int step);
 
-/* What was kept beside the program under `name`, numbers as text; NULL where there is nothing. torchadder quantize
- * keeps "mean" and "std", one number a channel with spaces between: images are (pixel / 255 - mean) / std. All names:
- * torchadder/quant/file.py. */
+/* What the file keeps beside the program under `name`, numbers as text; NULL if there is nothing. `torchadder quantize`
+ * keeps "mean" and "std", one number a channel with spaces between: images are (pixel / 255 - mean) / std.
+ * torchadder/quant/file.py lists all names. */
 TORCHADDER_API const char *torchadder_engine_note(const torchadder_engine *engine, const char *name);
 
-/* logits (count, classes) of images (count, C, H, W): float32 as the network takes them, or codes. `seconds`, if not
- * NULL, has place for 1 + steps numbers: the time in the input and in each step is added to them (of one thread). */
+/* Computes logits (count, classes) of images (count, C, H, W): float32 as the network takes them, or quantized values.
+ * `seconds`, if not NULL, is 1 + steps numbers: one thread's time in the input and in each step is added to them. */
 TORCHADDER_API int torchadder_engine_run_f32(torchadder_engine *engine, const float *images, int64_t count,
                                              float *logits, double *seconds);
 TORCHADDER_API int torchadder_engine_run_u8(torchadder_engine *engine, const uint8_t *images, int64_t count,
                                             float *logits, double *seconds);
 
-/* Value `index` of the last image of the last run, codes (C, H, W): 0 is the input, i + 1 what step i made. Only of an
- * engine that keeps its values, run with one image. The shape goes to shape[3]; codes may be NULL. */
-TORCHADDER_API int torchadder_engine_value(torchadder_engine *engine, int index, int64_t *shape, uint8_t *codes);
+/* Writes value `index` of the last run, quantized values (C, H, W), to q, and its shape to shape[3]: 0 is the input,
+ * i + 1 the output of step i. Only for an engine that keeps its values, run with one image. q may be NULL. */
+TORCHADDER_API int torchadder_engine_value(torchadder_engine *engine, int index, int64_t *shape, uint8_t *q);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,7 @@
-"""The C interface as a C program uses it: plain arrays and a shape, no torch in sight.
+"""Test the C interface as a C program uses it: plain arrays and a shape, without torch.
 
-Arrays lie unaligned between guards of NaN: a number read from outside shows in the result, one written there in the
-guard.
+Arrays are unaligned and have guards of NaN around them: a number read from outside shows in the result, one written
+there in the guard.
 """
 
 import ctypes
@@ -13,11 +13,11 @@ import pytest
 
 from torchadder import kernels
 
-GUARD = 67  # floats on either side, an odd number: arrays start off every vector's alignment
+GUARD = 67  # floats on either side, an odd number, so that arrays are not aligned to a vector
 
 
 class Guarded:
-    """A float32 array (N, H, W, C) or the like, with NaN before and after it."""
+    """Hold a float32 array with NaN before and after it."""
 
     def __init__(self, values):
         values = np.asarray(values, dtype=np.float32)
@@ -46,7 +46,12 @@ def make_shape(
     last=0,
     first=0,
 ):
-    """An axis that is missing on the left has size 1. last: of the weight's channels; first: of the images'."""
+    """Return a shape; an axis that is missing on the left has size 1.
+
+    Args:
+        last: the weight is channels last.
+        first: the images are channels first.
+    """
     size, kernel, stride, dilation = ((1,) * (3 - len(axes)) + axes for axes in (size, kernel, stride, dilation))
     padding = (0,) * (3 - len(padding)) + padding
     output = tuple(
@@ -80,7 +85,7 @@ SHAPES = {
 
 
 def call(name, shape, *arguments):
-    """0, or -1 and the library's line."""
+    """Return the status of a call, 0 or -1, and the last error line."""
     library = kernels.library()
     code = getattr(library, f"torchadder_{name}")(ctypes.byref(shape), *arguments)
     return code, library.torchadder_last_error().decode()
@@ -91,30 +96,30 @@ def weight_size(s):
     return (s.c_out, *s.kernel, depth) if s.weight_channels_last else (s.c_out, depth, *s.kernel)
 
 
-def meetings(s):
-    """Every place and channel of the output with every place, channel and filter element of the input that it meets."""
+def products(s):
+    """Yield each output element with each input element and filter element that it depends on."""
     depth = s.c_in // s.groups
-    for *place, o in itertools.product(*map(range, s.size_out), range(s.c_out)):
+    for *position, o in itertools.product(*map(range, s.size_out), range(s.c_out)):
         for c, *tap in itertools.product(range(depth), *map(range, s.kernel)):
-            axes = zip(place, tap, s.stride, s.dilation, s.padding, strict=True)
-            met = [i * step + a * d - p for i, a, step, d, p in axes]
-            inside = all(0 <= at < size for at, size in zip(met, s.size_in, strict=True))
+            axes = zip(position, tap, s.stride, s.dilation, s.padding, strict=True)
+            source = [i * step + a * d - p for i, a, step, d, p in axes]
+            inside = all(0 <= at < size for at, size in zip(source, s.size_in, strict=True))
             channel = o // (s.c_out // s.groups) * depth + c
             element = (o, *tap, c) if s.weight_channels_last else (o, c, *tap)
-            yield (..., *place, o), (..., *met, channel), element, inside
+            yield (..., *position, o), (..., *source, channel), element, inside
 
 
 def loops(s, x, weight, dy):
-    """Y, dX (hardtanh, sign) and dW (sign): one meeting after the other."""
+    """Return y, dx (hardtanh, sign) and dw (sign) by brute force."""
     y = np.zeros(dy.shape)
     dx, dx_sign, dw_sign = np.zeros(x.shape), np.zeros(x.shape), np.zeros(weight.shape)
-    for out, met, w, inside in meetings(s):
-        difference = (x[met] if inside else np.zeros(s.images)) - weight[w]
+    for out, source, w, inside in products(s):
+        difference = (x[source] if inside else np.zeros(s.images)) - weight[w]
         y[out] -= np.abs(difference)
         dw_sign[w] += (np.sign(difference) * dy[out]).sum()
         if inside:
-            dx[met] += np.clip(-difference, -1, 1) * dy[out]
-            dx_sign[met] += np.sign(-difference) * dy[out]
+            dx[source] += np.clip(-difference, -1, 1) * dy[out]
+            dx_sign[source] += np.sign(-difference) * dy[out]
     return y, dx, dx_sign, dw_sign
 
 
@@ -125,7 +130,7 @@ def variant(request):
 
 
 def images(s, channels_last):
-    """The array in the order that the shape asks for."""
+    """Return a channels-last array in the order of the shape."""
     return np.moveaxis(channels_last, -1, 1) if s.images_channels_first else channels_last
 
 
@@ -174,12 +179,12 @@ def test_transpose(size, threads, variant):
     assert result.intact()
 
 
-def test_transpose_refuses_negative_sizes():
+def test_transpose_rejects_negative_sizes():
     assert kernels.library().torchadder_transpose_f32(None, None, 1, -1, 1, 1) == -1
     assert "size" in kernels.library().torchadder_last_error().decode()
 
 
-def test_bias_may_be_null_and_recentring_adds_the_filter_s_size():
+def test_bias_may_be_null_and_recenter_adds_the_sum_of_the_filter():
     s = SHAPES["padded, stride 2"]
     x = np.zeros((s.images, *s.size_in, s.c_in), dtype=np.float32)
     weight = np.arange(np.prod(weight_size(s)), dtype=np.float32).reshape(weight_size(s))
@@ -205,14 +210,14 @@ def test_any_number_of_threads_computes_everything(threads, variant):
         np.testing.assert_array_equal(found, truth)
 
 
-REFUSED = [  # changes to a right shape -> the words that the error must contain
+REJECTED = [  # changes to a valid shape, words of the error
     ({"images": -1}, "size"),
     ({"c_in": 0}, "size"),
     ({"c_out": 0}, "size"),
     ({"c_out": -4}, "size"),
     ({("size_in", 1): -1}, "size"),
-    ({("size_out", 1): 4}, "output size"),
-    ({("size_out", 2): 2}, "output size"),
+    ({("size_out", 1): 4}, "size_out"),
+    ({("size_out", 2): 2}, "size_out"),
     ({("size_out", 1): 0}, "size"),
     ({("kernel", 1): 0}, "kernel"),
     ({("kernel", 2): -1}, "kernel"),
@@ -227,13 +232,13 @@ REFUSED = [  # changes to a right shape -> the words that the error must contain
     ({"groups": 0}, "groups"),
     ({"groups": -1}, "groups"),
     ({"groups": 3}, "groups"),
-    ({("kernel", 1): 6, ("size_out", 1): 1, ("stride", 1): 2}, "size"),  # -1 / 2 is 0 in C: one row of nothing
+    ({("kernel", 1): 6, ("size_out", 1): 1, ("stride", 1): 2}, "size"),  # -1 / 2 is 0 in C: one empty row
     ({("dilation", 1): 4, ("size_out", 1): 1, ("stride", 1): 5}, "size"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "words"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
-def test_refused(changes, words):
+@pytest.mark.parametrize(("changes", "words"), REJECTED, ids=[str(changes) for changes, _ in REJECTED])
+def test_rejected(changes, words):
     s = make_shape(1, 4, (5, 5), 4, (3, 3))
     for name, value in changes.items():
         if isinstance(name, tuple):
@@ -254,7 +259,7 @@ def test_refused(changes, words):
     assert not memory[3].any()
 
 
-def test_memory_that_cannot_be_had_is_an_error():
+def test_too_much_memory_is_an_error():
     s = make_shape(1, 2**40, (1, 1), 2**20, (1, 1))
     code, message = call("forward_f32", s, None, None, None, None, 0, 1)
     assert code == -1
@@ -269,7 +274,7 @@ def test_errors_belong_to_the_thread_that_made_them():
     assert "'mine'" in kernels.library().torchadder_last_error().decode()
 
 
-def test_indices_outside_the_lists_give_nothing():
+def test_indices_out_of_range_return_null():
     library = kernels.library()
     for index in (-1, library.torchadder_kernel_count()):
         assert library.torchadder_kernel_name(index) is None

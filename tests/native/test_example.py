@@ -1,4 +1,4 @@
-"""native/examples: a C program that classifies an image with a .tadder file, and no Python."""
+"""Test native/examples/classify.c: it classifies an image with a .tadder file, without Python."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def network(folder, channels, **about):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_it_gives_the_engines_logits(classify, tmp_path, channels):
+def test_its_logits_are_those_of_the_engine(classify, tmp_path, channels):
     mean, std = [0.5, 0.25, 0.4][:channels], [0.3, 0.2, 0.5][:channels]
     path = network(tmp_path, channels, mean=" ".join(map(str, mean)), std=" ".join(map(str, std)))
     pixels = torch.randint(0, 256, (32, 32, channels), generator=torch.Generator().manual_seed(0)).byte()
@@ -60,7 +60,7 @@ def test_it_gives_the_engines_logits(classify, tmp_path, channels):
     want = Engine(path)(images)[0]
     assert torch.allclose(
         torch.tensor(got), want, atol=0.05 * float(want.abs().max())
-    )  # a code may round the other way
+    )  # one quantized value may round the other way
     assert f"class {got.index(max(got))} " in done.stdout
 
 
@@ -73,7 +73,7 @@ def test_it_gives_the_engines_logits(classify, tmp_path, channels):
         (b"", "expected a binary P5"),
     ],
 )
-def test_wrong_images(classify, tmp_path, image, words):
+def test_bad_images(classify, tmp_path, image, words):
     path = network(tmp_path, 1, mean="0", std="1")
     (tmp_path / "image").write_bytes(image)
     done = classify(path, tmp_path / "image")
@@ -82,12 +82,12 @@ def test_wrong_images(classify, tmp_path, image, words):
     assert done.stderr.count("\n") == 1
 
 
-def test_wrong_files(classify, tmp_path):
+def test_bad_files(classify, tmp_path):
     (tmp_path / "short.tadder").write_bytes(b"nothing")
     for words, path, threads in (
         ("it is too short for a safetensors file", tmp_path / "short.tadder", 1),
         ("No such file", tmp_path / "none.tadder", 1),
-        ("it does not say mean and std", network(tmp_path, 1), 1),
+        ("it has no mean and std", network(tmp_path, 1), 1),
         ("threads: expected 1 to 1024", tmp_path / "short.tadder", 0),
     ):
         done = classify(path, "image.pgm", threads)

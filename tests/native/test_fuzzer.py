@@ -1,6 +1,7 @@
-"""Broken program files under the sanitizers: a few seconds on the reference kernels, which meet all the addresses.
+"""Run damaged program files under the sanitizers, for a few seconds on the reference kernels.
 
-TORCHADDER_FUZZ_SECONDS=600 in the environment: so long, and on the kernels of every instruction set.
+The reference is the skeleton of all kernels, with the same addresses. TORCHADDER_FUZZ_SECONDS=600 in the environment
+runs for 600 seconds, on the kernels of every instruction set.
 """
 
 import os
@@ -16,7 +17,7 @@ NATIVE = ROOT / "native"
 SECONDS = os.environ.get("TORCHADDER_FUZZ_SECONDS")
 X86 = SECONDS is not None and platform.machine() in ("x86_64", "AMD64")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-FOR = {
+FLAGS_OF = {
     "kernels_avx2": ["-mavx2"],
     "kernels_avx2max": ["-mavx2"],
     "kernels_avx512": AVX512,
@@ -34,22 +35,22 @@ def run(*command):
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory):
-    """The fuzzer's program, sanitized."""
+    """Compile the fuzzer with the sanitizers."""
     compiler, folder = os.environ.get("CXX", "c++"), tmp_path_factory.mktemp("fuzzer")
     (folder / "empty.cpp").write_text("int main() {}\n")
     if (
         run(compiler, *FLAGS, folder / "empty.cpp", "-o", folder / "empty").returncode
         or run(folder / "empty").returncode
     ):
-        pytest.skip(f"{compiler} has no sanitizers here")
+        pytest.skip(f"{compiler} has no sanitizers")
     sources = [NATIVE / "fuzz" / "engine_fuzzer.cpp", *sorted((NATIVE / "common").glob("*.cpp"))]
-    sources += [source for source in sorted((NATIVE / "engine").glob("*.cpp")) if X86 or source.stem not in FOR]
+    sources += [source for source in sorted((NATIVE / "engine").glob("*.cpp")) if X86 or source.stem not in FLAGS_OF]
 
     def compile_one(source):
-        made = folder / f"{source.stem}.o"
-        done = run(compiler, *FLAGS, *FOR.get(source.stem, []), "-c", source, "-o", made)
+        compiled = folder / f"{source.stem}.o"
+        done = run(compiler, *FLAGS, *FLAGS_OF.get(source.stem, []), "-c", source, "-o", compiled)
         assert done.returncode == 0, done.stderr
-        return made
+        return compiled
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))
@@ -58,17 +59,16 @@ def fuzzer(tmp_path_factory):
     return folder / "engine_fuzzer"
 
 
-def test_no_file_leads_out_of_the_buffers(fuzzer):
+def test_no_file_reaches_outside_the_buffers(fuzzer):
     corpus = sorted((Path(__file__).parent / "corpus").glob("*.tadder"))
     done = run(fuzzer, SECONDS or 5, 1, *corpus)
     assert done.returncode == 0, done.stderr[-3000:]
-    files, sound = (int(word) for word in done.stdout.split() if word.isdigit())
-    assert sound > 0  # mutated files are not all refused at the door
+    files, accepted = (int(word) for word in done.stdout.split() if word.isdigit())
+    assert accepted > 0
     assert files > 5 * len(corpus)
 
 
 def test_the_sanitizers_are_on(fuzzer):
-    """They report what the program is told to do wrong: a file of the corpus that is not there."""
     assert run(fuzzer, 1, 1, "no such file").returncode == 2
     symbols = subprocess.run(["nm", str(fuzzer)], capture_output=True, text=True).stdout
     assert "__asan_init" in symbols

@@ -1,4 +1,4 @@
-"""The library is built from the lists of its sources: kernels.inc and the C header."""
+"""Test that the library has what kernels.inc and the C headers list."""
 
 import ctypes
 import re
@@ -9,11 +9,11 @@ import pytest
 from torchadder import kernels
 
 NATIVE = Path(__file__).parents[2] / "native"
-needs_sources = pytest.mark.skipif(not NATIVE.is_dir(), reason="the native sources are not at hand")
+needs_sources = pytest.mark.skipif(not NATIVE.is_dir(), reason="needs the native sources")
 
 
 @needs_sources
-def test_names_are_those_of_the_list():
+def test_kernel_names_are_those_of_kernels_inc():
     text = (NATIVE / "kernels.inc").read_text()
     if "avx2" not in kernels.compiled():
         text = text.split("#if TORCHADDER_X86")[0]
@@ -31,15 +31,26 @@ def test_every_operator_has_a_kernel_in_every_instruction_set():
 
 
 @needs_sources
-def test_shape_has_the_fields_of_the_header():
+def test_instruction_sets_are_those_of_isa_inc():
+    line = re.compile(r"^INSTRUCTION_SET\((\w+),\s*(\w+), (yes|no), (yes|no)", re.MULTILINE)
+    listed = line.findall((NATIVE / "common" / "isa.inc").read_text())
+    selectable = [name for name, selected_as, conv, engine in listed if selected_as == name]
+    assert kernels.compiled() == (selectable if "avx2" in kernels.compiled() else ["reference"])
+    for name, _, *rooms in listed:
+        for room, is_in in zip(("conv", "engine"), rooms, strict=True):
+            assert (NATIVE / room / f"kernels_{name}.cpp").is_file() == (is_in == "yes"), (name, room)
+
+
+@needs_sources
+def test_convolution_has_the_fields_of_the_header():
     header = (NATIVE / "include" / "torchadder.h").read_text()
     body = re.search(r"typedef struct \{(.*?)\} torchadder_convolution;", header, re.DOTALL)[1]
     body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
     fields = [f.strip() for names in re.findall(r"int64_t ([^;]*);", body) for f in names.split(",")]
-    ours = [
+    fields_of_ctypes = [
         name if kind is ctypes.c_int64 else f"{name}[{kind._length_}]" for name, kind in kernels.Convolution._fields_
     ]
-    assert ours == fields
+    assert fields_of_ctypes == fields
 
 
 @needs_sources
