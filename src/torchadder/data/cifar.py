@@ -24,7 +24,18 @@ from torchadder.data.registry import NORMALIZATIONS, Dataset, Split, register
 from torchadder.errors import UserError
 
 PIXELS = 3 * 32 * 32
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # Of CIFAR-10.
+CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)  # The classes of CIFAR-10.
 MAX_FILE_BYTES = 160_000_000  # The largest published file has 155,249,918.
 MAX_ARCHIVE_BYTES = 1 << 28  # Uncompressed. The limit keeps a small archive from filling the memory.
 
@@ -111,7 +122,7 @@ PYTHON = Layout(
     },
     read_python,
 )
-BINARY_100 = Layout(  # Of the two labels of an image, coarse and fine, the fine one is used.
+BINARY_100 = Layout(  # An image has two labels, coarse and fine; the fine one is used.
     "cifar-100-binary",
     {"train.bin": "6172c7755cfe09b2fe270c85cebc1b15", "test.bin": "4499cfba6c016c1be1438163640a0898"},
     functools.partial(read_binary, labels=2),

@@ -43,8 +43,8 @@ from torchadder.data.registry import (
 )
 from torchadder.errors import UserError
 
-MAX_BYTES = 1 << 31  # Of decoded pixels in memory.
-OTHER_SIZE = "the first image has"  # In the reason for leaving out an image of another size.
+MAX_BYTES = 1 << 31  # The limit for decoded pixels in memory.
+OTHER_SIZE = "the first image has"  # A part of the reason for an image of another size.
 PART = 256  # Images that a thread decodes in a row.
 THREADED_PIXELS = 128 * 128  # For smaller images, Python's global lock makes threads useless.
 VERSION = 1  # Increase it when the same files decode to other pixels: the cache is then ignored.

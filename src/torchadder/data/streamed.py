@@ -33,7 +33,7 @@ from torchadder.errors import UserError
 PART = 32  # Images of one request to a worker; few, so that many workers together do not hold many batches.
 PREFETCH = 2  # Requests that each worker works ahead.
 MAX_TRIES = 100  # Images tried in place of a damaged one.
-MAX_WORKERS = 8  # Of the default.
+MAX_WORKERS = 8  # The limit of the default.
 
 
 def open_batches(
@@ -124,7 +124,7 @@ class StreamedBatches(Loader):
                 piece = self._next(decoded)
                 damaged |= {image.path: image for image in piece.damaged}
                 place = slice(start, start + PART)
-                pixels = torch.from_numpy(piece.pixels).to(self.device)  # As uint8: a quarter of the float32 copy.
+                pixels = torch.from_numpy(piece.pixels).to(self.device)  # uint8 is a quarter of float32 to transfer.
                 self._normalize.in_place(images[place].copy_(pixels))
                 labels[place].copy_(torch.from_numpy(piece.labels))
             yield images, labels
