@@ -24,7 +24,7 @@ from torchadder.data.registry import NORMALIZATIONS, Dataset, Split, register
 from torchadder.errors import UserError
 
 PIXELS = 3 * 32 * 32
-CLASSES = (
+CLASSES_10 = (
     "airplane",
     "automobile",
     "bird",
@@ -140,7 +140,7 @@ CIFAR10 = Published(
     (BINARY, PYTHON),
     "cifar*10*.tar.[gx]z",
     fetch.Archive("cifar-10-binary.tar.gz", 170_052_171, "c32a1d4ab5d03f1284b67883e8d87530", MIRRORS),
-    CLASSES,
+    CLASSES_10,
 )
 CIFAR100 = Published(
     "cifar100",
