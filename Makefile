@@ -60,14 +60,14 @@ bench: $(BENCH_INSTALLED)  ## measure this machine, write results/, rebuild the 
 	$(BIN)/torchadder bench layers --out results/bench-layers.json
 	$(BIN)/torchadder bench family --out results/bench-family.json
 	$(BIN)/torchadder bench train --out results/bench-train.json
-	$(BIN)/torchadder bench kernels --model resnet20,resnet18 --out results/bench-kernels.json
+	$(BIN)/torchadder bench kernels resnet20 resnet18 --out results/bench-kernels.json
 	$(BIN)/torchadder bench latency --out results/bench-latency.json
 	$(BIN)/python benchmarks/tables.py
 
 bench-avx2: $(BENCH_INSTALLED)  ## the same, with torchadder and its rivals limited to AVX2
 	$(AVX2) $(BIN)/torchadder bench layers --out results/bench-layers-avx2.json
 	$(AVX2) $(BIN)/torchadder bench train --out results/bench-train-avx2.json
-	$(AVX2) $(BIN)/torchadder bench kernels --model resnet20,resnet18 --out results/bench-kernels-avx2.json
+	$(AVX2) $(BIN)/torchadder bench kernels resnet20 resnet18 --out results/bench-kernels-avx2.json
 	$(BIN)/torchadder bench latency --cpu avx2 --out results/bench-latency-avx2.json
 	$(BIN)/python benchmarks/tables.py
 

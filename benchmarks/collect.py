@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchadder.errors import UserError
-from torchadder.lab.bench import record
-from torchadder.lab.reproduce.record import collect
+from torchadder.lab import record
+from torchadder.lab.reproduce.runs import collect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

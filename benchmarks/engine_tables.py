@@ -1,26 +1,24 @@
-"""Tables of the integer engine: whole networks against their rivals, the engine step by step, its limits."""
+"""Build the tables of the integer engine: latency of whole networks, the engine step by step, and its limits."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from torchadder.lab.reproduce.record import Record
+from torchadder.lab.record import Record
 from torchadder.lab.reproduce.table import machine, markdown
 
-LOOPS = {"adder": "u8 adder", "conv": "u8 conv", "binary": "binary"}  # of results/limits-u8.json, by kind of layer
-
-
-PRECISIONS = {"float32": ("fp32",), "8 bits": ("int8", "bf16")}  # what a CNN may compute in
-CNN = "CNN, "  # what its titles begin with
+LOOPS = {"adder": "u8 adder", "conv": "u8 conv", "binary": "binary"}  # in results/limits-u8.json, by kind of layer
+PRECISIONS = {"float32": ("fp32",), "8 bits": ("int8", "bf16")}  # the precisions that a CNN may compute in
+CNN = "CNN, "  # begins the titles of CNNs
 
 
 def processor(record: Record) -> str:
-    """The CPU that a record is of."""
+    """Return the CPU of a record."""
     return "; ".join(machine(record["environment"])[:1])
 
 
 def summary_table(*records: Record) -> str:
-    """One thread: the 8-bit AdderNet, and how many times as long the best CNN and the binary network take."""
+    """Return all networks and batches on one thread: the 8-bit AdderNet, and the multiples of its time."""
     header = ["CPU", "network", "batch", "AdderNet u8, ms/image"]
     header += ["best fp32 CNN", "best int8 CNN", "XNOR network"]
     lines = []
@@ -30,22 +28,39 @@ def summary_table(*records: Record) -> str:
             own = next((row for row in rows if row["candidate"] == "adder_u8"), None)
             if own is None:
                 continue
-            rivals = [_named(_best_cnn(rows, precisions)) for precisions in PRECISIONS.values()]
+            best = [_named(_best_cnn(rows, precisions)) for precisions in PRECISIONS.values()]
             xnor = next((_ratio(row) for row in rows if row["candidate"] == "xnor"), "–")
-            lines.append([seen, model, str(batch), _per_image(own), *rivals, xnor])
+            lines.append([seen, model, str(batch), _per_image(own), *best, xnor])
     where = processor(records[0])
     versions = ", ".join(f"{name} {number}" for name, number in sorted(_versions(records).items()))
-    turns = " and ".join(dict.fromkeys(str(record["n"]) for record in records))
+    repetitions = " and ".join(dict.fromkeys(str(record["n"]) for record in records))
     caption = (
-        f"{where}; one thread; medians of {turns} turns; times are multiples of the AdderNet's, **above 1 "
+        f"{where}; one thread; medians of {repetitions} repetitions; times are multiples of the AdderNet's, **above 1 "
         f"the AdderNet is faster**; {versions}; {records[0]['date']}."
     )
     ranges = "\n".join(_ranges(record) for record in records)
     return f"{ranges}\n\n{markdown(header, lines, left=3)}\n\n{caption}"
 
 
+def claims_table(*records: Record) -> str:
+    """Return the table of README.md: the speedup of the 8-bit AdderNet over the best CNNs, one image on one thread."""
+    header, cells = ["network"], {}
+    for record in records:
+        cpu = record["cpu"].partition(" (")[0].upper() if "cpu" in record else "CPU as it is"
+        header += [f"{cpu}: best {precision} CNN" for precision in ("fp32", "int8")]
+        for (model, batch), rows in _on_one_thread(record).items():
+            if batch == 1:
+                best = (_best_cnn(rows, precisions) for precisions in PRECISIONS.values())
+                cells.setdefault(model, []).extend("–" if row is None else f"{_ratio(row)}×" for row in best)
+    caption = (
+        f"The 8-bit AdderNet is so many times as fast as the best CNN; one image on one thread of an "
+        f"{processor(records[0])}."
+    )
+    return f"{markdown(header, [[model, *row] for model, row in cells.items()])}\n\n{caption}"
+
+
 def _ranges(record: Record) -> str:
-    """The least and the largest ratio to the best CNN of each precision, over networks and batches, on one thread."""
+    """Return the least and the largest ratio to the best CNN of each precision, on one thread."""
     found = []
     for name, precisions in PRECISIONS.items():
         best = [_best_cnn(rows, precisions) for rows in _on_one_thread(record).values()]
@@ -56,7 +71,7 @@ def _ranges(record: Record) -> str:
 
 
 def latency_table(record: Record) -> str:
-    """Every candidate: milliseconds an image and the multiple of the 8-bit AdderNet's, by batch and threads."""
+    """Return milliseconds per image of every candidate, and the multiple of the 8-bit AdderNet's time."""
     parts = []
     settings = list(dict.fromkeys((row["batch"], row["threads"]) for row in record["rows"]))
     for model in dict.fromkeys(row["model"] for row in record["rows"]):
@@ -74,13 +89,13 @@ def latency_table(record: Record) -> str:
         parts.append(markdown(header, lines))
     where = processor(record)
     seen = f"; **every runtime sees {record['cpu']}**" if "cpu" in record else ""
-    meaning = f"medians of {record['n']} turns; × is the multiple of the 8-bit AdderNet's time"
+    meaning = f"medians of {record['n']} repetitions; × is the multiple of the 8-bit AdderNet's time"
     caption = f"{where}{seen}; {meaning}; {record['date']}."
     return "\n\n".join([caption, *parts])
 
 
 def limits_u8_table(record: Record) -> str:
-    """One row for each loop and tile, one column for each instruction set."""
+    """Return one row for each instruction set, loop and tile."""
     lines = [[row["isa"], row["loop"], row["tile"], f"{row['giga_ops']:.0f}"] for row in record["rows"]]
     where = processor(record)
     caption = f"{where}; one core; medians of {record['n']} repetitions; {record['date']}."
@@ -88,7 +103,7 @@ def limits_u8_table(record: Record) -> str:
 
 
 def steps_table(record: Record, limits: Record) -> str:
-    """Every distinct step: its time, its rate, its share of what the instructions alone would allow."""
+    """Return every distinct step: its time, its rate, and its share of the rate that its instructions allow."""
     parts = []
     for model in dict.fromkeys(row["model"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["model"] == model]
@@ -112,7 +127,7 @@ def steps_table(record: Record, limits: Record) -> str:
 
 
 def _limit(step: str, kernel: str, limits: Record) -> float | None:
-    """The rate of the kernel's instructions: `issue` where it was measured, else the fastest tile."""
+    """Return the rate of the kernel's instructions: that of the loop `issue`, or of the fastest tile without one."""
     loop = LOOPS.get(step.partition(" ")[0])
     isa = next((isa for isa in ("avx512vnni", "avx512", "avx2") if isa in kernel), None)
     rows = [
@@ -124,7 +139,7 @@ def _limit(step: str, kernel: str, limits: Record) -> float | None:
 
 
 def _on_one_thread(record: Record) -> dict[tuple[str, int], list[Record]]:
-    """The rows of one thread by model and batch."""
+    """Return the rows of one thread by model and batch."""
     found: dict[tuple[str, int], list[Record]] = {}
     for row in record["rows"]:
         if row["threads"] == 1:
@@ -133,13 +148,13 @@ def _on_one_thread(record: Record) -> dict[tuple[str, int], list[Record]]:
 
 
 def _best_cnn(rows: list[Record], precisions: tuple[str, ...]) -> Record | None:
-    """The fastest row of a CNN in one of the precisions."""
+    """Return the fastest row of a CNN in one of the precisions."""
     found = [row for row in rows if row["title"].startswith(CNN) and row["precision"] in precisions]
     return min(found, key=lambda row: row["milliseconds"], default=None)
 
 
 def _named(row: Record | None) -> str:
-    """The multiple of a CNN, with the name of its runtime."""
+    """Return the multiple of a CNN, with the name of its runtime."""
     if row is None:
         return "–"
     name = row["title"].removeprefix(CNN).removesuffix(f" {row['precision']}")
@@ -170,7 +185,7 @@ def count_of_threads(count: int) -> str:
 
 
 def quantisation_table(*records: Record) -> str:
-    """One row for each model: its accuracy in float32 and in so many bits."""
+    """Return the accuracy of each model in float32 and in 8 bits and fewer."""
     rows = [row for record in records for row in record["rows"]]
     bits = sorted({row["bits"] for row in rows}, reverse=True)
     header = ["model", "test images", "float32, %", *(f"{number} bits" for number in bits)]

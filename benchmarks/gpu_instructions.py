@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 
 from torchadder.errors import UserError
-from torchadder.lab.bench import record
+from torchadder.lab import record
 from torchadder.ops.geometry import Geometry
 
 ARITHMETIC = ("FADD", "FFMA", "FMNMX", "VABSDIFF4")

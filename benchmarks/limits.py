@@ -1,4 +1,4 @@
-"""Compile and run limits.cpp and limits_u8.cpp; record what they print, the limits of this CPU's inner loops."""
+"""Measure the limits of this CPU's inner loops: compile and run limits.cpp and limits_u8.cpp, and record them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from torchadder.lab.bench import record
+from torchadder.lab import record
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-w", f"-I{ROOT / 'native'}")
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def compiled_and_run(source: Path) -> Any:
-    """Return the JSON object that the program of ``source`` prints."""
+    """Compile and run ``source``, and return the JSON that it prints."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / source.stem
         compiler = os.environ.get("CXX", "c++")

@@ -1,6 +1,6 @@
 """Quantise trained models to 8, 6, 5 and 4 bits and record their accuracies: python benchmarks/quantisation.py MODEL...
 
-What `torchadder quantize MODEL --json` says, model by model. Options after `--` go to each of its calls.
+Runs `torchadder quantize MODEL --json` for each model. Options after `--` are passed to each call.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchadder.lab.bench import record
+from torchadder.lab import record
 
 BITS = (8, 6, 5, 4)
 

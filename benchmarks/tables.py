@@ -1,15 +1,18 @@
-"""Rebuild the tables of README.md and of docs/ from results/: python benchmarks/tables.py [--check]."""
+"""Rebuild the tables of README.md and docs/*.md from results/: python benchmarks/tables.py [--check].
+
+A table stands between the markers <!-- table: NAME --> and <!-- /table -->; TABLES and EXPERIMENTS have the names.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine_tables import (
+    claims_table,
     count_of_threads,
     latency_table,
     limits_u8_table,
@@ -20,33 +23,20 @@ from engine_tables import (
 )
 from torchadder import files
 from torchadder.errors import UserError
-from torchadder.lab.bench import record
+from torchadder.lab import record
+from torchadder.lab.bench.training import OTHER
+from torchadder.lab.record import Record
 from torchadder.lab.reproduce import EXPERIMENTS
-from torchadder.lab.reproduce.record import Record, read_records
+from torchadder.lab.reproduce.runs import read_records
 from torchadder.lab.reproduce.table import document, machine, markdown, others
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = {
-    "README.md": ("claims",),
-    "docs/performance.md": (
-        "layers",
-        "layers-avx2",
-        "train",
-        "train-avx2",
-        "breakdown",
-        "family",
-        "latency",
-        "latency-avx2",
-    ),
-    "docs/limits.md": ("limits", "distance", "limits-u8", "steps"),
-    "docs/results.md": (*EXPERIMENTS, "other-runs", "quantisation"),
-}  # and the tables that each must hold
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 MISSING = "Not measured yet."
 
 
 def layers_table(record: Record) -> str:
-    """Forward by layer and batch, the input gradient at the largest batch, and the formulas of others."""
+    """Return forward by layer and batch, the input gradient at the largest batch, and the speedup over formulas."""
     rows = record["rows"]
     forward = [row for row in rows if row["pass"] == "forward"]
     largest = max(row["batch"] for row in rows)
@@ -61,7 +51,7 @@ def layers_table(record: Record) -> str:
 
 
 def family_table(record: Record) -> str:
-    """One row for each layer, the forward pass and the whole step by number of threads."""
+    """Return one row for each layer, with the forward pass and the whole step by number of threads."""
     counts = sorted({row["threads"] for row in record["rows"]})
     cells = {(row["layer"], row["threads"], row["pass"]): row for row in record["rows"]}
     header = ["layer"]
@@ -79,7 +69,7 @@ def family_table(record: Record) -> str:
 
 
 def train_table(record: Record) -> str:
-    """One row for each model and number of threads."""
+    """Return one row for each model and number of threads."""
     header = ["model", "batch", "threads", "adder ms/step", "CNN ms/step", "ratio", "memory ratio", "process ratio"]
     rows = [
         [
@@ -99,7 +89,7 @@ def train_table(record: Record) -> str:
 
 
 def limits_table(record: Record) -> str:
-    """One row for each loop, one column for each instruction set."""
+    """Return one row for each loop and one column for each instruction set."""
     isas = list(dict.fromkeys(row["isa"] for row in record["rows"]))
     rates = {(row["loop"], row["isa"]): row["giga_ops"] for row in record["rows"]}
     loops = list(dict.fromkeys(row["loop"] for row in record["rows"]))
@@ -110,7 +100,7 @@ def limits_table(record: Record) -> str:
 
 
 def distance_table(record: Record, limits: Record) -> str:
-    """Rates at the largest batch on one thread, their share of the inner loop's, and what 100% would make the ratio."""
+    """Return rates at the largest batch on one thread, their share of the limit, and the ratio at the limit."""
     isa = record["environment"]["kernels"]
     best: dict[str, float] = {}
     for row in limits["rows"]:
@@ -132,35 +122,35 @@ def distance_table(record: Record, limits: Record) -> str:
 
 
 def breakdown_table(record: Record) -> str:
-    """Milliseconds by operator, adder and CNN, for each model on one thread."""
+    """Return the milliseconds of a step by operator, AdderNet and CNN, for each model on one thread."""
     parts = []
     for row in record["rows"]:
         if row["threads"] != 1:
             continue
-        ops = dict.fromkeys([*row["profile"]["adder"], *row["profile"]["conv"]])
-        lines = [
-            [
-                f"`{op}`",
-                *(
-                    f"{row['profile'][side][op]:.1f}" if op in row["profile"][side] else "–"
-                    for side in ("adder", "conv")
-                ),
-            ]
-            for op in ops
-        ]
+        profiles = [row["profile"][op] for op in ("adder", "conv")]
+        names = [name for name in dict.fromkeys([*profiles[0], *profiles[1]]) if name != OTHER]
+        lines = [[f"`{name}`", *(_milliseconds(profile.get(name)) for profile in profiles)] for name in names]
+        lines.append(["other", *(_milliseconds(profile.get(OTHER)) for profile in profiles)])
+        lines.append(["**step under the profiler**", *(_milliseconds(sum(profile.values())) for profile in profiles)])
         header = [f"{row['model']}, batch {row['batch']}, 1 thread", "AdderNet, ms", "CNN, ms"]
         parts.append(markdown(header, lines))
     return "\n\n".join(parts)
 
 
+def _milliseconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
 def _inside(row: Record) -> float:
-    """Share of a square layer's taps that meet the image and not its padding."""
+    """Return the share of a square layer's taps that lie in the image and not in its padding."""
     size_out = (row["size"] + 2 * row["padding"] - row["kernel"]) // row["stride"] + 1
     positions = [i * row["stride"] + a - row["padding"] for i in range(size_out) for a in range(row["kernel"])]
     return (sum(0 <= position < row["size"] for position in positions) / len(positions)) ** 2
 
 
-TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  # how, and from which files together
+TABLES: dict[
+    str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]
+] = {  # function, and files that it takes together
     "layers": (layers_table, (("bench-layers.json",),)),
     "layers-avx2": (layers_table, (("bench-layers-avx2.json",),)),
     "train": (train_table, (("bench-train.json",),)),
@@ -181,12 +171,13 @@ TABLES: dict[str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]] = {  #
     "latency-avx2": (latency_table, (("bench-latency-avx2.json",),)),
     "quantisation": (quantisation_table, (("quantisation-cifar10.json", "quantisation-mnist.json"),)),
     "latency-summary": (summary_table, (("bench-latency.json", "bench-latency-avx2.json"),)),
+    "claims": (claims_table, (("bench-latency.json", "bench-latency-avx2.json"),)),
 }
 KNOWN = (*TABLES, *EXPERIMENTS, "other-runs")
 
 
 def table(name: str, results: Path) -> str:
-    """The table, from each of its files that exists. Raises UserError for a file that is no such record."""
+    """Return a table, one part for each group of files that exists. Raises UserError for a damaged record."""
     if name in EXPERIMENTS:
         return document(EXPERIMENTS[name], read_records(results))
     if name == "other-runs":
@@ -197,14 +188,14 @@ def table(name: str, results: Path) -> str:
         if not all(path.exists() for path in paths):
             continue
         try:
-            parts.append(build(*(json.loads(path.read_text()) for path in paths)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{paths[0].name} is no record of {name} ({error!r}): measure it again") from error
+            parts.append(build(*map(record.read, paths)))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{paths[0].name} is not a record of {name} ({error!r}): measure it again") from error
     return "\n\n".join(parts) or MISSING
 
 
 def rebuild(text: str, results: Path, file: str) -> str:
-    """`text` of `file` with its tables from `results`. Raises UserError for an unknown or unclosed table."""
+    """Return the text of a file with its tables from `results`. Raises UserError for an unknown or unclosed table."""
 
     def fill(found: re.Match[str]) -> str:
         start, name, body, end = found.groups()
@@ -220,23 +211,17 @@ def rebuild(text: str, results: Path, file: str) -> str:
 
 
 def stale(root: Path) -> dict[Path, str]:
-    """The files whose tables are not those of results/, with the text that they should have."""
+    """Return the documents whose tables differ from results/, with the text that they should have."""
     found = {}
-    for file, names in FILES.items():
-        path = root / file
-        if file != "README.md" and not path.exists():
-            continue
+    for path in [root / "README.md", *sorted(root.glob("docs/*.md"))]:
         text = path.read_text(encoding="utf-8")
-        for name in names:
-            if f"<!-- table: {name} -->" not in text:
-                raise UserError(f"{file}: <!-- table: {name} --> is missing")
-        if (new := rebuild(text, root / "results", file)) != text:
+        if (new := rebuild(text, root / "results", str(path.relative_to(root)))) != text:
             found[path] = new
     return found
 
 
 def _by_threads(rows: list[Record]) -> str:
-    """One row for each layer and batch, three columns for each number of threads."""
+    """Return one row for each layer and batch, with three columns for each number of threads."""
     counts = sorted({row["threads"] for row in rows})
     cells = {(row["batch"], row["layer"], row["threads"]): row for row in reversed(rows)}
     header = ["layer", "batch"]
@@ -275,15 +260,15 @@ def _caption(record: Record, meaning: str) -> str:
 
 
 def _limits(limits: dict[str, str]) -> str:
-    """What torch and torchadder were held to; the four variables together limit both sides alike."""
+    """Return the limits of torch's and our kernels; the four variables together limit both to one instruction set."""
     levels = {value.lower() for value in limits.values()}
-    if len(levels) == 1 and set(record.LIMITS) <= limits.keys():
-        return f"**torch and torchadder both held to {levels.pop().upper()}**"
+    if len(levels) == 1 and set(record.CPU_LIMITS) == limits.keys():
+        return f"**torch and torchadder both limited to {levels.pop().upper()}**"
     return "with " + ", ".join(f"`{name}={value}`" for name, value in limits.items())
 
 
 def _digits(value: float) -> str:
-    """Three digits that say something: 0.123, 1.23, 12.3, 123."""
+    """Return a number with three significant digits, at most three decimals: 0.123, 1.23, 12.3, 123."""
     return f"{value:.{max(0, 3 - (len(str(int(value))) if value >= 1 else 0))}f}"
 
 

@@ -187,11 +187,11 @@ def test_ctrl_c_in_the_middle_and_the_same_command_again(capsys, monkeypatch):
 USER_ERRORS = [  # arguments -> the words that the line must contain
     (["reproduce"], "Missing argument 'TABLE': see torchadder reproduce --help"),
     (["reproduce", "minst"], "unknown table 'minst'; known: mnist, fashion_mnist, "),
-    ([*REPRODUCE, "--only", "BNN"], "--only BNN: no row of tiny has that in its name; it has CNN, AdderNet"),
-    ([*REPRODUCE, "--epochs", "0"], "--epochs 0 is out of range: expected 1 to 2, which the full recipe has"),
-    ([*REPRODUCE, "--epochs", "3"], "--epochs 3 is out of range: expected 1 to 2, which the full recipe has"),
+    ([*REPRODUCE, "--only", "BNN"], "BNN matches no row of tiny: its rows are CNN, AdderNet"),
+    ([*REPRODUCE, "--epochs", "0"], "0 is out of range: expected 1 to 2, the epochs of the full recipe"),
+    ([*REPRODUCE, "--epochs", "3"], "3 is out of range: expected 1 to 2, the epochs of the full recipe"),
     (["reproduce", "tiny", "--seeds", "0"], "'--seeds'"),
-    ([*REPRODUCE, "--results", "file"], "cannot write file/reproduce-tiny.json (File exists): choose another place"),
+    ([*REPRODUCE, "--results", "file"], "cannot write file/reproduce-tiny.json (File exists): choose another folder"),
 ]
 
 

@@ -12,7 +12,7 @@ from tests.conftest import tiny
 from tests.train.test_run import Stop, StopAt, assert_same, numbers, start
 
 from torchadder.errors import UserError
-from torchadder.lab.reproduce.record import effective
+from torchadder.lab.reproduce.runs import effective
 from torchadder.models import create_model
 from torchadder.models.checkpoint import save_checkpoint
 from torchadder.train import Run, get_recipe, train

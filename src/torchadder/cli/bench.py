@@ -1,45 +1,53 @@
-"""torchadder bench: adder kernels against torch's convolution, and whole networks against CNN runtimes, here."""
+"""Run `torchadder bench`: adder kernels against torch's convolution, and whole networks against CNN runtimes, here."""
 
 from __future__ import annotations
 
 import json as json_format
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from torchadder.cli import bench_tables
+from torchadder import files
+from torchadder.cli import console
 from torchadder.cli.options import MODELS, OPS, Json
 from torchadder.errors import UserError
 
 if TYPE_CHECKING:
-    from torchadder.lab.bench import devices
-
-CPUS = ("avx2",)
-LATENCY_MODELS = ("lenet5bn", "resnet20", "vgg_small", "resnet18")
+    from torchadder.lab.bench.timing import Device
 
 bench = typer.Typer(
     help="Measure adder against convolution: same shapes, same threads, same run.", no_args_is_help=True
 )
 
-Models = Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(MODELS)}.")]
+LATENCY_MODELS = ("lenet5bn", "resnet20", "vgg_small", "resnet18")
+
+
+
+def _model_argument(*default: str) -> Any:
+    """Return the argument MODEL... of a verb, with its default in the help."""
+    return typer.Argument(
+        metavar="MODEL...",
+        help=f"Of: {', '.join(MODELS)} (default: {' '.join(default)}).",
+        show_default=False,
+    )
+
+
+Models = Annotated[list[str] | None, _model_argument("resnet20")]
 Batches = Annotated[str, typer.Option(help="Batch sizes, comma-separated.")]
 Threads = Annotated[str | None, typer.Option(help="Numbers of threads, comma-separated (default: 1 and torch's).")]
-Device = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:N", help="Where it runs: the processor, or a GPU.")]
+DeviceName = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:N", help="Run on the CPU or on a GPU.")]
 Repetitions = Annotated[int, typer.Option(min=1, help="Repetitions; the median is quoted.")]
-Out = Annotated[Path | None, typer.Option(help="Where the JSON goes (default: results/bench-NAME.json).")]
+Out = Annotated[Path | None, typer.Option(help="File of the record, JSON (default: runs/bench-VERB.json).")]
 
 
 @bench.command()
 def layers(
-    model: Models = "resnet20",
+    model: Models = None,
     batch: Batches = "1,128",
-    device: Device = "cpu",
+    device: DeviceName = "cpu",
     threads: Threads = None,
     passes: Annotated[str, typer.Option(help="Of: forward, grad_input, grad_weight.")] = "forward,grad_input",
     repetitions: Repetitions = 11,
@@ -47,187 +55,125 @@ def layers(
     json: Json = False,
 ) -> None:
     """The layers of MODEL one by one, and the formulas that other implementations use."""
+    from torchadder.lab import record
     from torchadder.lab.bench import layers as layer_bench
-    from torchadder.lab.bench import record
 
-    shapes = list(dict.fromkeys(shape for name in _names(model) for shape in layer_bench.layers_of(name)))
-    chosen = _chosen(passes, layer_bench.PASSES, "--passes")
-    batches, places = _numbers(batch, "--batch"), _places(device, threads)
-    destination, progress = _destination(out, "layers" if device == "cpu" else "layers-cuda"), _progress()
-    rows = layer_bench.measure(shapes, batches, places, chosen, repetitions, progress)
-    formulas = layer_bench.measure_formulas(shapes[0], max(batches), places, 3, progress)
-    result = record.make("layers", repetitions, rows, places[0].device, formulas=formulas)
-    _finish(result, destination, json, bench_tables.layer_tables(result))
+    names = _models(model, ["resnet20"])
+    chosen = _choices("--passes", passes, layer_bench.PASSES)
+    batches, devices, path = _numbers("--batch", batch), _devices(device, threads), _path(out, "layers")
+    shapes = list(dict.fromkeys(shape for name in names for shape in layer_bench.layers_of(name)))
+    rows = layer_bench.measure(shapes, batches, devices, chosen, repetitions, _show)
+    formulas = layer_bench.measure_formulas(shapes[0], max(batches), devices, 3, _show)
+    result = record.make("layers", repetitions, rows, devices[0].device, formulas=formulas)
+    _finish(result, path, json, _layer_tables(result))
 
 
 @bench.command()
 def train(
-    model: Models = "resnet20,lenet5bn",
+    model: Annotated[list[str] | None, _model_argument("resnet20", "lenet5bn")] = None,
     batch: Annotated[int, typer.Option(min=2, help="Batch size.")] = 128,
-    device: Device = "cpu",
+    device: DeviceName = "cpu",
     threads: Threads = None,
     repetitions: Repetitions = 11,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """A whole training step of MODEL as AdderNet and as CNN, and the memory that it takes."""
-    from torchadder.lab.bench import record, training
+    from torchadder.lab import record
+    from torchadder.lab.bench import training
 
-    names, places = _names(model), _places(device, threads)
-    destination, progress = _destination(out, "train" if device == "cpu" else "train-cuda"), _progress()
-    rows = []
-    for name in names:
-        rows += training.measure(name, batch, places, repetitions, progress)
-    result = record.make("train", repetitions, rows, places[0].device)
-    _finish(result, destination, json, [bench_tables.train_table(result)])
+    names, devices, path = _models(model, ["resnet20", "lenet5bn"]), _devices(device, threads), _path(out, "train")
+    rows = [row for name in names for row in training.measure(name, batch, devices, repetitions, _show)]
+    result = record.make("train", repetitions, rows, devices[0].device)
+    _finish(result, path, json, [_train_table(result)])
 
 
 @bench.command()
-def family(
-    threads: Threads = None,
-    repetitions: Repetitions = 11,
-    out: Out = None,
-    json: Json = False,
-) -> None:
+def family(threads: Threads = None, repetitions: Repetitions = 11, out: Out = None, json: Json = False) -> None:
     """Layers of every kind: 1-d, 3-d, grouped, depthwise, tiny; the forward pass and a whole step."""
-    from torchadder.lab.bench import family as family_bench
-    from torchadder.lab.bench import record
+    from torchadder.lab import record
+    from torchadder.lab.bench import layers as layer_bench
 
-    counts, destination, progress = _threads(threads), _destination(out, "family"), _progress()
-    rows = family_bench.measure(family_bench.CASES, counts, repetitions, progress)
+    counts, path = _threads(threads), _path(out, "family")
+    rows = layer_bench.measure_family(layer_bench.FAMILY, counts, repetitions, _show)
     result = record.make("family", repetitions, rows)
-    _finish(result, destination, json, [bench_tables.family_table(result)])
+    _finish(result, path, json, [_family_table(result)])
 
 
 @bench.command()
 def latency(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL", help=f"(default: {', '.join(LATENCY_MODELS)})", show_default=False),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="The same, comma-separated.", show_default=False)] = None,
+    model: Annotated[list[str] | None, _model_argument(*LATENCY_MODELS)] = None,
     batch: Batches = "1,64",
     threads: Annotated[str | None, typer.Option(help="Numbers of threads, comma-separated (default: 1,2).")] = None,
     repetitions: Repetitions = 11,
     cpu: Annotated[
         str | None,
-        typer.Option(metavar="|".join(CPUS), help="Hide from every runtime what this CPU has beyond this."),
+        typer.Option(metavar="avx2", help="Hide newer instructions of this CPU from every runtime; in a checkout."),
     ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """MODEL as AdderNet (fp32, u8), as XNOR network, and as CNN in torch, ONNX Runtime and OpenVINO (fp32, int8)."""
-    from torchadder.lab.bench import cpu_mask, record
+    from torchadder.lab import record
+    from torchadder.lab.bench import cpu_mask
     from torchadder.lab.bench import latency as latency_bench
 
-    given = [*(models or []), *([] if model is None else [model])]
-    names = _names(",".join(given or LATENCY_MODELS))
-    batches, counts = _numbers(batch, "--batch"), _latency_threads(threads)
+    names, batches = _models(model, LATENCY_MODELS), _numbers("--batch", batch)
+    counts = _latency_threads(threads)
     environment = cpu_mask.environment(cpu) if cpu else {}
-    destination, progress = _destination(out, "latency"), _progress()
+    path = _path(out, "latency")
     left_out: list[str] = []
 
-    def tell(line: str) -> None:
+    def warn(line: str) -> None:
         left_out.append(line)
-        print(line, file=sys.stderr, flush=True)
+        _show(line)
 
-    candidates = latency_bench.present(tell)
+    candidates = latency_bench.installed(warn)
     rows = []
     for name in names:
-        rows += latency_bench.measure(name, batches, counts, repetitions, candidates, progress, tell, environment)
+        rows += latency_bench.measure(name, batches, counts, repetitions, candidates, _show, warn, environment)
     if not rows:
-        raise UserError("nothing could be measured; what failed stands above")
+        raise UserError("nothing could be measured: the lines above give the reasons")
     result = record.make("latency", repetitions, rows, left_out=left_out)
     if cpu:
         result["cpu"] = cpu_mask.description(cpu)
         result["environment"]["kernels"] = cpu
-    _finish(result, destination, json, bench_tables.latency_tables(result))
+    _finish(result, path, json, _latency_tables(result))
 
 
 @bench.command()
 def kernels(
-    model: Models = "resnet20",
-    op: Annotated[str, typer.Option(metavar="|".join(OPS), help="What the network is made of.")] = "adder",
+    model: Models = None,
+    op: Annotated[str, typer.Option(metavar="|".join(OPS), help="Operator of the network.")] = "adder",
     repetitions: Repetitions = 101,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """The integer engine step by step: the kernel of each layer, its time and its rate, one image on one thread."""
-    from torchadder.lab.bench import record
-    from torchadder.lab.bench import steps as step_bench
+    from torchadder.lab import record
+    from torchadder.lab.bench import steps
 
-    names, (chosen, *_) = _names(model), _chosen(op, OPS, "--op")
-    destination, progress = _destination(out, "kernels"), _progress()
-    rows = [row for name in names for row in step_bench.measure(name, chosen, repetitions, progress)]
+    names, (chosen, *_) = _models(model, ["resnet20"]), _choices("--op", op, OPS)
+    path = _path(out, "kernels")
+    rows = [row for name in names for row in steps.measure(name, chosen, repetitions, _show)]
     result = record.make("kernels", repetitions, rows)
-    _finish(result, destination, json, [bench_tables.step_table(result)])
+    _finish(result, path, json, [_step_table(result)])
 
 
-def _latency_threads(text: str | None) -> list[int]:
-    from torchadder.environment import available_cores
-
-    cores = available_cores()
-    if text is None:
-        return [count for count in (1, 2) if count <= cores]
-    counts = _numbers(text, "--threads")
-    if max(counts) > cores:
-        raise UserError(f"--threads {text}: this machine has {cores} core{'s' if cores > 1 else ''}")
-    return counts
+def _show(line: str) -> None:
+    """Print a line at once, for each thing that is measured: minutes may pass until the next."""
+    print(line, file=sys.stderr, flush=True)
 
 
-def _destination(out: Path | None, name: str) -> Path:
-    """Where the JSON goes. Raises UserError where that cannot be, before minutes are spent on measuring."""
-    path = out or Path(f"results/bench-{name}.json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise _unwritable(path, f"{path.parent} is no folder") from error
-    except OSError as error:
-        raise _unwritable(path, error.strerror) from error
-    if path.is_dir():
-        raise _unwritable(path, "is a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise _unwritable(path, "no permission")
-    return path
+def _models(given: Sequence[str] | None, default: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(given or default))
+    for name in names:
+        if name not in MODELS:
+            raise UserError(f"unknown model {name!r}: choose {', '.join(MODELS)}")
+    return names
 
 
-def _unwritable(path: Path, reason: str | None) -> UserError:
-    return UserError(f"cannot write {path} ({reason}): choose another place with --out")
-
-
-def _finish(result: dict[str, Any], out: Path, json: bool, tables: list[Table]) -> None:
-    from torchadder.lab.bench import record
-
-    try:
-        result = record.write(out, result)
-    except OSError as error:
-        raise _unwritable(out, error.strerror) from error
-    if json:
-        print(json_format.dumps(result))
-        return
-    terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
-    for table in tables:
-        terminal.print(table)
-    terminal.print(f"written to {out}", highlight=False)
-
-
-def _progress() -> Callable[[str], None]:
-    terminal = Console(file=sys.stderr)
-
-    def show(text: str) -> None:
-        if terminal.is_terminal:
-            terminal.print(text, style="dim", highlight=False)
-
-    return show
-
-
-def _names(text: str) -> list[str]:
-    from torchadder.models import list_models
-
-    return _chosen(text, list_models(), "--model")
-
-
-def _chosen(text: str, allowed: Any, flag: str) -> list[str]:
+def _choices(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
     chosen = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in chosen:
         if name not in allowed:
@@ -235,7 +181,7 @@ def _chosen(text: str, allowed: Any, flag: str) -> list[str]:
     return chosen
 
 
-def _numbers(text: str, flag: str) -> list[int]:
+def _numbers(flag: str, text: str) -> list[int]:
     try:
         numbers = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
@@ -248,15 +194,155 @@ def _numbers(text: str, flag: str) -> list[int]:
 def _threads(text: str | None) -> list[int]:
     import torch
 
-    return sorted({1, torch.get_num_threads()}) if text is None else _numbers(text, "--threads")
+    return sorted({1, torch.get_num_threads()}) if text is None else _numbers("--threads", text)
 
 
-def _places(device: str, threads: str | None) -> Sequence[devices.Place]:
-    from torchadder.lab.bench import devices
+def _latency_threads(text: str | None) -> list[int]:
+    from torchadder.environment import available_cores
 
-    found = devices.find(device)
+    cores = available_cores()
+    if text is None:
+        return [count for count in (1, 2) if count <= cores]
+    counts = _numbers("--threads", text)
+    if max(counts) > cores:
+        raise UserError(f"--threads {text}: this machine has {cores} core{'s' if cores > 1 else ''}")
+    return counts
+
+
+def _devices(device: str, threads: str | None) -> Sequence[Device]:
+    from torchadder.lab.bench import timing
+
+    found = timing.find_device(device)
     if found.type == "cpu":
-        return [devices.Cpu(count) for count in _threads(threads)]
+        return [timing.Cpu(count) for count in _threads(threads)]
     if threads is not None:
-        raise UserError(f"--threads {threads}: a GPU has none to set; leave it out with --device {device}")
-    return [devices.Gpu(found)]
+        raise UserError(f"--threads {threads} cannot be set on a GPU: leave it out with --device {device}")
+    return [timing.Gpu(found)]
+
+
+def _path(out: Path | None, verb: str) -> Path:
+    """Return the file of the record, checked before minutes are spent on measuring; git does not track the default."""
+    path = out or Path(f"runs/bench-{verb}.json")
+    if out is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.check_writable(path)
+    return path
+
+
+Cells = tuple[str, list[str], list[list[str]], int]  # title, header, rows, number of leading columns that are text
+
+
+def _finish(result: dict[str, Any], out: Path, json: bool, tables: list[Cells]) -> None:
+    from torchadder.lab import record
+
+    try:
+        result = record.write(out, result)
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): choose another file with --out") from error
+    if json:
+        print(json_format.dumps(result))
+        return
+    for title, header, rows, texts in tables:
+        console.table(header, rows, texts=texts, title=title)
+        print()
+    print(f"written to {out}")
+
+
+def _family_table(result: dict[str, Any]) -> Cells:
+    rows = [
+        [
+            row["layer"],
+            str(row["threads"]),
+            row["pass"],
+            *_fixed(row, 3, "adder_ms", "conv_ms"),
+            *_fixed(row, 2, "ratio"),
+        ]
+        for row in result["rows"]
+    ]
+    header = ["layer", "threads", "pass", "adder ms", "conv ms", "ratio"]
+    return "adder layers and torch's, medians", header, rows, 3
+
+
+def _latency_tables(result: dict[str, Any]) -> list[Cells]:
+    seen = f", {result['cpu']}" if "cpu" in result else ""
+    rows = [
+        [
+            *(str(row[key]) for key in ("model", "batch", "threads", "title")),
+            f"{row['milliseconds'] / row['batch']:.4g}",
+            f"{row['images_per_second']:.0f}",
+            "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    used: dict[tuple[str, str], dict[str, None]] = {}
+    for row in result["rows"]:
+        used.setdefault((row["model"], row["title"]), {}).update(dict.fromkeys(row["kernels"]))
+    header = ["model", "batch", "threads", "network", "ms/image", "images/s", "x slower than u8 AdderNet"]
+    return [
+        (f"latency of whole networks, medians of {result['n']}{seen}", header, rows, 4),
+        ("kernels", ["model", "network", "kernels"], [[*key, ", ".join(names)] for key, names in used.items()], 3),
+    ]
+
+
+def _step_table(result: dict[str, Any]) -> Cells:
+    rows = [
+        [
+            *(row[key] for key in ("model", "step", "kernel")),
+            *_fixed(row, 2, "microseconds"),
+            f"{row['giga_ops']:.1f}" if row["operations"] else "-",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["model", "step", "kernel", "microseconds", "G/s"]
+    return "the engine, one image on one thread, medians", header, rows, 3
+
+
+def _layer_tables(result: dict[str, Any]) -> list[Cells]:
+    where = _where(result)
+    times, rates = ["adder_ms", "conv_ms"], ["adder_giga_ops", "conv_giga_ops"]
+    if where == "device":
+        times, rates = [*times, "tf32_ms"], rates[:1]
+    rows = [
+        [
+            *(str(row[key]) for key in ("layer", "batch", where, "pass")),
+            *_fixed(row, 3, *times),
+            *_fixed(row, 1, *rates),
+            *_fixed(row, 2, "ratio"),
+        ]
+        for row in result["rows"]
+    ]
+    numbers = [name.replace("_giga_ops", " G/s").replace("_", " ") for name in (*times, *rates)]
+    formulas = [
+        [*(str(row[key]) for key in ("layer", "batch", where)), *(f"{n:.0f}x" for n in row["speedup"].values())]
+        for row in result["formulas"]
+    ]
+    return [
+        ("adder and convolution, medians", ["layer", "batch", where, "pass", *numbers, "ratio"], rows, 4),
+        ("speedup over other formulas", ["layer", "batch", where, "broadcast", "cdist"], formulas, 3),
+    ]
+
+
+def _train_table(result: dict[str, Any]) -> Cells:
+    where = _where(result)
+    times = ["adder_ms", "conv_ms", *["tf32_ms"] * (where == "device")]
+    rows = [
+        [
+            *(str(row[key]) for key in ("model", "batch", where)),
+            *_fixed(row, 1, *times),
+            *_fixed(row, 2, "ratio"),
+            *(f"{row['memory_mib'][op]['step']:.0f}" for op in ("adder", "conv")),
+            "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    numbers = [*(name.replace("_", " ") for name in times), "ratio", "adder MiB", "conv MiB", "memory ratio"]
+    return "training step, medians", ["model", "batch", where, *numbers], rows, 3
+
+
+def _fixed(row: dict[str, Any], digits: int, *keys: str) -> list[str]:
+    return [f"{row[key]:.{digits}f}" for key in keys]
+
+
+def _where(result: dict[str, Any]) -> str:
+    """Return the key that says where a row was measured, "device" of a GPU or "threads"."""
+    return "device" if "device" in result["rows"][0] else "threads"

@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/, which are no package, as modules; small layers on one thread; a GPU that is none."""
+"""Provide the scripts of benchmarks/ as modules, one thread for every test, and a GPU that computes on the CPU."""
 
 import importlib.util
 import sys
@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchadder.lab.bench import devices
+from torchadder.lab.bench import timing
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def script(name):
+    """Import benchmarks/NAME.py, which is in no package."""
     path = ROOT / "benchmarks" / f"{name}.py"
-    if not path.exists():
-        pytest.skip("benchmarks/ is not beside the tests")
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
     module = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:
@@ -62,14 +61,12 @@ class Event:
 
 
 @pytest.fixture
-def pretended(monkeypatch):
-    """A Gpu whose tensors are on the processor, and whose limit is 2 G element operations a second."""
+def fake_gpu(monkeypatch):
+    """A Gpu whose tensors are on the CPU."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**31))
-    monkeypatch.setattr(devices, "FLUSH", 100)
-    monkeypatch.setattr(devices.gpu, "lacking", lambda: {"cuda": None})
-    monkeypatch.setattr(devices.gpu, "issue_limit", lambda device: 2e9, raising=False)
-    return devices.Gpu(torch.device("cpu"))
+    monkeypatch.setattr(timing, "FLUSH", 100)
+    return timing.Gpu(torch.device("cpu"))

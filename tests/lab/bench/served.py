@@ -1,4 +1,4 @@
-"""What the tests of bench.process have served in a process of its own."""
+"""Define the object that the tests of lab/bench/process.py run in a process of its own."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from torchadder.errors import UserError
 
 class Served:
     def add(self, a, b):
-        print("what is printed is no answer")
+        print("printed text is not the answer")
         return {"sum": a + b}
 
     def refuse(self):
@@ -25,9 +25,9 @@ class Served:
     def folder(self):
         return os.getcwd()
 
-    def leave(self, code):
-        print("first words", file=sys.stderr)
-        print("last words\n", file=sys.stderr, flush=True)
+    def end(self, code):
+        print("first line", file=sys.stderr)
+        print("last line\n", file=sys.stderr, flush=True)
         os._exit(code)
 
     def crash(self):

@@ -1,4 +1,4 @@
-"""benchmarks/collect.py: what it prints and writes, and its refusals; the numbers are in tests/reproduce."""
+"""Test benchmarks/collect.py: its output and its refusals; tests/lab/reproduce tests the numbers."""
 
 import json
 
@@ -40,7 +40,7 @@ def assert_refused(capsys, words):
 def test_a_run_that_is_not_finished_is_refused(collect, finished, tmp_path, capsys):
     output = tmp_path / "out.json"
     assert collect.main([str(finished("a", 99.0, 99.1, epochs=3)), "-o", str(output)]) == 2
-    assert_refused(capsys, "a is not finished (2 of 3 epochs): continue it with --resume")
+    assert_refused(capsys, "a is not finished (2 of 3 epochs): continue it with resume=True")
     assert not output.exists()
 
 

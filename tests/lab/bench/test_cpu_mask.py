@@ -1,46 +1,63 @@
-"""Where instruction sets can be hidden, and what is said where they cannot."""
+"""Test where instruction sets can be hidden, how the library for it is built, and the refusals elsewhere."""
 
 import platform
+import shutil
+import subprocess
 
 import pytest
 
 from torchadder.errors import UserError
 from torchadder.lab.bench import cpu_mask
 
-SAPPHIRE = "avx2 cpuid_fault avx512f avx512_vnni avx_vnni amx_tile"
+SAPPHIRE_RAPIDS = "avx2 cpuid_fault avx512f avx512_vnni avx_vnni amx_tile"
 
 
 @pytest.fixture
 def cpu(tmp_path, monkeypatch):
-    """A machine whose CPU has the flags given, with the library in place."""
+    """Return a function that pretends a CPU with the flags given, in a checkout, with an empty cache."""
 
     def have(flags, machine="x86_64"):
         info = tmp_path / "cpuinfo"
         info.write_text(f"model name\t: Abacus 3000\nflags\t\t: fpu {flags}\n\nflags\t\t: of the second core\n")
         monkeypatch.setattr(cpu_mask, "CPUINFO", info)
         monkeypatch.setattr(platform, "machine", lambda: machine)
-        library = tmp_path / "mask.so"
-        library.touch()
-        monkeypatch.setattr(cpu_mask, "library_path", lambda: library)
-        monkeypatch.delenv("LD_PRELOAD", raising=False)
-        return library
 
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / cpu_mask.SOURCE).write_text('extern "C" int torchadder_cpu_is_masked() { return 1; }\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
     return have
 
 
-def test_environment(cpu, monkeypatch):
-    library = cpu(SAPPHIRE)
+needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+
+
+@needs_compiler
+def test_the_library_is_compiled_once_for_each_source(cpu, monkeypatch, tmp_path):
+    cpu(SAPPHIRE_RAPIDS)
     environment = cpu_mask.environment("avx2")
-    assert environment["LD_PRELOAD"] == str(library)
-    assert environment["TORCHADDER_CPU"] == "avx2"
-    monkeypatch.setenv("LD_PRELOAD", "other.so")
-    assert cpu_mask.environment("avx2")["LD_PRELOAD"] == f"{library} other.so"
+    library = cpu_mask.library("avx2")
+    assert library.read_bytes().startswith(b"\x7fELF")
+    assert library.parent == tmp_path / "cache" / "torchadder"
+    assert environment == {
+        **{"LD_PRELOAD": str(library), "TORCHADDER_CPU": "avx2"},
+        **{"PYTHONFAULTHANDLER": "", "PYTHONDEVMODE": ""},
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "run", None)  # not needed a second time
+        patched.setenv("LD_PRELOAD", "other.so")
+        assert cpu_mask.environment("avx2")["LD_PRELOAD"] == f"{library} other.so"
+    (tmp_path / cpu_mask.SOURCE).write_text("int another;\n")
+    assert cpu_mask.library("avx2") != library
+    assert len([*library.parent.iterdir()]) == 2
 
 
 @pytest.mark.parametrize(
     ("flags", "description"),
     [
-        (SAPPHIRE, "avx2 (AVX-512, VNNI, AMX hidden)"),
+        (SAPPHIRE_RAPIDS, "avx2 (AVX-512, VNNI, AMX hidden)"),
         ("avx2 avx512f cpuid_fault", "avx2 (AVX-512 hidden)"),
         ("avx2 avx_vnni cpuid_fault", "avx2 (VNNI hidden)"),
         ("avx2 cpuid_fault", "avx2"),
@@ -51,16 +68,17 @@ def test_description(cpu, flags, description):
     assert cpu_mask.description("avx2") == description
 
 
-def test_nothing_to_hide_needs_nothing(cpu):
-    cpu("avx2").unlink()
+def test_nothing_to_hide_needs_no_library(cpu, tmp_path):
+    cpu("avx2")
+    (tmp_path / cpu_mask.SOURCE).unlink()
     assert cpu_mask.environment("avx2") == {}
 
 
-REFUSED = [  # flags, machine, asked -> words
-    (SAPPHIRE, "x86_64", "sse2", "--cpu sse2: choose of avx2"),
-    ("sse2", "x86_64", "avx2", "--cpu avx2: this is no Linux machine with avx2"),
+REFUSED = [  # flags, machine, cpu -> words
+    (SAPPHIRE_RAPIDS, "x86_64", "sse2", "cpu=sse2 is unknown: choose avx2"),
+    ("sse2", "x86_64", "avx2", "cpu=avx2 needs a Linux machine with avx2"),
     ("avx2 avx512f", "x86_64", "avx2", "cannot hide instructions (no cpuid_fault in"),
-    (SAPPHIRE, "i686", "avx2", "cannot hide instructions"),
+    (SAPPHIRE_RAPIDS, "i686", "avx2", "cannot hide instructions"),
 ]
 
 
@@ -72,16 +90,52 @@ def test_refused(cpu, flags, machine, asked, words):
     assert words in str(caught.value)
 
 
-def test_refused_without_the_library_or_without_linux(cpu, monkeypatch, tmp_path):
-    cpu(SAPPHIRE).unlink()
-    with pytest.raises(UserError, match=r"mask\.so is missing: reinstall torchadder"):
-        cpu_mask.environment("avx2")
+def remove_source(tmp_path, monkeypatch):
+    (tmp_path / cpu_mask.SOURCE).unlink()
+
+
+def break_source(tmp_path, monkeypatch):
+    (tmp_path / cpu_mask.SOURCE).write_text("no C++\n")
+
+
+def remove_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def rename_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+
+def block_cache(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("")
+
+
+def remove_cpuinfo(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu_mask, "CPUINFO", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no Linux machine"):
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (remove_source, "needs benchmarks/cpu_mask.cpp: run it in a source checkout of torchadder"),
+        pytest.param(break_source, "c++ cannot compile benchmarks/cpu_mask.cpp (", marks=needs_compiler),
+        (remove_compiler, "needs a C++ compiler: install one"),
+        (rename_compiler, "(No such file or directory)"),
+        (block_cache, "set XDG_CACHE_HOME"),
+        (remove_cpuinfo, "needs a Linux machine"),
+    ],
+)
+def test_a_library_that_cannot_be_built_is_one_line(cpu, tmp_path, monkeypatch, change, words):
+    cpu(SAPPHIRE_RAPIDS)
+    change(tmp_path, monkeypatch)
+    with pytest.raises(UserError) as caught:
         cpu_mask.environment("avx2")
+    assert str(caught.value).startswith("cpu=avx2")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_process_notices_that_it_sees_everything(monkeypatch):
+def test_a_process_notices_that_nothing_is_hidden(monkeypatch):
     cpu_mask.check()
     monkeypatch.setenv("TORCHADDER_CPU", "avx2")
     with pytest.raises(UserError, match="was not loaded"):

@@ -1,4 +1,4 @@
-"""benchmarks/engine_tables.py: from the engine's records to tables."""
+"""Test benchmarks/engine_tables.py: from the engine's records to tables."""
 
 import pytest
 
@@ -33,7 +33,7 @@ ROWS = [
 ]
 
 
-def test_summary_names_the_best_rivals_of_one_thread(engine_tables):
+def test_summary_names_the_best_cnns_on_one_thread(engine_tables):
     table = engine_tables.summary_table({**HEAD, "rows": ROWS}, {**HEAD, "rows": ROWS[:4], "cpu": "avx2 (rest hidden)"})
     assert "**above 1 the AdderNet is faster**; torch 2.13.0; 2020-06-14." in table
     assert table.splitlines()[:2] == [
@@ -45,6 +45,17 @@ def test_summary_names_the_best_rivals_of_one_thread(engine_tables):
         "| as it is | resnet20 | 1 | 2 | 2.50 (OpenVINO) | 0.25 (OpenVINO, bf16) | 0.75 |",
         "| as it is | resnet20 | 64 | 2 | 0.50 (torch) | – | – |",
         "| avx2 (rest hidden) | resnet20 | 1 | 2 | 4.50 (torch) | – | 0.75 |",
+    ]
+
+
+def test_claims_are_one_image_against_the_best_cnns(engine_tables):
+    table = engine_tables.claims_table({**HEAD, "rows": ROWS}, {**HEAD, "rows": ROWS[:4], "cpu": "avx2 (rest hidden)"})
+    assert table.splitlines() == [
+        "| network | CPU as it is: best fp32 CNN | CPU as it is: best int8 CNN | AVX2: best fp32 CNN | AVX2: best int8 CNN |",
+        "| :-- | --: | --: | --: | --: |",
+        "| resnet20 | 2.50× | 0.25× | 4.50× | – |",
+        "",
+        "The 8-bit AdderNet is so many times as fast as the best CNN; one image on one thread of an Abacus 3000, 2 cores.",
     ]
 
 
@@ -73,14 +84,14 @@ def test_steps_that_are_alike_share_a_row(engine_tables):
         return {"model": "m", "step": title, "kernel": kernel, "microseconds": microseconds, "operations": operations}
 
     rows = [
-        step("input", "codes", 1.0, 0),
+        step("input", "quantize", 1.0, 0),
         step("conv 3->8", "conv_u8_avx2_5x8", 2.0, 20_000),
         *(step("adder 8->8", "adder_u8_avx2_5x8", t, 80_000) for t in (0.5, 1.5)),
     ]
     table = engine_tables.steps_table({**HEAD, "rows": rows}, LIMITS)
     assert table.splitlines()[2].startswith("| m, 5 µs |")
     assert table.splitlines()[4:] == [
-        "| input | 1× | `codes` | 1.00 | – | – | 20.0% |",
+        "| input | 1× | `quantize` | 1.00 | – | – | 20.0% |",
         "| conv 3->8 | 1× | `conv_u8_avx2_5x8` | 2.00 | 10 | 20% | 40.0% |",
         "| adder 8->8 | 2× | `adder_u8_avx2_5x8` | 1.00 | 80 | 80% | 40.0% |",
     ]
@@ -93,7 +104,7 @@ def test_steps_that_are_alike_share_a_row(engine_tables):
         ("adder 8->8", "adder_u8_avx512vnni_8x16", 200.0),
         ("conv 8->8", "conv_u8_avx512vnni_8x16", 400.0),
         ("binary 8->8", "binary_avx2_4x8", None),
-        ("input", "codes", None),
+        ("input", "quantize", None),
         ("adder 8->8", "adder_u8_reference_2x8", None),
     ],
 )

@@ -1,4 +1,4 @@
-"""Latency: what is written into a row, who takes a turn when, and a whole small run in the runtimes that are here."""
+"""Test latency: rows, the order of repetitions, failures, and a whole small run in the runtimes installed here."""
 
 import re
 from typing import ClassVar
@@ -8,7 +8,7 @@ import torch
 
 from torchadder.errors import UserError
 from torchadder.lab.bench import candidates, cpu_mask, latency, networks
-from torchadder.lab.bench.candidates import CANDIDATES, Candidate, Contestant
+from torchadder.lab.bench.candidates import CANDIDATES, Candidate, Worker
 from torchadder.lab.bench.process import ProcessError
 
 BY_KEY = {candidate.key: candidate for candidate in CANDIDATES}
@@ -18,13 +18,13 @@ BY_KEY = {candidate.key: candidate for candidate in CANDIDATES}
 def folder(tmp_path_factory):
     """LeNet-5-BN as files, without ONNX."""
     folder = tmp_path_factory.mktemp("networks")
-    networks.Networks().make("lenet5bn", str(folder), onnx=False, int8=False)
+    networks.NetworkWriter().write("lenet5bn", str(folder), onnx=False, int8=False)
     return folder
 
 
 @pytest.fixture(scope="module")
 def run():
-    """A run of what is installed, on a CPU without AVX-512 where there is a way to have one: (rows, such a CPU)."""
+    """Return the rows of a small run, and whether instruction sets beyond AVX2 were hidden in it."""
     try:
         environment = cpu_mask.environment("avx2")
         avx2 = True
@@ -32,9 +32,9 @@ def run():
         environment, avx2 = {}, False
     keys = ("adder_u8", "torch_fp32", "onnxruntime_int8", "openvino_int8")
     chosen = [BY_KEY[key] for key in keys if not BY_KEY[key].missing]
-    said = []
-    rows = latency.measure("lenet5bn", [2], [1], 2, chosen, said.append, said.append, environment, turn=0.001)
-    assert said == ["lenet5bn: networks", "lenet5bn, batch 2, 1 thread"]
+    shown = []
+    rows = latency.measure("lenet5bn", [2], [1], 2, chosen, shown.append, shown.append, environment, 0.001)
+    assert shown == ["lenet5bn: networks", "lenet5bn, batch 2, 1 thread"]
     assert [row["candidate"] for row in rows] == [candidate.key for candidate in chosen]
     return {row["candidate"]: row for row in rows}, avx2
 
@@ -66,7 +66,7 @@ def test_kernels_of_an_avx2_cpu(run):
 
 @pytest.mark.parametrize("key", [candidate.key for candidate in CANDIDATES if not candidate.packages])
 @pytest.mark.parametrize("batch", [1, 17])
-def test_a_contestant_computes_its_network(folder, monkeypatch, key, batch):
+def test_a_worker_computes_its_network(folder, monkeypatch, key, batch):
     checked = []
     check = candidates._check
 
@@ -75,8 +75,8 @@ def test_a_contestant_computes_its_network(folder, monkeypatch, key, batch):
         check(candidate, logits, expected)
 
     monkeypatch.setattr(candidates, "_check", note)
-    contestant = Contestant()
-    about = contestant.open(key, str(folder), batch, 1)
+    worker = Worker()
+    about = worker.open(key, str(folder), batch, 1)
     assert about["kernels"]
     assert about["versions"] == {"torch": torch.__version__}
     ((name, shape, expected),) = checked
@@ -84,7 +84,7 @@ def test_a_contestant_computes_its_network(folder, monkeypatch, key, batch):
     known = networks.reference(folder)[BY_KEY[key].op]
     assert torch.equal(expected[:16], known[:batch])
     assert batch == 1 or torch.equal(expected[16], known[0])
-    assert contestant.turn(0.001) > 0
+    assert worker.repeat(0.001) > 0
 
 
 @pytest.mark.parametrize(("precision", "share"), [("fp32", 0.1), ("bf16", 0.4), ("int8", 0.8)])
@@ -98,7 +98,7 @@ def test_another_network_is_noticed(precision, share):
         candidates._check(candidate, expected * float("nan"), expected)
 
 
-def test_a_turn_warms_up_and_fills_its_time(monkeypatch):
+def test_a_repetition_warms_up_and_fills_its_time(monkeypatch):
     class Clock:
         now = 0.0
 
@@ -109,36 +109,36 @@ def test_a_turn_warms_up_and_fills_its_time(monkeypatch):
         Clock.now += 0.25
 
     monkeypatch.setattr(candidates.time, "perf_counter", lambda: Clock.now)
-    contestant = Contestant()
-    with pytest.raises(RuntimeError, match="turn before open"):
-        contestant.turn(1.0)
-    contestant._session, contestant._each = candidates.Session(call, None, []), 0.5
-    assert contestant.turn(2.0) == 0.25
-    assert len(calls) == 2 + 4  # as many as 0.5 s each would be
+    worker = Worker()
+    with pytest.raises(RuntimeError, match="repeat before open"):
+        worker.repeat(1.0)
+    worker._session, worker._seconds = candidates.Session(call, None, []), 0.5
+    assert worker.repeat(2.0) == 0.25
+    assert len(calls) == 2 + 4  # 2 s at 0.5 s a call
     calls.clear()
-    assert contestant.turn(2.0) == 0.25
+    assert worker.repeat(2.0) == 0.25
     assert len(calls) == 4 + 8
     calls.clear()
-    assert contestant.turn(0.001) == 0.25
+    assert worker.repeat(0.001) == 0.25
     assert len(calls) == 1
 
 
 class FakeProcess:
-    """Answers from a script instead of measuring; ``log`` has every request of all of them, in order."""
+    """Answer from a script instead of measuring; ``log`` holds the calls of all processes in order."""
 
     log: ClassVar[list] = []
-    script: ClassVar[dict] = {}  # (key, method) -> answers in order; a text is an error, of which some are deaths
+    script: ClassVar[dict] = {}  # (key, method) -> answers in order; a text is an error, "its process ..." a death
 
     def __init__(self, target, folder, environment):
         self.target, self.alive, self.key = target, True, None
         self.environment = environment
 
-    def ask(self, method, seconds, **arguments):
-        assert seconds == latency.PATIENCE
+    def call(self, method, timeout, **arguments):
+        assert timeout == latency.TIMEOUT
         self.key = arguments.get("key", self.key)
         self.log.append((self.key, method))
         answers = self.script.get((self.key, method))
-        answer = answers.pop(0) if answers else {"make": None, "open": {"kernels": ["k"]}, "turn": 0.001}[method]
+        answer = answers.pop(0) if answers else {"write": None, "open": {"kernels": ["k"]}, "repeat": 0.001}[method]
         if isinstance(answer, str):
             self.alive = not answer.startswith("its process")
             raise ProcessError(answer)
@@ -157,26 +157,26 @@ def fake(monkeypatch):
 
 
 def measured(keys, batches=(1,), threads=(1,), repetitions=2):
-    said = []
+    warned = []
     chosen = [BY_KEY[key] for key in keys]
-    rows = latency.measure("lenet5bn", batches, threads, repetitions, chosen, lambda text: None, said.append)
-    return rows, said
+    rows = latency.measure("lenet5bn", batches, threads, repetitions, chosen, lambda line: None, warned.append)
+    return rows, warned
 
 
-def test_candidates_take_turns(fake):
-    fake.script["adder_u8", "turn"] = [0.001, 0.004, 0.002]
-    fake.script["torch_fp32", "turn"] = [0.010, 0.010, 0.010]
-    rows, said = measured(["adder_u8", "torch_fp32"], batches=(4,), repetitions=3)
-    assert said == []
-    opened = [(None, "make"), ("adder_u8", "open"), ("torch_fp32", "open")]
-    assert fake.log == opened + [("adder_u8", "turn"), ("torch_fp32", "turn")] * 3
-    ours, theirs = rows
-    assert ours == {
+def test_repetitions_are_interleaved(fake):
+    fake.script["adder_u8", "repeat"] = [0.001, 0.004, 0.002]
+    fake.script["torch_fp32", "repeat"] = [0.010, 0.010, 0.010]
+    rows, warned = measured(["adder_u8", "torch_fp32"], batches=(4,), repetitions=3)
+    assert warned == []
+    opened = [(None, "write"), ("adder_u8", "open"), ("torch_fp32", "open")]
+    assert fake.log == opened + [("adder_u8", "repeat"), ("torch_fp32", "repeat")] * 3
+    adder, conv = rows
+    assert adder == {
         **{"model": "lenet5bn", "batch": 4, "threads": 1, "candidate": "adder_u8", "title": "AdderNet u8 (engine)"},
         **{"runtime": "engine", "precision": "u8", "milliseconds": 2.0, "images_per_second": 2000.0, "ratio": 1.0},
         **{"minimum_ms": 1.0, "spread": 1.5, "n": 3, "seconds": [0.001, 0.004, 0.002], "kernels": ["k"]},
     }
-    assert (theirs["ratio"], theirs["spread"]) == (5.0, 0.0)
+    assert (conv["ratio"], conv["spread"]) == (5.0, 0.0)
 
 
 def test_without_the_integer_engine_there_is_no_ratio(fake):
@@ -184,47 +184,47 @@ def test_without_the_integer_engine_there_is_no_ratio(fake):
     assert [row["ratio"] for row in rows] == [None, None]
 
 
-def test_one_that_has_no_place_on_this_machine_is_no_row_and_no_word(fake):
+def test_an_unsupported_candidate_has_no_row_and_no_warning(fake):
     fake.script["openvino_bf16", "open"] = [None]
-    rows, said = measured(["adder_u8", "openvino_bf16"])
+    rows, warned = measured(["adder_u8", "openvino_bf16"])
     assert [row["candidate"] for row in rows] == ["adder_u8"]
-    assert said == []
+    assert warned == []
 
 
-DYING = "its process was ended by SIGKILL"
-FAILING = [  # method, its answers, lines, settings that it is in; of batch 1 and 2
+DEATH = "its process was ended by SIGKILL"
+FAILING = [  # method, its answers, warnings, batches (of 1 and 2) with a row
     ("open", ["no memory"], ["no memory"], [2]),
-    ("open", [DYING], [DYING], []),
-    ("turn", [0.001, "a sum failed"], ["a sum failed"], [2]),
-    ("turn", [0.001, DYING], [DYING], []),
+    ("open", [DEATH], [DEATH], []),
+    ("repeat", [0.001, "a sum failed"], ["a sum failed"], [2]),
+    ("repeat", [0.001, DEATH], [DEATH], []),
 ]
 
 
 @pytest.mark.parametrize(("method", "answers", "lines", "batches"), FAILING)
-def test_the_others_go_on(fake, method, answers, lines, batches):
+def test_the_others_continue_after_a_failure(fake, method, answers, lines, batches):
     fake.script["xnor", method] = answers
-    rows, said = measured(["adder_u8", "xnor", "engine_int8", "torch_fp32"], batches=(1, 2))
-    assert said == [f"XNOR (engine) is left out of lenet5bn, batch 1, 1 thread: {line}" for line in lines]
+    rows, warned = measured(["adder_u8", "xnor", "engine_int8", "torch_fp32"], batches=(1, 2))
+    assert warned == [f"XNOR (engine) is left out of lenet5bn, batch 1, 1 thread: {line}" for line in lines]
     assert [row["batch"] for row in rows if row["candidate"] == "xnor"] == batches
     for key in ("adder_u8", "torch_fp32"):
         assert [row["n"] for row in rows if row["candidate"] == key] == [2, 2]
 
 
 def test_networks_that_cannot_be_made(fake):
-    fake.script[None, "make"] = ["ValueError: no"]
+    fake.script[None, "write"] = ["ValueError: no"]
     with pytest.raises(UserError, match=r"^lenet5bn: the networks could not be made: ValueError: no$"):
         measured(["adder_u8"])
 
 
-def test_what_is_not_installed_is_left_out_in_one_line(monkeypatch):
+def test_candidates_that_are_not_installed_are_named_in_one_line(monkeypatch):
     monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: None)
-    said = []
-    assert [candidate.key for candidate in latency.present(said.append)] == [
+    warned = []
+    assert [candidate.key for candidate in latency.installed(warned.append)] == [
         *("adder_fp32", "adder_u8", "xnor", "engine_int8", "torch_fp32")
     ]
-    (line,) = said
+    (line,) = warned
     assert line.startswith("left out: CNN, ONNX Runtime fp32; CNN, ONNX Runtime int8; CNN, OpenVINO fp32; ")
     assert line.endswith("onnx, onnxscript, onnxruntime, openvino not installed: pip install 'torchadder[bench]'")
     monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: name)
-    assert latency.present(said.append) == list(CANDIDATES)
-    assert len(said) == 1
+    assert latency.installed(warned.append) == list(CANDIDATES)
+    assert len(warned) == 1

@@ -1,15 +1,16 @@
-"""The engine step by step: every step of the network has its row, and operations are those of the definition."""
+"""Test the engine benchmark: every step of the network has its row, and operations are those of the definition."""
 
 import pytest
 
 from torchadder.counts import summary
+from torchadder.errors import UserError
 from torchadder.lab.bench import steps
 from torchadder.models import create_model
 
 
 @pytest.mark.parametrize("op", ["adder", "conv", "binary"])
 def test_rows(op):
-    rows = steps.measure("resnet20", op, 3, lambda text: None)
+    rows = steps.measure("resnet20", op, 3, lambda line: None)
     assert [row["step"] for row in rows[:3]] == ["input", "conv 3->16 3x3 @32", f"{op} 16->16 3x3 @32"]
     assert rows[3]["step"].endswith("+ shortcut")
     assert rows[-2]["step"] == "AveragePool 64 @8"
@@ -20,6 +21,6 @@ def test_rows(op):
     assert sum(row["operations"] for row in rows) == total
 
 
-def test_an_operator_that_is_none():
-    with pytest.raises(ValueError, match="op 'xor' is unknown: expected"):
+def test_an_unknown_operator():
+    with pytest.raises(UserError, match="op=xor is unknown: choose adder"):
         steps.measure("resnet20", "xor", 3, print)

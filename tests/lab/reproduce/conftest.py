@@ -1,4 +1,4 @@
-"""A table on the tiny data set, and what a queue reports."""
+"""Provide a table on the tiny data set, and a report that keeps what the queue told."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from torchadder.lab.reproduce import EXPERIMENTS, Experiment, Report, Row, queue
 
 
 class Log(Report):
-    """Keeps what the queue told; ``interrupt=(job, epoch)`` is a Ctrl-C in the first step of that epoch of that job."""
+    """Keep what the queue told; ``interrupt=(job, epoch)`` raises Ctrl-C in the first step of that epoch and job."""
 
     def __init__(self, interrupt=None):
         self.interrupt = interrupt
@@ -29,12 +29,12 @@ class Log(Report):
 @pytest.fixture(autouse=True)
 def tiny_world(tiny_recipe, one_thread, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(queue, "_forget_peak_memory", lambda: None)  # takes longer than the run
+    monkeypatch.setattr(queue, "_reset_peak_memory", lambda: None)  # takes longer than the run
 
 
 @pytest.fixture
 def table(monkeypatch):
-    """Two rows of two epochs, two seeds each."""
+    """Return a table of two rows with two epochs and two seeds each."""
     rows = (
         Row("CNN", "lenet5bn-tiny", {"op": "conv", "epochs": 2}, 90.0),
         Row("AdderNet", "lenet5bn-tiny", {"op": "adder", "epochs": 2}, 95.5),

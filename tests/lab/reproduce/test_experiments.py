@@ -1,4 +1,4 @@
-"""The tables as data: the paper's numbers, and recipes that exist."""
+"""Test the tables as data: the paper's numbers, and recipes that exist."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The queue: every row with every seed once, whatever interrupts it, and what becomes of all that is wrong."""
+"""Test the queue: every row with every seed once, after interruptions too, and all failures."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from tests.lab.reproduce.conftest import Log
 
 from torchadder.data import registry as datasets
 from torchadder.errors import UserError
-from torchadder.lab.bench import record as files
+from torchadder.lab import record as files
 from torchadder.lab.reproduce import Experiment, Queue, Row
 from torchadder.lab.reproduce.queue import run_name
 from torchadder.train import RECIPES, Run, train
@@ -34,11 +34,11 @@ def reasons(results):
 
 @pytest.fixture
 def one(table):
-    """The table with one seed and one epoch in OUT/epochs-1."""
+    """Return a queue of one seed and one epoch."""
     return Queue(table, seeds=1, epochs=1)
 
 
-def test_every_row_with_every_seed_and_the_first_seeds_first(table):
+def test_every_row_runs_with_every_seed_and_first_seeds_come_first(table):
     log = Log()
     results = Queue(table).run(report=log)
     assert log.begun == [("CNN", 0), ("AdderNet", 0), ("CNN", 1), ("AdderNet", 1)]
@@ -57,7 +57,7 @@ def test_every_row_with_every_seed_and_the_first_seeds_first(table):
     assert accuracies(record) == pytest.approx(told)
 
 
-def test_a_second_time_nothing_is_run_and_the_record_stays(table, one):
+def test_a_second_time_nothing_runs_and_the_record_stays(table, one):
     one.run()
     before = one.record_path.read_bytes()
     log = Log()
@@ -68,7 +68,7 @@ def test_a_second_time_nothing_is_run_and_the_record_stays(table, one):
 
 
 @pytest.mark.parametrize("interrupt", [(1, 1), (2, 2), (3, 1)])
-def test_interrupted_anywhere_it_goes_on_and_ends_with_the_same_numbers(table, interrupt):
+def test_interrupted_anywhere_it_continues_and_ends_with_the_same_numbers(table, interrupt):
     whole = Queue(table, out=Path("whole"), results=Path("whole"))
     whole.run()
     log = Log(interrupt)
@@ -86,7 +86,7 @@ def test_interrupted_anywhere_it_goes_on_and_ends_with_the_same_numbers(table, i
 
 
 def test_killed_in_the_middle_of_writing(table, one):
-    """What a kill -9 may leave: a torn line beyond the last state, temporary files, a folder without a recipe."""
+    """Continue after a kill -9: an incomplete line after the last state, temporary files, a folder without recipe."""
     with pytest.raises(KeyboardInterrupt):
         Queue(table, seeds=1).run(report=Log((1, 2)))
     folder = Path("runs/reproduce") / f"{CNN}0"
@@ -134,7 +134,7 @@ def test_the_record_keeps_other_seeds_and_rows_than_those_asked_for(table):
     assert [row["seeds"] for row in read(queue.record_path)["rows"]] == [[0, 1], [0, 1]]
 
 
-def test_shortened_runs_lie_apart_and_say_so(table, one):
+def test_shortened_runs_are_stored_apart_and_marked(table, one):
     one.run()
     path = Path("runs/reproduce/epochs-1/reproduce-tiny-epochs-1.json")
     assert one.record_path == path
@@ -148,7 +148,7 @@ def test_shortened_runs_lie_apart_and_say_so(table, one):
     assert len(log.epochs) == 4
 
 
-def test_shortened_runs_with_a_place_of_their_own(table):
+def test_shortened_runs_in_a_folder_of_their_own(table):
     queue = Queue(table, seeds=1, epochs=1, out=Path("a"), results=Path("b"), only="cnn")
     queue.run()
     assert read("b/reproduce-tiny-epochs-1.json")["rows"][0]["op"] == "conv"
@@ -189,7 +189,7 @@ def replace_by_file(folder):
 
 
 @pytest.mark.parametrize("damage", [damage_state, damage_recipe, damage_metrics, replace_by_file])
-def test_a_damaged_run_is_named_and_the_others_go_on(table, one, damage):
+def test_a_damaged_run_is_named_and_the_others_continue(table, one, damage):
     one.run()
     damage(one.folder / f"{CNN}0")
     (reason,) = reasons(Queue(table, epochs=1).run())
@@ -198,7 +198,7 @@ def test_a_damaged_run_is_named_and_the_others_go_on(table, one, damage):
     assert list(accuracies(read(one.record_path))) == [("conv", 1), ("adder", 0), ("adder", 1)]
 
 
-def test_a_run_that_diverges_is_a_reason_and_the_others_go_on(table):
+def test_a_run_that_diverges_is_reported_and_the_others_continue(table):
     wild = Row("wild", "lenet5bn-tiny", {"op": "conv", "lr": 1e30, "batch_size": 10, "epochs": 2})
     results = Queue(replace(table, rows=(wild, table.rows[1])), seeds=1, epochs=1).run()
     assert [(result.job.row.label, result.outcome is None) for result in results] == [
@@ -210,7 +210,7 @@ def test_a_run_that_diverges_is_a_reason_and_the_others_go_on(table):
 
 @pytest.fixture
 def half_missing(table, monkeypatch):
-    """The table with the data of one more network out of reach; the loads that were tried."""
+    """Return the table with two more rows without data, and a list of the attempts to load them."""
     tried = []
 
     def load(data_dir):
@@ -224,7 +224,7 @@ def half_missing(table, monkeypatch):
     return replace(table, rows=(rows[0], table.rows[0], rows[1])), tried
 
 
-def test_rows_without_data_are_left_out_with_the_reason(half_missing):
+def test_rows_without_data_are_skipped_with_the_reason(half_missing):
     table, tried = half_missing
     results = Queue(table, seeds=2, epochs=1).run(Path("data"))
     assert reasons(results) == [(label, 0, "no such data: put them there") for label in ("one", "other")]
@@ -271,7 +271,7 @@ def test_a_record_that_cannot_be_written_is_refused_before_the_first_run(table, 
     message = str(refusal.value)
     assert message.startswith(f"cannot write {queue.record_path} (")
     assert reason in message
-    assert message.endswith("): choose another place with --results")
+    assert message.endswith("): choose another folder with results=DIR")
 
 
 def test_a_disk_that_is_full_when_the_record_is_written(table, monkeypatch):
@@ -285,9 +285,9 @@ def test_a_disk_that_is_full_when_the_record_is_written(table, monkeypatch):
 
 
 REFUSED = [  # arguments -> the words of the one line
-    ({"epochs": 0}, "--epochs 0 is out of range: expected 1 to 2, which the full recipe has"),
-    ({"epochs": 3}, "--epochs 3 is out of range: expected 1 to 2, which the full recipe has"),
-    ({"only": "BNN"}, "--only BNN: no row of tiny has that in its name; it has CNN, AdderNet"),
+    ({"epochs": 0}, "epochs=0 is out of range: expected 1 to 2, the epochs of the full recipe"),
+    ({"epochs": 3}, "epochs=3 is out of range: expected 1 to 2, the epochs of the full recipe"),
+    ({"only": "BNN"}, "only=BNN matches no row of tiny: its rows are CNN, AdderNet"),
 ]
 
 

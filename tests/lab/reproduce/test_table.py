@@ -1,11 +1,11 @@
-"""Tables of text: which measured row stands beside which of the paper's, and every character of the result."""
+"""Test which measurement stands beside which row of the paper, and every character of the tables."""
 
 import dataclasses
 
 import pytest
 
 from torchadder.lab.reproduce import EXPERIMENTS, Experiment, Row
-from torchadder.lab.reproduce.record import effective
+from torchadder.lab.reproduce.runs import effective
 from torchadder.lab.reproduce.table import (
     accuracies,
     costs,

@@ -1,1 +1,1 @@
-"""Benchmarks against named rivals: same shapes, same threads, same run; medians of interleaved repetitions."""
+"""Measure against named baselines: same shapes, same threads, same run; medians of interleaved repetitions."""

@@ -1,65 +1,94 @@
-"""A CPU that has no more than AVX2, as a process sees it: every library in it then takes its own best AVX2 kernels.
+"""Hide AVX-512, VNNI and AMX from a process, so that every library in it takes its best AVX2 kernels.
 
-The variables that libraries have for this (ONEDNN_MAX_CPU_ISA and the like) differ, and ONNX Runtime and OpenVINO's own
-kernels have none. On Linux the CPUID instruction itself can be made to fault, for a process and what it starts;
-native/src/cpu_mask.cpp then answers without AVX-512, AVX-VNNI and AMX. glibc's memcpy, chosen before that, stays.
+Libraries have different variables for this (ONEDNN_MAX_CPU_ISA and others); ONNX Runtime and OpenVINO's own kernels
+have none. On Linux the CPUID instruction can be made to fault for a process and its children; benchmarks/cpu_mask.cpp,
+loaded by LD_PRELOAD, then answers without those instructions. glibc chose its memcpy before, so that stays.
+
+The library is compiled when it is first needed, from a source checkout, into the cache folder.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
-from torchadder import kernels
+from torchadder import files
 from torchadder.errors import UserError
 
 CPUS = ("avx2",)
 HIDDEN = {"avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI", "amx_tile": "AMX"}
 CPUINFO = Path("/proc/cpuinfo")
-
-
-def library_path() -> Path:
-    """Where the library for LD_PRELOAD was installed."""
-    return kernels.library_path().with_name("libtorchadder_cpu_mask.so")
+SOURCE = Path("benchmarks/cpu_mask.cpp")  # in the working directory
 
 
 def description(cpu: str) -> str:
-    """``avx2 (AVX-512, VNNI, AMX hidden)``: what ``environment(cpu)`` makes of this CPU."""
-    hidden = dict.fromkeys(name for flag, name in HIDDEN.items() if flag in _flags())
+    """Return what ``environment(cpu)`` makes of this CPU: ``avx2 (AVX-512, VNNI, AMX hidden)``."""
+    flags = _flags()
+    hidden = dict.fromkeys(name for flag, name in HIDDEN.items() if flag in flags)
     return f"{cpu} ({', '.join(hidden)} hidden)" if hidden else cpu
 
 
 def environment(cpu: str) -> dict[str, str]:
-    """Variables for a process that shall see ``cpu``; none where this CPU has nothing to hide.
+    """Return the variables of a process that sees ``cpu``; none if this CPU has nothing to hide.
 
-    Raises UserError where it cannot be.
+    Raises UserError if instructions cannot be hidden here, or if the library cannot be compiled.
     """
     flags = _flags()
     if cpu not in CPUS:
-        raise UserError(f"--cpu {cpu}: choose of {', '.join(CPUS)}")
+        raise UserError(f"cpu={cpu} is unknown: choose {', '.join(CPUS)}")
     if cpu not in flags:
-        raise UserError(f"--cpu {cpu}: this is no Linux machine with {cpu}; leave it out")
+        raise UserError(f"cpu={cpu} needs a Linux machine with {cpu}: leave it out")
     if not flags & HIDDEN.keys():
         return {}
     if "cpuid_fault" not in flags or platform.machine() != "x86_64":
         raise UserError(
-            f"--cpu {cpu}: CPU and kernel cannot hide instructions (no cpuid_fault in {CPUINFO}); leave it out"
+            f"cpu={cpu}: this CPU and kernel cannot hide instructions (no cpuid_fault in {CPUINFO}): leave it out"
         )
-    if not library_path().is_file():
-        raise UserError(f"--cpu {cpu}: {library_path().name} is missing: reinstall torchadder")
-    preload = " ".join(filter(None, [str(library_path()), os.environ.get("LD_PRELOAD")]))
-    # (Python's own handler of the same signal would take its place.)
+    preload = " ".join(filter(None, [str(library(cpu)), os.environ.get("LD_PRELOAD")]))
+    # Python's own handler of SIGSEGV would replace that of the library.
     return {"LD_PRELOAD": preload, "TORCHADDER_CPU": cpu, "PYTHONFAULTHANDLER": "", "PYTHONDEVMODE": ""}
+
+
+def library(cpu: str) -> Path:
+    """Return the compiled library. Raises UserError without its source, a compiler or a usable cache folder."""
+    if not SOURCE.is_file():
+        raise UserError(f"cpu={cpu} needs {SOURCE}: run it in a source checkout of torchadder")
+    path = files.cache_folder() / f"cpu_mask-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    if path.is_file():
+        return path
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise UserError(f"cpu={cpu} needs a C++ compiler: install one (Debian, Ubuntu: g++) or name it with CXX")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", str(SOURCE), "-o", str(unfinished)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        os.replace(unfinished, path)
+    except subprocess.CalledProcessError as error:
+        reason = next(iter(error.stderr.strip().splitlines()), f"code {error.returncode}")
+        raise UserError(
+            f"cpu={cpu}: {compiler} cannot compile {SOURCE} ({reason}): try another one with CXX"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cpu={cpu}: cannot build {path} ({error.strerror or error}): set XDG_CACHE_HOME") from error
+    return path
 
 
 def check() -> None:
     """Raise UserError in a process that was started to see another CPU and does not."""
     cpu = os.environ.get("TORCHADDER_CPU")
-    masked = getattr(ctypes.CDLL(None), "torchadder_cpu_is_masked", None)
-    if cpu and not (masked and masked()):
-        raise UserError(f"--cpu {cpu}: {library_path().name} was not loaded; a path without spaces and colons may help")
+    is_masked = getattr(ctypes.CDLL(None), "torchadder_cpu_is_masked", None)
+    if cpu and not (is_masked and is_masked()):
+        raise UserError(
+            f"cpu={cpu}: the library that hides instructions was not loaded: set XDG_CACHE_HOME to a path without "
+            "spaces and colons"
+        )
 
 
 def _flags() -> set[str]:

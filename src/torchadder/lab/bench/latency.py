@@ -1,7 +1,8 @@
-"""Latency of a whole network: AdderNet, binary network and CNN in the best runtimes; same machine, threads and run.
+"""Measure the latency of whole networks: AdderNet, binary network and CNN, each in the best runtimes.
 
-Every candidate has a process of its own, so that no runtime's threads, clock or version of a library meets another's.
-They take turns; the median of the turns is quoted.
+Every candidate has a process of its own, so that runtimes do not share threads or library versions. Repetitions are
+interleaved (see timing.py), and the median is quoted. Latency is the wall time of one call for one batch, from float32
+images to float32 logits, as `Engine.benchmark` measures it.
 """
 
 from __future__ import annotations
@@ -15,22 +16,23 @@ from typing import Any
 
 from torchadder.errors import UserError
 
-from .candidates import CANDIDATES, U8, Candidate
+from .candidates import ADDER_U8, CANDIDATES, Candidate
 from .process import Process, ProcessError
 
-MODELS = ("lenet5bn", "resnet20", "vgg_small", "resnet18")
-TURN = 0.1  # seconds
-PATIENCE = 600.0  # seconds that one request may take
+MIN_SECONDS = 0.1  # of one repetition
+TIMEOUT = 600.0  # seconds for one call to a candidate's process
+
 Tell = Callable[[str], None]
+Results = dict[Candidate, tuple[dict[str, Any], list[float]]]  # what it says about itself, and its seconds
 
 
-def present(tell: Tell, candidates: Sequence[Candidate] = CANDIDATES) -> list[Candidate]:
-    """Those that can run here; of the others a line is told."""
+def installed(warn: Tell, candidates: Sequence[Candidate] = CANDIDATES) -> list[Candidate]:
+    """Return the candidates whose packages are installed; name the others in one line given to ``warn``."""
     absent = [candidate for candidate in candidates if candidate.missing]
     if absent:
         packages = ", ".join(dict.fromkeys(name for candidate in absent for name in candidate.missing))
         titles = "; ".join(candidate.title for candidate in absent)
-        tell(f"left out: {titles}; {packages} not installed: pip install 'torchadder[bench]'")
+        warn(f"left out: {titles}; {packages} not installed: pip install 'torchadder[bench]'")
     return [candidate for candidate in candidates if not candidate.missing]
 
 
@@ -40,84 +42,86 @@ def measure(
     thread_counts: Sequence[int],
     repetitions: int,
     candidates: Sequence[Candidate],
-    progress: Tell,
-    tell: Tell,
+    show: Tell,
+    warn: Tell,
     environment: Mapping[str, str] | None = None,
-    turn: float = TURN,
+    min_seconds: float = MIN_SECONDS,
 ) -> list[dict[str, Any]]:
-    """One row for each batch, number of threads and candidate of the model ``name``.
+    """Return one row for each batch, number of threads and candidate of the model ``name``.
+
+    ``ratio`` is a candidate's median over that of the 8-bit AdderNet; None if that was not measured.
 
     Args:
-        turn: seconds that a candidate's turn takes, at least one call.
-        tell: is given a line for whoever fails; the others go on.
+        show: is given a line for each setting, before it is measured.
+        warn: is given a line for each candidate that fails; the others continue.
         environment: variables of the candidates' processes.
-
-    ``ratio`` is a candidate's median over that of the 8-bit AdderNet, None without one.
+        min_seconds: the least time of one repetition, which has at least one call.
     """
     rows = []
-    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
 
         def start(target: str) -> Process:
-            return stack.enter_context(closing(Process(target, folder, environment)))
+            return stack.enter_context(closing(Process(target, Path(folder), environment)))
 
-        processes = {candidate: start(f"{__package__}.candidates:Contestant") for candidate in candidates}
-        progress(f"{name}: networks")
-        wanted = {package for candidate in candidates for package in candidate.packages}
-        networks = start(f"{__package__}.networks:Networks")
+        processes = {candidate: start(f"{__package__}.candidates:Worker") for candidate in candidates}
+        show(f"{name}: networks")
+        packages = {package for candidate in candidates for package in candidate.packages}
+        onnx, int8 = "onnx" in packages, "onnxruntime" in packages
+        writer = start(f"{__package__}.networks:NetworkWriter")
         try:
-            networks.ask("make", PATIENCE, name=name, folder=place, onnx="onnx" in wanted, int8="onnxruntime" in wanted)
+            writer.call("write", TIMEOUT, name=name, folder=folder, onnx=onnx, int8=int8)
         except ProcessError as error:
             raise UserError(f"{name}: the networks could not be made: {error}") from error
-        networks.close()
+        writer.close()
         for batch in batches:
             for threads in thread_counts:
                 setting = {"model": name, "batch": batch, "threads": threads}
-                progress(_words(setting))
-                rows += _rows(setting, _turns(processes, setting, repetitions, turn, place, tell))
+                show(_title(setting))
+                rows += _rows(setting, _run(processes, setting, repetitions, min_seconds, folder, warn))
     return rows
 
 
-Turns = dict[Candidate, tuple[dict[str, Any], list[float]]]
+def _run(
+    processes: dict[Candidate, Process],
+    setting: dict[str, Any],
+    repetitions: int,
+    min_seconds: float,
+    folder: str,
+    warn: Tell,
+) -> Results:
+    """Open all candidates and interleave their repetitions; a candidate that fails is not in the result."""
+    results: Results = {}
 
-
-def _turns(
-    processes: dict[Candidate, Process], setting: dict[str, Any], repetitions: int, turn: float, folder: str, tell: Tell
-) -> Turns:
-    """What each candidate says about itself, and its seconds a call, turn by turn; those that fail are not in it."""
-    found: Turns = {}
-
-    def ask(candidate: Candidate, method: str, **arguments: Any) -> Any:
+    def call(candidate: Candidate, method: str, **arguments: Any) -> Any:
         try:
-            return processes[candidate].ask(method, PATIENCE, **arguments)
+            return processes[candidate].call(method, TIMEOUT, **arguments)
         except ProcessError as error:
-            tell(f"{candidate.title} is left out of {_words(setting)}: {error}")
-            found.pop(candidate, None)
+            warn(f"{candidate.title} is left out of {_title(setting)}: {error}")
+            results.pop(candidate, None)
             if not processes[candidate].alive:
                 del processes[candidate]
             return None
 
     for candidate in list(processes):
-        about = ask(
-            candidate, "open", key=candidate.key, folder=folder, batch=setting["batch"], threads=setting["threads"]
-        )
+        arguments = {"folder": folder, "batch": setting["batch"], "threads": setting["threads"]}
+        about = call(candidate, "open", key=candidate.key, **arguments)
         if about is not None:
-            found[candidate] = (about, [])
+            results[candidate] = (about, [])
     for _ in range(repetitions):
-        for candidate in list(found):
-            seconds = ask(candidate, "turn", least=turn)
+        for candidate in list(results):
+            seconds = call(candidate, "repeat", min_seconds=min_seconds)
             if seconds is not None:
-                found[candidate][1].append(seconds)
-    return found
+                results[candidate][1].append(seconds)
+    return results
 
 
-def _words(setting: dict[str, Any]) -> str:
+def _title(setting: dict[str, Any]) -> str:
     threads = f"{setting['threads']} thread{'s' if setting['threads'] > 1 else ''}"
     return f"{setting['model']}, batch {setting['batch']}, {threads}"
 
 
-def _rows(setting: dict[str, Any], turns: Turns) -> list[dict[str, Any]]:
-    middle = {candidate.key: statistics.median(seconds) for candidate, (_, seconds) in turns.items()}
+def _rows(setting: dict[str, Any], results: Results) -> list[dict[str, Any]]:
+    median = {candidate.key: statistics.median(seconds) for candidate, (_, seconds) in results.items()}
     return [
         {
             **setting,
@@ -125,14 +129,14 @@ def _rows(setting: dict[str, Any], turns: Turns) -> list[dict[str, Any]]:
             "title": candidate.title,
             "runtime": candidate.runtime,
             "precision": candidate.precision,
-            "milliseconds": middle[candidate.key] * 1e3,
-            "images_per_second": setting["batch"] / middle[candidate.key],
-            "ratio": middle[candidate.key] / middle[U8] if U8 in middle else None,
+            "milliseconds": median[candidate.key] * 1e3,
+            "images_per_second": setting["batch"] / median[candidate.key],
+            "ratio": median[candidate.key] / median[ADDER_U8] if ADDER_U8 in median else None,
             "minimum_ms": min(seconds) * 1e3,
-            "spread": (max(seconds) - min(seconds)) / middle[candidate.key],
+            "spread": (max(seconds) - min(seconds)) / median[candidate.key],
             "n": len(seconds),
             "seconds": seconds,
             **about,
         }
-        for candidate, (about, seconds) in turns.items()
+        for candidate, (about, seconds) in results.items()
     ]

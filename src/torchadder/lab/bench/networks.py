@@ -1,7 +1,7 @@
-"""The networks that latency compares, as files: one architecture as AdderNet, as binary network, as CNN and in ONNX.
+"""Write the networks that latency compares: one architecture as AdderNet, binary network, CNN and ONNX file.
 
-Weights are random; batch normalisation has the statistics of random images, on which int8 is calibrated too. Speed does
-not depend on either.
+Weights are random. Batch normalisation has the statistics of random images, which calibrate int8 as well. Speed
+depends on neither.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ ONNX, ONNX_INT8, REFERENCE = "conv.onnx", "conv-int8.onnx", "reference.safetenso
 
 
 def with_statistics(model: Model, images: Tensor) -> Model:
-    """``model`` for inference, its batch normalisation with the statistics of ``images``."""
+    """Return ``model`` in evaluation mode, its batch normalisation with the statistics of ``images``."""
     update_bn([images], model)
     return model.eval()
 
 
-class Networks:
-    """Made in a process of their own: the exporters import much, and warn."""
+class NetworkWriter:
+    """Write networks in a process of its own, because the exporters import much and print warnings."""
 
-    def make(self, name: str, folder: str, onnx: bool, int8: bool) -> None:
-        """Write the networks of ``name`` into ``folder``, the reference's images and logits beside them."""
+    def write(self, name: str, folder: str, onnx: bool, int8: bool) -> None:
+        """Write the networks of the model ``name`` into ``folder``, with reference images and logits."""
         path = Path(folder)
         torch.manual_seed(0)
         models = {op: create_model(name, op=op) for op in OPS}
@@ -55,7 +55,7 @@ class Networks:
 
 
 def reference(folder: Path) -> dict[str, Tensor]:
-    """The images (N, C, H, W) and the logits (N, classes) that the float networks, by operator, have for them."""
+    """Return "images" (N, C, H, W) and, by operator, the logits (N, classes) of the float networks for them."""
     return safetensors.torch.load_file(folder / REFERENCE)
 
 
@@ -75,18 +75,18 @@ def _export(model: Model, images: Tensor, path: Path) -> None:
     )
     exported = onnx.load(path)
     for node in exported.graph.node:
-        if node.op_type == "ReduceMean":  # the average pool; runtimes have a kernel for it under its own name
+        if node.op_type == "ReduceMean":  # runtimes have a kernel for the average pool under its own name
             pool = onnx.helper.make_node("GlobalAveragePool", node.input[:1], node.output, name=node.name)
             node.CopyFrom(pool)
     onnx.save(exported, path)
 
 
 def _quantize_onnx(source: Path, images: Tensor, path: Path) -> None:
-    """Static QDQ, filters by channel, calibrated on ``images``; both runtimes read it.
+    """Quantize the ONNX file statically (QDQ, filters by channel), calibrated on ``images``.
 
-    Filters use 7 bits of 8: without VNNI, sums of two full products saturate, and a ResNet-20's logits are noise. The
-    images' own codes are symmetric: with a zero that is not 0 OpenVINO's first layer takes twice as long. Neither costs
-    a runtime anything, and with both NNCF's models run on the same kernels and are no faster.
+    Filters use 7 of 8 bits: without VNNI the sum of two full products saturates, and a ResNet-20's logits are noise.
+    The images are quantized symmetrically: with a zero point other than 0, OpenVINO's first layer takes twice as long.
+    Neither choice makes a runtime slower; models quantized by NNCF run on the same kernels and are no faster.
     """
     from onnxruntime import quantization
 

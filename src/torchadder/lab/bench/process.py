@@ -1,4 +1,4 @@
-"""An object in a process of its own: asked over a pipe, with a time limit, and its death is one line."""
+"""Run an object in a process of its own: call it over a pipe with a time limit, and report its death in one line."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ from torchadder.errors import UserError
 
 
 class ProcessError(Exception):
-    """A request that failed, in one line; ``Process.alive`` says whether there can be another."""
+    """Report a failed call in one line; ``Process.alive`` says if another call is possible."""
 
 
 class Process:
-    """An instance of ``target``, "module:class", made without arguments in a new Python process.
+    """Create ``target``, "module:class", without arguments in a new Python process.
+
+    What the process prints is not shown, except for its last line if the process dies.
 
     Args:
-        environment: variables that differ from this process's.
+        environment: variables that differ from those of this process.
         folder: the working directory. Modules are found where this process finds them.
-
-    What the process prints goes nowhere, except for its last line where it dies.
     """
 
     def __init__(self, target: str, folder: Path, environment: Mapping[str, str] | None = None):
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._pipe, theirs = multiprocessing.Pipe()
-        with theirs:
+        self._pipe, child_pipe = multiprocessing.Pipe()
+        with child_pipe:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), target],
+                [sys.executable, "-m", __name__, str(child_pipe.fileno()), target],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": path, **(environment or {})},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[child_pipe.fileno()],
             )
 
-    def ask(self, method: str, seconds: float, **arguments: Any) -> Any:
-        """What the object's ``method`` returns; arguments and result are plain values for JSON.
+    def call(self, method: str, timeout: float, **arguments: Any) -> Any:
+        """Return what the object's ``method`` returns; arguments and result are plain values for JSON.
 
-        Raises ProcessError where the method raises anything, where it takes longer than ``seconds``, after which the
-        process is no more, and where the process ends.
+        Raises ProcessError if the method raises anything, if the process ends, or if the call takes longer than
+        ``timeout`` seconds, which ends the process.
         """
         try:
             self._pipe.send_bytes(json.dumps({"method": method, "arguments": arguments}).encode())
-            if not self._pipe.poll(seconds):
+            if not self._pipe.poll(timeout):
                 self.close()
-                raise ProcessError(f"no answer within {seconds:g} s")
+                raise ProcessError(f"no answer within {timeout:g} s")
             answer = json.loads(self._pipe.recv_bytes())
         except (EOFError, OSError) as error:
-            raise ProcessError(self._epitaph()) from error
+            raise ProcessError(self._cause_of_death()) from error
         if "error" in answer:
             raise ProcessError(answer["error"])
         return answer["value"]
@@ -70,23 +70,23 @@ class Process:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process immediately."""
         self._pipe.close()
         self._process.kill()
         self._process.wait()
         self._log.close()
 
-    def _epitaph(self) -> str:
+    def _cause_of_death(self) -> str:
         code = self._process.wait()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return f"its process {how}{': ' if last else ''}{last}"
+        last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"its process {how}{': ' if last_line else ''}{last_line}"
 
 
 def main(descriptor: str, target: str) -> None:
-    """Answer until nobody asks any more."""
+    """Serve calls in the new process until the pipe is closed."""
     module, _, name = target.partition(":")
     with Connection(int(descriptor)) as pipe:
         served = getattr(importlib.import_module(module), name)()

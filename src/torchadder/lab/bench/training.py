@@ -1,4 +1,4 @@
-"""Whole training steps (forward, backward, optimiser) of an AdderNet and of its CNN twin, and their memory."""
+"""Measure whole training steps (forward, backward, optimizer) of an AdderNet and of its CNN counterpart, and memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import re
 import statistics
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -20,16 +21,16 @@ from torch.profiler import ProfilerActivity
 from torchadder.models import create_model
 from torchadder.optim import AdaptiveLR
 
-from .devices import Cpu, Place
 from .layers import CPU, FORMATS
-from .timing import interleaved, medians
+from .timing import Cpu, Device, best_by_prefix, interleaved, medians
 
 OPS = ("adder", "conv")
+OTHER = "other"  # the row of a profile that holds whatever no other row names
 _M_MMAP_THRESHOLD = -3  # of glibc's mallopt()
 
 
 def training_step(name: str, op: str, layout: str, batch: int, device: torch.device = CPU) -> Callable[[], object]:
-    """One step on random images: the paper's optimiser, the adder side with AdaptiveLR."""
+    """Return a function that trains one step on random images with the paper's optimizer, and AdaptiveLR for adders."""
     model = create_model(name, op=op)
     model.to(device=device, memory_format=FORMATS[layout])  # type: ignore[call-overload]
     images = torch.randn(batch, *model.input_size, device=device).contiguous(memory_format=FORMATS[layout])
@@ -47,109 +48,115 @@ def training_step(name: str, op: str, layout: str, batch: int, device: torch.dev
 
 
 def measure(
-    name: str,
-    batch: int,
-    places: Iterable[Place],
-    repetitions: int,
-    progress: Callable[[str], None],
+    name: str, batch: int, devices: Iterable[Device], repetitions: int, show: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """One row for each place: seconds a step of each side in each memory format, and peak memory.
+    """Return one row for each device: seconds of a step of each network in each memory format, profile, peak memory.
 
-    `ratio` is the adder's median over the CNN's, `memory_ratio` that of the peaks, each side in its better format.
+    `ratio` is the adder's median over the CNN's, `memory_ratio` that of the peaks, each in its better format.
     """
     rows = []
-    for place in places:
-        progress(f"{name}, batch {batch}, {place}")
-        with place.in_use():
+    for device in devices:
+        show(f"{name}, batch {batch}, {device}")
+        with device.settings():
             steps = {
-                f"{op} {layout}": training_step(name, op, layout, batch, place.device)
+                f"{op} {layout}": training_step(name, op, layout, batch, device.device)
                 for op in OPS
                 for layout in FORMATS
             }
-            seconds = interleaved(steps | place.rivals(steps), repetitions, place.clock(flush=False))
-            middle = medians(seconds)
-            sides = dict.fromkeys(side.partition(" ")[0] for side in middle)
-            better = {op: min(FORMATS, key=lambda layout: middle[f"{op} {layout}"]) for op in sides}
-            step = {op: middle[f"{op} {better[op]}"] for op in sides}
-            profiles = {op: profile(steps[f"{op} {better[op]}"], place.device) for op in OPS}
-            progress(f"{name}, batch {batch}, {place}, memory")
-            memory = {op: _memory(name, op, better[op], batch, place) for op in OPS}
-        rows.append(
-            {
-                **{"model": name, "batch": batch, **place.about},
-                "seconds": seconds,
-                "format": better,
-                **{f"{op}_ms": step[op] * 1e3 for op in sides},
-                "ratio": step["adder"] / step["conv"],
-                **({"tf32_ratio": step["tf32_adder"] / step["tf32"]} if "tf32" in sides else {}),
-                "images_per_second": {op: batch / step[op] for op in sides},
-                "memory_mib": memory,
-                "profile": profiles,
-                "memory_ratio": _ratio(memory["adder"]["step"], memory["conv"]["step"]),
-            }
-        )
+            seconds = interleaved(steps | device.tf32_variants(steps), repetitions, device.clock(flush=False))
+            median = medians(seconds)
+            best = best_by_prefix(median)
+            better = {op: min(FORMATS, key=lambda layout: median[f"{op} {layout}"]) for op in best}
+            profiles = {op: profile(steps[f"{op} {better[op]}"], device.device) for op in OPS}
+            show(f"{name}, batch {batch}, {device}, memory")
+            memory = {op: _memory(name, op, better[op], batch, device) for op in OPS}
+        row = {
+            **{"model": name, "batch": batch, **device.fields},
+            "seconds": seconds,
+            "format": better,
+            **{f"{op}_ms": value * 1e3 for op, value in best.items()},
+            "ratio": best["adder"] / best["conv"],
+            "images_per_second": {op: batch / value for op, value in best.items()},
+            "memory_mib": memory,
+            "profile": profiles,
+            # A very small step fits into memory that the warm-up left free: there is nothing to compare.
+            "memory_ratio": memory["adder"]["step"] / memory["conv"]["step"] if memory["conv"]["step"] else None,
+        }
+        if "tf32" in best:
+            row["tf32_ratio"] = best["tf32_adder"] / best["tf32"]
+        rows.append(row)
     return rows
 
 
 def profile(
-    step: Callable[[], object], device: torch.device = CPU, steps: int = 3, least: float = 0.005
+    step: Callable[[], object], device: torch.device = CPU, repetitions: int = 3, min_share: float = 0.005
 ) -> dict[str, float]:
-    """Milliseconds a step that operators spend in themselves, those above `least` of the whole, longest first.
+    """Return the milliseconds of one step by operator, the longest first; they sum to the step under the profiler.
 
-    On a GPU those of its kernels, and of what it copies and clears.
+    An operator counts with the time that it spends in itself, not in operators that it calls; on a GPU the rows are
+    kernels, copies and fills. The last row, OTHER, is everything else: operators below ``min_share`` of the step, the
+    Python interpreter, and a GPU's idle time. Of the ``repetitions`` the one with the median time is taken.
     """
     gpu = device.type == "cuda"
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]) as profiler:
-        for _ in range(steps):
+    measured = []
+    for _ in range(repetitions):
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]) as profiler:
+            start = time.perf_counter()
             step()
-    times = (of_kernels if gpu else of_operators)(profiler.key_averages(), steps)
-    whole = sum(times.values())
-    longest = sorted(times, key=lambda key: -times[key])
-    return {key: times[key] for key in longest if (gpu or "::" in key) and times[key] >= least * whole}
+            if gpu:
+                torch.cuda.synchronize(device)
+            milliseconds = (time.perf_counter() - start) * 1e3
+        measured.append((milliseconds, profiler.key_averages()))
+    milliseconds, events = sorted(measured, key=lambda one: one[0])[repetitions // 2]
+    times = kernel_times(events) if gpu else operator_times(events)
+    names = [name for name in sorted(times, key=lambda name: -times[name]) if times[name] >= min_share * milliseconds]
+    named = {name: times[name] for name in names}
+    return {**named, OTHER: milliseconds - sum(named.values())}
 
 
-def of_operators(events: Iterable[Any], steps: int) -> dict[str, float]:
-    """Milliseconds a step that each operator spends in itself on the processor."""
-    return {event.key: event.self_cpu_time_total / 1e3 / steps for event in events}
+def operator_times(events: Iterable[Any]) -> dict[str, float]:
+    """Return the milliseconds that each operator spends in itself on the CPU."""
+    return {event.key: event.self_cpu_time_total / 1e3 for event in events if "::" in event.key}
 
 
-def of_kernels(events: Iterable[Any], steps: int) -> dict[str, float]:
-    """Milliseconds a step of each kernel on a GPU; what is annotated there spans kernels that count already."""
+def kernel_times(events: Iterable[Any]) -> dict[str, float]:
+    """Return the milliseconds of each kernel on a GPU, without annotated ranges, which span kernels."""
     kernels = (e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation)
-    return {event.key: event.self_device_time_total / 1e3 / steps for event in kernels}
+    return {event.key: event.self_device_time_total / 1e3 for event in kernels}
 
 
-def _memory(name: str, op: str, layout: str, batch: int, place: Place) -> dict[str, float]:
-    if isinstance(place, Cpu):
-        return peak_memory(name, op, layout, batch, place.threads)
-    return peak_of_allocator(partial(training_step, name, op, layout, batch, place.device), place.device)
+def _memory(name: str, op: str, layout: str, batch: int, device: Device) -> dict[str, float]:
+    if isinstance(device, Cpu):
+        return peak_memory(name, op, layout, batch, device.threads)
+    return gpu_peak_memory(partial(training_step, name, op, layout, batch, device.device), device.device)
 
 
-def peak_of_allocator(make: Callable[[], Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Peak of what tensors and scratch take on a GPU while a step that `make` makes is run, MiB.
+def gpu_peak_memory(make_step: Callable[[], Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Return the peak of allocated GPU memory during a step, in MiB, as {"step": ...}.
 
-    "step": weights, activations, gradients, optimiser and scratch; not the trials of algorithms in the first step.
+    It counts weights, activations, gradients, optimizer state and workspaces. The first step is left out because
+    cuDNN tries its algorithms there.
     """
     gc.collect()
     before = torch.cuda.memory_allocated(device)
-    step = make()
+    step = make_step()
     step()
     torch.cuda.reset_peak_memory_stats(device)
     step()
     return {"step": (torch.cuda.max_memory_allocated(device) - before) / 2**20}
 
 
-def peak_memory(name: str, op: str, layout: str, batch: int, count: int) -> dict[str, float]:
-    """Peak resident memory of fresh processes that train three steps, MiB.
+def peak_memory(name: str, op: str, layout: str, batch: int, threads: int) -> dict[str, float]:
+    """Return the peak resident memory of fresh processes that train three steps, in MiB.
 
-    "step" is what such a process grows by from just before the model is made: weights, activations, gradients,
-    optimiser and scratch, without interpreter and libraries. Blocks of 1 MiB and more go back to the system when they
-    are freed, so that it is what the step needs. "malloc" is the same (median of three) with glibc's malloc left as
-    it is, which keeps freed blocks and fragments; "total" is the whole process then.
+    "step": growth from just before the model is made: weights, activations, gradients, optimizer state and workspaces,
+    without interpreter and libraries. Freed blocks of 1 MiB and more go back to the system here, so this is what the
+    step needs. "malloc": the same with glibc's default malloc, which keeps freed blocks and fragments (median of
+    three processes). "total": the whole process with the default malloc.
     """
-    needed = _in_process(name, op, layout, batch, count, True)
-    usual = [_in_process(name, op, layout, batch, count, False) for _ in range(3)]
-    step, total = (statistics.median(values) for values in zip(*usual, strict=True))
+    needed = _in_process(name, op, layout, batch, threads, True)
+    default = [_in_process(name, op, layout, batch, threads, False) for _ in range(3)]
+    step, total = (statistics.median(values) for values in zip(*default, strict=True))
     return {"step": needed[0], "malloc": step, "total": total}
 
 
@@ -168,16 +175,12 @@ def _in_process(*arguments: Any) -> tuple[float, float]:
         child.join()
 
 
-def _ratio(adder: float, conv: float) -> float | None:
-    # (A step so small that it fits into what the warm-up had left free: nothing to compare.)
-    return adder / conv if conv else None
-
-
-def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, count: int, give_back: bool) -> None:
-    if give_back:
+def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, threads: int, return_blocks: bool) -> None:
+    """Send growth and peak of this process, in MiB."""
+    if return_blocks:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-    torch.set_num_threads(count)
-    training_step(name, op, layout, 2)()  # libraries, thread pools and code are loaded before the count begins
+    torch.set_num_threads(threads)
+    training_step(name, op, layout, 2)()  # loads libraries, thread pools and code before the count begins
     before = _peak_rss()
     step = training_step(name, op, layout, batch)
     for _ in range(3):
@@ -186,6 +189,6 @@ def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, count: 
 
 
 def _peak_rss() -> float:
-    # (getrusage would not do: its maximum survives exec and begins with the parent's.)
+    # getrusage would be wrong: its maximum survives exec and begins with the parent's.
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else float("nan")

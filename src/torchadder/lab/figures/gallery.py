@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from torchadder import files
 from torchadder.environment import describe_environment
 from torchadder.errors import UserError
-from torchadder.lab.bench.record import portable_command, today
 from torchadder.lab.figures import curves, drawing, features, filters, gradients, outputs, weights
+from torchadder.lab.record import portable_command, today
 from torchadder.lab.runs import FigureInputs, TrainedRun
 
 if TYPE_CHECKING:

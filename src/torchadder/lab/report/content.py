@@ -21,10 +21,10 @@ from torchadder.data import Dataset, Split, open_batches
 from torchadder.data.images import load_pillow
 from torchadder.engine import Engine
 from torchadder.errors import UserError
-from torchadder.lab.bench.record import portable_command
 from torchadder.lab.predictions import Predictions, predict
+from torchadder.lab.record import portable_command
 from torchadder.lab.reproduce import EXPERIMENTS
-from torchadder.lab.reproduce.record import effective
+from torchadder.lab.reproduce.runs import effective
 from torchadder.lab.runs import TrainedRun
 from torchadder.lab.weights import LayerWeights, fits
 from torchadder.models import Model

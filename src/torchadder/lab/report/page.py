@@ -16,7 +16,7 @@ from torchadder.data import Dataset, Split
 from torchadder.errors import UserError
 from torchadder.lab.report import charts, cost
 from torchadder.lab.report.content import REPETITIONS, Content, Missing, collect
-from torchadder.lab.reproduce.record import effective
+from torchadder.lab.reproduce.runs import effective
 from torchadder.lab.runs import TrainedRun, titles
 from torchadder.train.recipe import Recipe
 from torchadder.version import __version__

@@ -1,4 +1,4 @@
-"""The tables of the paper, run and set beside the paper's numbers: tables as data, a queue of runs, the record."""
+"""Reproduce the tables of the paper: tables as data, a queue of runs, and a record beside the paper's numbers."""
 
 from torchadder.lab.reproduce.experiments import EXPERIMENTS, Experiment, Row, get_experiment
 from torchadder.lab.reproduce.queue import Job, Queue, Report, Result

@@ -1,4 +1,4 @@
-"""The tables of the paper as data: each row a recipe with changes and, where the paper has one, its number."""
+"""Define the tables of the paper: each row is a recipe with changes and, if the paper has one, its accuracy."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torchadder.errors import UserError
 from torchadder.train.recipe import GRADIENTS, Recipe, get_recipe
 
 PAPER = "Chen et al., CVPR 2020, [arXiv:1912.13200](https://arxiv.org/abs/1912.13200)"
-# The best of those that `reproduce eta_sign` sweeps.
+# The best value of the sweep `reproduce eta_sign`.
 SIGN_ETA = 0.01
-# For the binary networks; docs/decisions.md, Training, says why.
+# The recipe of the binary networks; docs/decisions.md, Training, gives the reason.
 BINARY: Mapping[str, Any] = {"optimizer": "adam", "lr": 0.003, "weight_decay": 0.0}
 JPEG = "imagefolder:cifar10-jpeg,normalize=cifar"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the recipe of that name with ``changes``; the paper's test accuracy in percent, and its top-5."""
+    """Hold one row: the recipe of that name with ``changes``, and the paper's test accuracies in percent."""
 
     label: str
     recipe: str
@@ -28,14 +28,14 @@ class Row:
     paper_top5: float | None = None
 
     def recipe_for(self, seed: int = 0, epochs: int | None = None) -> Recipe:
-        """The recipe of one run, shortened to ``epochs`` where they are given. Raises UserError for too few of them."""
+        """Return the recipe of one run, shortened to ``epochs`` if given. Raises UserError for too few epochs."""
         shortened = {} if epochs is None else {"epochs": epochs}
         return get_recipe(self.recipe, {**self.changes, "seed": seed, **shortened})
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table: its rows, the seeds that each takes if nobody says otherwise, where the paper's numbers stand."""
+    """Hold one table: its rows, the default number of seeds of each row, and the source of the paper's numbers."""
 
     name: str
     title: str
@@ -46,7 +46,7 @@ class Experiment:
 
     @property
     def epochs(self) -> int:
-        """Of the full recipe; all rows have as many."""
+        """Return the epochs of the full recipe, which are the same for all rows."""
         return self.rows[0].recipe_for().epochs
 
 
@@ -57,9 +57,10 @@ NONE: Numbers = (None,) * 3
 def _networks(
     recipe: str, papers: Numbers = NONE, model: str = "", top5: Numbers = NONE, **changes: Any
 ) -> tuple[Row, ...]:
-    """CNN, AdderNet and binary network on one recipe, with the paper's accuracies in this order.
+    """Return the rows of CNN, AdderNet and binary network on one recipe, with the paper's accuracies in this order.
 
-    The binary network takes its own optimiser: signs turn by small steps in one direction, which Adam adds up.
+    The binary network has its own optimizer: a sign changes after many small steps in one direction, which Adam adds
+    up.
     """
     networks: dict[str, dict[str, Any]] = {
         "CNN": {"op": "conv"},
@@ -73,7 +74,7 @@ def _networks(
 
 
 def _adder(label: str, grad: str, paper: float | None = None, **changes: Any) -> Row:
-    """An AdderNet on MNIST with these gradients."""
+    """Return the row of an AdderNet on MNIST with these gradients."""
     return Row(label, "lenet5bn-mnist", {"op": "adder", **GRADIENTS[grad], **changes}, paper)
 
 
@@ -170,7 +171,7 @@ EXPERIMENTS: dict[str, Experiment] = {table.name: table for table in _TABLES}
 
 
 def get_experiment(name: str) -> Experiment:
-    """The table of that name. Raises UserError for an unknown one."""
+    """Return the table of that name. Raises UserError for an unknown one."""
     if name not in EXPERIMENTS:
         raise UserError(f"unknown table {name!r}; known: {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name]

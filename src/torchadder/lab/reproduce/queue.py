@@ -1,4 +1,4 @@
-"""The queue: every row of a table with every seed, one run after the other, taken up again where it stopped."""
+"""Train every row of a table with every seed, one run after the other, and continue after an interruption."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 from torchadder.data import load_dataset
 from torchadder.errors import UserError
-from torchadder.lab.bench import record as files
-from torchadder.lab.reproduce import record
+from torchadder.lab import record
+from torchadder.lab.reproduce import runs
 from torchadder.lab.reproduce.experiments import Experiment, Row
 from torchadder.train import Outcome, Progress, Recipe, Run, train
 from torchadder.train.run import holds_run
@@ -25,7 +25,7 @@ RUNS, RESULTS = Path("runs/reproduce"), Path("results")
 
 @dataclass(frozen=True)
 class Job:
-    """A row with a seed; ``position`` counts the jobs of the queue from 1."""
+    """Hold a row and a seed; ``position`` counts the jobs of the queue from 1."""
 
     position: int
     row: Row
@@ -34,9 +34,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job: its outcome, ``earlier`` if it was finished before, or the reason why there is none.
+    """Hold the outcome of a job, or the reason why there is none.
 
-    ``no_data``: the reason is that the data cannot be had, and the row's other seeds are left out.
+    ``earlier``: the run was finished before. ``no_data``: the reason is that the data set is not available; the other
+    seeds of the row are then skipped.
     """
 
     job: Job
@@ -47,30 +48,30 @@ class Result:
 
 
 class Report(Progress):
-    """What the queue tells, beside what each run tells as it trains. The base class is silent."""
+    """Receive the progress of the queue and of each run. The base class prints nothing."""
 
     def run_begun(self, job: Job) -> None:
-        """The job is next."""
+        """The next job begins."""
 
     def run_ended(self, result: Result) -> None:
-        """The job is done, was done before, or cannot be done."""
+        """The job is finished, was finished before, or cannot run."""
 
 
 class Queue:
-    """The runs of a table: seed by seed, so that every row has its first number early.
+    """Run all rows of a table, seed by seed, so that every row has its first number early.
 
-    A run lies in OUT/run_name, whichever table it is for: tables share the rows that they have in common. With fewer
-    epochs than the recipe has, runs and record are called shortened and lie apart, in OUT/epochs-N.
+    A run is stored in ``out``/run_name, whatever its table: tables share the rows that they have in common. Runs with
+    fewer epochs than the recipe are called shortened; they and their record are stored apart, in ``out``/epochs-N.
 
     Args:
         experiment: the table.
-        seeds: seeds 0, 1, ... of each row; default the table's own number.
-        epochs: of every run; default the recipe's.
+        seeds: number of seeds of each row (0, 1, ...); default: the table's.
+        epochs: epochs of every run; default: the recipe's.
         out: folder of the runs.
-        results: folder of the record; default results/, and the runs' own folder for shortened runs.
-        only: take the rows that have this in their label or the name of their recipe.
+        results: folder of the record; default: results/, for shortened runs their own folder.
+        only: run the rows with this text in their label or recipe name.
 
-    Raises UserError for more epochs than the recipe has or too few for it, and where ``only`` leaves no row.
+    Raises UserError for more epochs than the recipe has or too few for it, and if ``only`` matches no row.
     """
 
     def __init__(
@@ -85,11 +86,11 @@ class Queue:
     ):
         full = experiment.epochs
         if epochs is not None and not 1 <= epochs <= full:
-            raise UserError(f"--epochs {epochs} is out of range: expected 1 to {full}, which the full recipe has")
+            raise UserError(f"epochs={epochs} is out of range: expected 1 to {full}, the epochs of the full recipe")
         rows = [row for row in experiment.rows if only.lower() in f"{row.label} {row.recipe}".lower()]
         if not rows:
             labels = ", ".join(row.label for row in experiment.rows)
-            raise UserError(f"--only {only}: no row of {experiment.name} has that in its name; it has {labels}")
+            raise UserError(f"only={only} matches no row of {experiment.name}: its rows are {labels}")
         self.experiment = experiment
         self.epochs = None if epochs == full else epochs  # None: the full recipe
         for row in rows:
@@ -105,15 +106,14 @@ class Queue:
 
     @property
     def shortened(self) -> dict[str, int] | None:
-        """``{"epochs": 2, "of": 50}``; None for the full recipe."""
+        """Return ``{"epochs": 2, "of": 50}``; None for the full recipe."""
         return None if self.epochs is None else {"epochs": self.epochs, "of": self.experiment.epochs}
 
     def run(self, data_dir: Path | None = None, report: Report | None = None) -> list[Result]:
-        """Do every job that is not done yet; what one of them lacks does not keep the others from running.
+        """Run every job that is not finished; a job that cannot run does not stop the others.
 
-        The record is written whenever a run is finished. KeyboardInterrupt goes through: every epoch that was saved
-        is kept, and the next call goes on from there. Raises UserError where the record cannot be written, before
-        the first run if that can be known.
+        The record is written after each run. After a KeyboardInterrupt, the next call continues from the last saved
+        epoch. Raises UserError if the record cannot be written, before the first run if possible.
         """
         self._check_record_path()
         report = report or Report()
@@ -125,7 +125,7 @@ class Queue:
             report.run_begun(job)
             try:
                 result = self._do(job, data_dir, report, reasons)
-            except UserError as error:  # damaged, diverged, of another recipe
+            except UserError as error:  # damaged, diverged, or of another recipe
                 result = Result(job, reason=_one_line(error))
             report.run_ended(result)
             results.append(result)
@@ -134,7 +134,7 @@ class Queue:
         return results
 
     def _do(self, job: Job, data_dir: Path | None, report: Report, reasons: dict[str, str | None]) -> Result:
-        """``reasons``: data set -> why it cannot be had, or None where it can; found out once for each."""
+        """Run one job. ``reasons`` caches for each data set why it is not available, or None if it is."""
         recipe = job.row.recipe_for(job.seed, self.epochs)
         folder = self.folder / run_name(recipe)
         run = Run.open(folder, recipe, resume=holds_run(folder))
@@ -144,39 +144,39 @@ class Queue:
                 reasons[recipe.dataset] = _why_no_data(recipe, data_dir)
             if reason := reasons[recipe.dataset]:
                 return Result(job, reason=reason, no_data=True)
-            _forget_peak_memory()
+            _reset_peak_memory()
             train(run, data_dir=data_dir, progress=report)
-        record.read_run(folder)  # one that cannot be counted is no outcome
+        runs.read_run(folder)  # raises for a run that a record cannot hold
         return Result(job, run.outcome(), earlier)
 
     def finished(self) -> Iterator[dict[str, Any]]:
-        """Every finished run of the table in the folder, those of other seeds and rows than the queue's included."""
+        """Yield every finished run of the table in the folder, also of seeds and rows that the queue leaves out."""
         for row in self.experiment.rows:
             recipe = row.recipe_for(epochs=self.epochs)
             for folder in sorted(self.folder.glob(run_name(recipe).removesuffix("0") + "*")):
-                with suppress(UserError):  # unfinished, damaged, of another recipe: run says so
-                    run = record.read_run(folder)
+                with suppress(UserError):  # unfinished, damaged, of another recipe: `run` reports it
+                    run = runs.read_run(folder)
                     recipe = replace(recipe, seed=run["seed"])
                     if folder.name == run_name(recipe) and Run.open(folder, recipe, resume=True).finished:
                         yield run
 
     def record(self) -> record.Record | None:
-        """The record of the finished runs; None where there is none."""
-        runs = list(self.finished())
-        if not runs:
+        """Return the record of the finished runs; None without one."""
+        finished = list(self.finished())
+        if not finished:
             return None
-        return {**record.assemble(runs), "table": self.experiment.name, "shortened": self.shortened}
+        return {**runs.assemble(finished), "table": self.experiment.name, "shortened": self.shortened}
 
     def _write(self) -> None:
         content = self.record()
         if content is not None:
             try:
-                files.write(self.record_path, content)
+                record.write(self.record_path, content)
             except OSError as error:
                 raise self._unwritable(error) from error
 
     def _check_record_path(self) -> None:
-        """Raises UserError where the record cannot be written, before hours are spent on its runs."""
+        """Raise UserError if the record cannot be written, before hours are spent on its runs."""
         try:
             self.record_path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.record_path.parent).close()
@@ -187,14 +187,14 @@ class Queue:
 
     def _unwritable(self, error: OSError) -> UserError:
         reason = error.strerror or error
-        return UserError(f"cannot write {self.record_path} ({reason}): choose another place with --results")
+        return UserError(f"cannot write {self.record_path} ({reason}): choose another folder with results=DIR")
 
 
 def run_name(recipe: Recipe) -> str:
-    """``lenet5bn-mnist-adder-full-alr-eta0.1-s0``: what tells the runs of all tables apart."""
+    """Return a name that is unique among the runs of all tables: ``lenet5bn-mnist-adder-full-alr-eta0.1-s0``."""
     parts = [recipe.model, re.sub(r"[^\w.]+", "-", recipe.dataset), recipe.op]
     if recipe.op == "adder":
-        parts += [f"{record.gradients(asdict(recipe))}", recipe.lr_scheme]
+        parts += [f"{runs.gradients(asdict(recipe))}", recipe.lr_scheme]
         parts += [f"eta{recipe.eta:g}"] if recipe.lr_scheme == "alr" else []
     return "-".join([*parts, f"s{recipe.seed}"])
 
@@ -211,8 +211,8 @@ def _one_line(error: UserError) -> str:
     return " ".join(str(error).split())
 
 
-def _forget_peak_memory() -> None:
-    """Let the peak of the next run be its own, where the system can: what malloc holds on to would count as well."""
+def _reset_peak_memory() -> None:
+    """Reset the peak memory of this process on Linux, after returning what malloc keeps to the system."""
     gc.collect()
     with suppress(AttributeError):  # glibc
         ctypes.CDLL(None).malloc_trim(0)

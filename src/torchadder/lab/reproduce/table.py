@@ -1,4 +1,4 @@
-"""Tables of text: the rows of an experiment, filled from the records of runs, beside the paper's numbers."""
+"""Fill the tables of an experiment from the records of runs, and print them beside the paper's numbers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torchadder.environment import title_of_gpu
+from torchadder.lab.record import Record
 from torchadder.lab.reproduce.experiments import EXPERIMENTS, Experiment, Row
-from torchadder.lab.reproduce.record import MEASURED, Record, effective
+from torchadder.lab.reproduce.runs import MEASURED, effective
 from torchadder.train.recipe import RECIPES
 
 ACCURACY = ("network", "accuracy, %", "paper, %", "gap", "seeds", "epochs")
@@ -19,7 +20,7 @@ NOTHING, NOT_RUN = "–", "not run here"
 
 @dataclass(frozen=True)
 class Line:
-    """A row and what was measured for it: a row of the record in ``file``; both None where nothing was."""
+    """Hold a row and its measurement, which is a row of the record in ``file``; both None without a measurement."""
 
     row: Row
     measured: Mapping[str, Any] | None
@@ -27,23 +28,23 @@ class Line:
 
     @property
     def gap(self) -> float | None:
-        """Ours minus the paper's in percent points, of the two numbers as they are printed."""
+        """Return our accuracy minus the paper's in percentage points, both rounded as printed."""
         if self.measured is None or self.row.paper is None:
             return None
         return round(round(self.measured["mean"], 2) - self.row.paper, 2) + 0.0  # no -0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         about = {"label": self.row.label, "recipe": self.row.recipe, "changes": dict(self.row.changes)}
         numbers = {name: (self.measured or {}).get(name) for name in MEASURED}
         return {**about, "paper": self.row.paper, "paper_top5": self.row.paper_top5, "gap": self.gap, **numbers}
 
 
 def fill(experiment: Experiment, records: Mapping[str, Record], epochs: int | None = None) -> list[Line]:
-    """The rows of ``experiment``, each with what was measured by exactly its recipe, shortened to ``epochs`` if given.
+    """Return the rows of ``experiment``, each with the measurement of exactly its recipe, shortened to ``epochs``.
 
-    ``records``: file name -> record of runs. Where several have the recipe, the one with the most seeds counts, of
-    these the latest; runs of different files are never mixed.
+    If several of the ``records`` (by file name) have the recipe, the one with the most seeds counts, then the latest;
+    runs of different files are never mixed.
     """
     lines = []
     for row in experiment.rows:
@@ -60,23 +61,23 @@ def fill(experiment: Experiment, records: Mapping[str, Record], epochs: int | No
 
 
 def shortened(experiment: Experiment, records: Mapping[str, Record]) -> list[int]:
-    """The numbers of epochs below the recipe's with which rows of ``experiment`` were measured, most first."""
+    """Return the numbers of epochs below the recipe's that rows of ``experiment`` were measured with, largest first."""
     measured = (row["recipe"] for record in records.values() for row in record["rows"])
     found = {recipe["epochs"] for recipe in measured if _belongs(recipe, experiment)}
     return sorted(found - {experiment.epochs}, reverse=True)
 
 
 def _belongs(recipe: Mapping[str, Any], experiment: Experiment) -> bool:
-    """Whether the table has a row of this recipe, in full or shortened."""
+    """Return True if the table has a row with this recipe, in full or shortened."""
     rows = (effective(asdict(row.recipe_for())) for row in experiment.rows)
     return any(recipe == {**full, "epochs": recipe["epochs"]} and recipe["epochs"] <= full["epochs"] for full in rows)
 
 
-Cells = list[list[str]]  # a table: its header, then its lines
+Cells = list[list[str]]  # the header of a table, then its lines
 
 
 def accuracies(experiment: Experiment, lines: Sequence[Line]) -> Cells:
-    """Every row, with its gap to the paper."""
+    """Return every row with its gap to the paper."""
     return [list(ACCURACY), *(_accuracies(line, experiment.epochs) for line in lines)]
 
 
@@ -91,7 +92,7 @@ def _accuracies(line: Line, full: int) -> list[str]:
 
 
 def top5s(lines: Sequence[Line]) -> Cells:
-    """The rows for which the paper has a top-5 accuracy."""
+    """Return the rows for which the paper has a top-5 accuracy."""
     known = [line for line in lines if line.row.paper_top5 is not None]
     measured = (_percent(line.measured["top5"]) if line.measured else NOT_RUN for line in known)
     return [
@@ -105,29 +106,29 @@ def _percent(value: float | None) -> str:
 
 
 def costs(lines: Sequence[Line]) -> Cells:
-    """The rows that were measured, and what one of their runs took."""
+    """Return the measured rows with the cost of one run."""
     return [list(COST), *([line.row.label, *_cost(line.measured)] for line in lines if line.measured)]
 
 
 def tables(experiment: Experiment, lines: Sequence[Line]) -> list[Cells]:
-    """All of these that have a row."""
+    """Return accuracies, top-5 accuracies and costs, without tables that have no rows."""
     return [cells for cells in (accuracies(experiment, lines), top5s(lines), costs(lines)) if len(cells) > 1]
 
 
 def plain(cells: Cells) -> str:
-    """The table for a terminal; the first column is text, the others numbers."""
+    """Format a table for a terminal; the first column is text, the others are numbers."""
     first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
     return "\n".join("  ".join([line[0].ljust(first), *map(str.rjust, line[1:], others)]) for line in cells)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """The table for a document; the first `left` columns are text, the others numbers."""
+    """Format a table in Markdown; the first ``left`` columns are text, the others are numbers."""
     rule = [":--" if column < left else "--:" for column in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *rows))
 
 
 def document(experiment: Experiment, records: Mapping[str, Record]) -> str:
-    """The full table with its sources and its note, then one for each number of epochs that it was shortened to."""
+    """Return the full table with source and note, then one table for each number of epochs it was shortened to."""
     paper = f" Paper: {experiment.source}." if experiment.source else ""
     parts = [f"`torchadder reproduce {experiment.name}`.{paper} {experiment.note}".rstrip()]
     parts += _section(experiment, records, None)
@@ -139,7 +140,7 @@ def document(experiment: Experiment, records: Mapping[str, Record]) -> str:
 
 
 def _section(experiment: Experiment, records: Mapping[str, Record], epochs: int | None) -> list[str]:
-    """The tables, those that would be empty left out, and where it was measured."""
+    """Return the tables that have rows, and the machines that measured them."""
     lines = fill(experiment, records, epochs)
     files = dict.fromkeys(line.file for line in lines if line.file)
     parts = [markdown(header, rows) for header, *rows in tables(experiment, lines)]
@@ -147,7 +148,7 @@ def _section(experiment: Experiment, records: Mapping[str, Record], epochs: int 
 
 
 def others(records: Mapping[str, Record]) -> str:
-    """Every measured row that is in none of the tables: another data set, precision or rate; "" where there is none."""
+    """Return a table of all measured rows that belong to no experiment, or "" if there is none."""
     lines = []
     for file, record in records.items():
         for row in record["rows"]:
@@ -161,7 +162,7 @@ def others(records: Mapping[str, Record]) -> str:
 
 
 def _described(recipe: Mapping[str, Any]) -> str:
-    """``lenet5bn-mnist, adder, recenter True, precision bf16``: name, operator, and what is not the recipe's."""
+    """Return ``lenet5bn-mnist, adder, recenter True``: name, operator, and fields that differ from the recipe."""
     if recipe["name"] not in RECIPES:
         return f"{recipe['name']}, {recipe['op']}"
     ours = effective({**asdict(RECIPES[recipe["name"]]), "op": recipe["op"]})
@@ -170,12 +171,12 @@ def _described(recipe: Mapping[str, Any]) -> str:
 
 
 def machine(environment: Mapping[str, Any]) -> list[str]:
-    """Processor, cores, GPU, torch and kernels, as far as they are one for the whole record."""
+    """Return processor, GPU and versions as up to three texts, as far as the whole record shares them."""
     processor = [environment["processor"]] if "processor" in environment else []
     processor += [f"{environment['cores']} cores"] if "cores" in environment else []
     versions = [f"torch {environment['torch']}"] if "torch" in environment else []
     versions += [f"{environment['kernels']} kernels"] if environment.get("kernels") else []
-    about = environment.get("gpu")  # described, of a benchmark; named, of runs
+    about = environment.get("gpu")  # a description in a benchmark, a title in a record of runs
     gpu = [about if isinstance(about, str) else title_of_gpu(about)] if about else []
     return [", ".join(part) for part in (processor, gpu, versions) if part]
 
@@ -191,7 +192,7 @@ def _accuracy(measured: Mapping[str, Any]) -> str:
 
 
 def _cost(measured: Mapping[str, Any]) -> list[str]:
-    """As COST says."""
+    """Return the cells below COST, without the first."""
     return [
         f"{measured['minutes']:.1f}",
         f"{measured['seconds_per_epoch']:.1f}",

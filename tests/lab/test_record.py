@@ -1,4 +1,4 @@
-"""A benchmark's file: complete, readable again, and without a path of the machine that wrote it."""
+"""Test that a record is complete, can be read again, and has no path of the machine that wrote it."""
 
 import json
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from torchadder.lab.bench import record
+from torchadder.errors import UserError
+from torchadder.lab import record
 
 RESULTS = Path(__file__).parents[2] / "results"
 PATH = re.compile(r"""(?:^|[\s="'])(?:/|~/)\w""", re.MULTILINE)
@@ -43,7 +44,7 @@ def test_make_write_and_read(tmp_path, monkeypatch):
     made = record.make("layers", 7, [{"layer": "16->32 3x3/2 @32", "ratio": 1.25}], formulas=[])
     written = record.write(tmp_path / "new folder" / "a.json", made)
     text = (tmp_path / "new folder" / "a.json").read_text()
-    assert json.loads(text) == written == made
+    assert json.loads(text) == record.read(tmp_path / "new folder" / "a.json") == written == made
     assert made["benchmark"] == "layers"
     assert made["n"] == 7
     assert made["formulas"] == []
@@ -58,7 +59,7 @@ def test_make_write_and_read(tmp_path, monkeypatch):
     assert not any(PATH.search(value) for value in strings(made))
 
 
-def test_numbers_are_rounded_and_what_is_no_number_is_null(tmp_path):
+def test_numbers_are_rounded_and_become_null_if_not_finite(tmp_path):
     rows = {"rows": [{"a": 1.23456789e-3, "b": (0.1, float("nan")), "c": float("inf"), "d": 3, "e": None}]}
     written = record.write(tmp_path / "a.json", rows)
     assert written == {"rows": [{"a": 0.0012346, "b": [0.1, None], "c": None, "d": 3, "e": None}]}
@@ -73,10 +74,18 @@ def test_an_old_file_survives_a_record_that_cannot_be_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_results_hold_no_path_of_a_machine():
+def test_results_are_records_without_a_path_of_a_machine():
+    assert RESULTS.is_dir()
     for path in RESULTS.glob("*.json"):
-        found = [value for value in strings(json.loads(path.read_text())) if PATH.search(value)]
+        found = [value for value in strings(record.read(path)) if PATH.search(value)]
         assert not found, path.name
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "1", '"runs"', "\xff"])
+def test_a_file_without_a_record_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"^a\.json is not a record \("):
+        record.read(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("text", ["/usr/bin/x", "a --out=/home/x", "train --data /x", "~/mnist"])
@@ -85,7 +94,7 @@ def test_a_path_would_be_noticed(text):
 
 
 def strings(value):
-    """Every string in a value of JSON."""
+    """Return every string in a value of JSON."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The record of training runs: from finished run directories to one file of results/, and back."""
+"""Collect finished training runs into one record of results/, and read such records back."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from typing import Any
 
 from torchadder.environment import title_of_gpu
 from torchadder.errors import UserError
-from torchadder.lab.bench import record
+from torchadder.lab import record
+from torchadder.lab.record import Record
 from torchadder.train.recipe import GRADIENTS, Recipe
 from torchadder.train.run import ENVIRONMENT, METRICS, RECIPE
 
-Record = dict[str, Any]
-
-# What must be equal before two runs are one measurement; where it is not, every run carries its own.
-WHERE = ("processor", "platform", "torchadder", "torch", "numpy", "python", "threads", "processes", "kernels", "gpu")
-# What a row says of its runs together.
+# Two runs are one measurement only if these are equal; where they differ, every run lists its own.
+ENVIRONMENT_FIELDS = (
+    *("processor", "platform", "torchadder", "torch", "numpy", "python", "threads", "processes", "kernels", "gpu"),
+)
+# The numbers that a row gives for all its runs.
 MEASURED = (
     *("epochs", "n", "seeds", "mean", "std", "top5", "minutes"),
     *("seconds_per_epoch", "images_per_second", "peak_rss_mib", "threads"),
 )
-# The fields of a recipe without effect on an operator, on a scheme, or without a teacher.
+# The fields of a recipe without effect under an operator, under a scheme, or without a teacher.
 UNUSED = {
     "products": ("lr_scheme", "eta", "ilr_factor", "weight_grad", "input_grad"),
     "alr": ("ilr_factor",),
     "ilr": ("eta",),
     "plain": ("eta", "ilr_factor"),
-    "untaught": ("teacher", "progressive", "temperature", "logit_weight", "feature_weight"),
+    "no teacher": ("teacher", "progressive", "temperature", "logit_weight", "feature_weight"),
 }
 
 
 def effective(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe that decide its numbers, the seed aside; None where operator or scheme ignore one.
+    """Return the fields of a recipe that decide its numbers: without the seed, None where a field has no effect.
 
-    A field that the version which wrote ``recipe`` did not have takes its default. A teacher goes by the last name in
-    its path: records are published.
+    A field that did not exist when ``recipe`` was written takes its default. A teacher is shortened to the last name
+    of its path, because records are published.
     """
     known = {f.name: recipe.get(f.name, f.default) for f in fields(Recipe)}
     complete = {**known, **recipe}
@@ -47,12 +48,12 @@ def effective(recipe: Mapping[str, Any]) -> dict[str, Any]:
     if complete["teacher"]:
         complete["teacher"] = Path(complete["teacher"]).name or complete["teacher"]
     else:
-        unused += UNUSED["untaught"]
+        unused += UNUSED["no teacher"]
     return {name: None if name in unused else value for name, value in complete.items() if name != "seed"}
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """One finished run: recipe, seed, final accuracy, cost, date, command and environment.
+    """Read one finished run: recipe, seed, final accuracy, cost, date, command and environment.
 
     Raises UserError for anything else than a finished run.
     """
@@ -64,21 +65,21 @@ def read_run(folder: Path) -> dict[str, Any]:
     epochs = _epochs(folder / METRICS)
     done = sum(epoch in epochs for epoch in range(1, recipe.epochs + 1))
     if done < recipe.epochs:
-        raise UserError(f"{folder} is not finished ({done} of {recipe.epochs} epochs): continue it with --resume")
+        raise UserError(f"{folder} is not finished ({done} of {recipe.epochs} epochs): continue it with resume=True")
     try:
         rows = [epochs[epoch] for epoch in range(1, recipe.epochs + 1)]
         environment = json.loads(_text(folder / ENVIRONMENT))
         return {
             "seed": recipe.seed,
             "accuracy": rows[-1]["test_accuracy"],
-            "top5": rows[-1].get("test_top5_accuracy"),  # older versions did not take it
+            "top5": rows[-1].get("test_top5_accuracy"),  # older versions did not measure it
             "seconds_per_epoch": statistics.median(row["seconds"] for row in rows),
             "minutes": sum(row["seconds"] for row in rows) / 60,
             "images_per_second": statistics.median(row["images_per_second"] for row in rows),
             "peak_rss_mib": max(row["peak_rss_mib"] for row in rows),
             "date": _date(folder / METRICS),
             "command": record.portable_command(environment["command"]),
-            "environment": _where(environment),
+            "environment": _environment(environment),
             "recipe": effective(asdict(recipe)),
             "folder": folder,
         }
@@ -87,26 +88,29 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def collect(folders: Sequence[Path]) -> Record:
-    """The record: a row for each recipe, seeds aside, in order of appearance. Raises UserError for a seed twice."""
+    """Return the record of the runs in ``folders``, with a row for each recipe in order of appearance.
+
+    Runs that differ in their seed only share a row. Raises UserError if a recipe has a seed twice.
+    """
     return assemble([read_run(folder) for folder in folders])
 
 
 def assemble(runs: Sequence[dict[str, Any]]) -> Record:
-    """The record of one or more runs that read_run returned. Raises UserError for a seed twice."""
-    differing = [name for name in WHERE if any(_differ(runs[0], run, name) for run in runs)]
+    """Return the record of one or more results of `read_run`. Raises UserError if a recipe has a seed twice."""
+    differing = [name for name in ENVIRONMENT_FIELDS if any(_differ(runs[0], run, name) for run in runs)]
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         group = groups.setdefault(json.dumps(run["recipe"]), [])
         for other in group:
             if other["seed"] == run["seed"]:
-                raise UserError(f"{other['folder']} and {run['folder']} are one recipe and one seed: leave one out")
+                raise UserError(f"{other['folder']} and {run['folder']} have the same recipe and seed: leave one out")
         group.append(run)
     return {
         "benchmark": "runs",
         "date": max(run["date"] for run in runs),
         "environment": {
             name: value
-            for name in WHERE
+            for name in ENVIRONMENT_FIELDS
             if name not in differing and (value := runs[0]["environment"][name]) is not None
         },
         "differing": differing,
@@ -115,19 +119,20 @@ def assemble(runs: Sequence[dict[str, Any]]) -> Record:
 
 
 def read_records(folder: Path) -> dict[str, Record]:
-    """The records of runs among the JSON files of ``folder``, by file name; of a row what tables need, and the recipe.
+    """Read the records of runs among the JSON files of ``folder``, by file name; each row as MEASURED, and its recipe.
 
     Raises UserError for a damaged file.
     """
     found = {}
     for path in sorted(folder.glob("*.json")):
+        content = record.read(path)
+        if content.get("benchmark") != "runs":
+            continue
         try:
-            content = json.loads(path.read_text())
-            if content.get("benchmark") == "runs":
-                about = {name: content[name] for name in ("date", "environment", "differing")}
-                found[path.name] = {**about, "rows": [_measured(row) for row in content["rows"]]}
-        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-            raise UserError(f"{path.name} is no record ({error!r}): measure it again") from error
+            about = {name: content[name] for name in ("date", "environment", "differing")}
+            found[path.name] = {**about, "rows": [_measured(row) for row in content["rows"]]}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path.name} is not a record of runs ({error!r}): measure it again") from error
     return found
 
 
@@ -166,7 +171,7 @@ def _row(runs: list[dict[str, Any]], differing: list[str]) -> dict[str, Any]:
 
 
 def gradients(recipe: dict[str, Any]) -> str | None:
-    """ "full" or "sign", as --grad takes them; both rules by name where they are mixed; None without adder layers."""
+    """Return "full" or "sign", both rules by name if they are mixed, and None without adder layers."""
     if recipe["op"] != "adder":
         return None
     chosen = {name: recipe[name] for name in ("weight_grad", "input_grad")}
@@ -174,16 +179,16 @@ def gradients(recipe: dict[str, Any]) -> str | None:
     return next((name for name, rules in GRADIENTS.items() if rules == chosen), mixed)
 
 
-def _where(environment: dict[str, Any]) -> dict[str, Any]:
-    """The run's environment; a field that changed when the run was resumed becomes the list of its values."""
+def _environment(environment: dict[str, Any]) -> dict[str, Any]:
+    """Return the ENVIRONMENT_FIELDS of a run; one that changed when the run was resumed is the list of its values."""
     stages = [environment, *environment.get("resumed", [])]
     stages = [{"processes": 1, **stage, "gpu": _gpu(stage)} for stage in stages]  # older versions had one process
-    values = {name: list(dict.fromkeys(stage[name] for stage in stages)) for name in WHERE}
+    values = {name: list(dict.fromkeys(stage[name] for stage in stages)) for name in ENVIRONMENT_FIELDS}
     return {name: found[0] if len(found) == 1 else found for name, found in values.items()}
 
 
 def _gpu(environment: dict[str, Any]) -> str | None:
-    """The GPU that a run was trained on, and whose kernels its adder layers ran."""
+    """Return the title of the GPU that a run was trained on."""
     about = environment.get("gpu")
     return title_of_gpu(about) if about else None
 
@@ -198,19 +203,19 @@ def _differ(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
 
 
 def _epochs(path: Path) -> dict[int, dict[str, Any]]:
-    """The lines of metrics.jsonl by epoch; of an epoch that was run again, the last."""
+    """Return the lines of metrics.jsonl by epoch; the last one if an epoch was run again."""
     rows: dict[int, dict[str, Any]] = {}
     for line in _text(path).splitlines():
         try:
             row = json.loads(line)
             rows[row["epoch"]] = row
-        except (ValueError, KeyError, TypeError):  # torn by a kill
+        except (ValueError, KeyError, TypeError):  # cut off when the process was killed
             continue
     return rows
 
 
 def _date(path: Path) -> str:
-    """The day, in UTC, on which the file was last written: that of the last epoch."""
+    """Return the day in UTC on which the file was last written, which is that of the last epoch."""
     written = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
     return written.strftime("%Y-%m-%d")
 
@@ -219,5 +224,5 @@ def _text(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise UserError(f"{path.parent} is no run of torchadder train: cannot read {path.name} ({reason})") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"{path.parent} is not the folder of a run: cannot read {path.name} ({reason})") from error
