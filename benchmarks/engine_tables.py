@@ -46,15 +46,15 @@ def claims_table(*records: Record) -> str:
     """Return the table of README.md: the speedup of the 8-bit AdderNet over the best CNNs, one image on one thread."""
     header, cells = ["network"], {}
     for record in records:
-        cpu = record["cpu"].partition(" (")[0].upper() if "cpu" in record else "CPU as it is"
-        header += [f"{cpu}: best {precision} CNN" for precision in ("fp32", "int8")]
+        cpu = f"{record['cpu'].partition(' (')[0].upper()}: " if "cpu" in record else ""
+        header += [f"{cpu}best {precision} CNN" for precision in ("fp32", "int8")]
         for (model, batch), rows in _on_one_thread(record).items():
             if batch == 1:
                 best = (_best_cnn(rows, precisions) for precisions in PRECISIONS.values())
                 cells.setdefault(model, []).extend("–" if row is None else f"{_ratio(row)}×" for row in best)
     caption = (
-        f"The 8-bit AdderNet is so many times as fast as the best CNN; one image on one thread of an "
-        f"{processor(records[0])}."
+        f"The speedup of the 8-bit AdderNet over the best CNN, one image on one thread of an {processor(records[0])}, "
+        "as it is and limited to AVX2."
     )
     return f"{markdown(header, [[model, *row] for model, row in cells.items()])}\n\n{caption}"
 

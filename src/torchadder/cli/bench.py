@@ -25,7 +25,6 @@ bench = typer.Typer(
 LATENCY_MODELS = ("lenet5bn", "resnet20", "vgg_small", "resnet18")
 
 
-
 def _model_argument(*default: str) -> Any:
     """Return the argument MODEL... of a verb, with its default in the help."""
     return typer.Argument(
