@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share: a tiny data set with a recipe, finished runs, a browser."""
+"""Define what several folders of tests share: a tiny data set with a recipe, finished runs, a browser."""
 
 import json
 import os
@@ -22,7 +22,7 @@ if WORKERS > 1:  # they share the cores, also with the commands that tests start
 
 @pytest.fixture(scope="session", autouse=True)
 def own_compilations(tmp_path_factory):
-    """torch keeps what it compiled, backward passes too, by the names of operators: it sees no change behind them."""
+    """Give each session its own compile cache: torch finds cached code by operator names, whatever these now do."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
@@ -40,7 +40,7 @@ def tiny(data_dir=None):
 
 
 def patterns(name, noise, train, test, classes):
-    """Ten noisy patterns as uint8 pixels, with a normalisation and names, as real data sets have them."""
+    """Return a data set of ten noisy patterns: uint8 pixels with a normalisation and class names, as in real ones."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(10, 1, 32, 32, generator=generator)
     normalization = Normalization.of([0.5], [0.25])
@@ -63,7 +63,7 @@ def tiny_recipe(monkeypatch):
 
 @pytest.fixture
 def one_thread(monkeypatch):
-    """Tiny layers on a busy machine: threads would mostly wait for each other. A GPU is left alone: it is not exact."""
+    """Run on one CPU thread: with layers this small threads mostly wait, and a GPU gives no exact repetition."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     before = torch.get_num_threads()
@@ -74,7 +74,7 @@ def one_thread(monkeypatch):
 
 @pytest.fixture
 def trained(tiny_recipe, one_thread, tmp_path):
-    """Train the tiny recipe for two epochs: (folder, **changes) -> the path of the run directory."""
+    """Return a function that trains the tiny recipe for two epochs: (folder, **changes) -> run directory."""
 
     def make(folder="run", **changes):
         path = tmp_path / folder
@@ -98,7 +98,7 @@ ENVIRONMENT = {
 
 @pytest.fixture
 def finished(tmp_path):
-    """A run directory as train leaves it behind, without the weights; its accuracies are those given, by epoch."""
+    """Return a function that writes a run directory without weights; its accuracies by epoch are those given."""
 
     def write(name, *accuracies, environment=None, epochs=None, **changes):
         folder = tmp_path / name
@@ -122,7 +122,7 @@ def finished(tmp_path):
     return write
 
 
-QUIET = [  # a browser that speaks to nobody of its own accord
+QUIET = [  # the browser makes no connection of its own
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -135,7 +135,7 @@ QUIET = [  # a browser that speaks to nobody of its own accord
 
 @pytest.fixture(scope="session")
 def browser():
-    """A headless Chromium that is installed here, driven by playwright; without one the test is skipped."""
+    """Start the headless Chromium of this machine, driven by playwright; skip the test if there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     executable = next(filter(None, map(shutil.which, names)), None)
@@ -149,9 +149,9 @@ def browser():
 
 @pytest.fixture
 def visited(browser):
-    """(url, ready, is_own, **options of the page) -> the page at ``url``, once the selector ``ready`` is there.
+    """Return a function that opens a page: (url, ready, is_own, **options) -> page, once selector `ready` is there.
 
-    Whatever it says, and each request for a URL that is not its own, fails the test.
+    The test fails if the page writes to the console, or requests a URL for which `is_own(url)` is false.
     """
     pages, noise = [], []
 

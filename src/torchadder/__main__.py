@@ -1,6 +1,6 @@
-"""``python -m torchadder`` is the command ``torchadder``, which torchrun starts as a module."""
+"""Run the command line as `python -m torchadder`, which is how torchrun starts it."""
 
 from torchadder.cli import main
 
-if __name__ == "__main__":  # worker processes that are spawned import this file
+if __name__ == "__main__":  # spawned worker processes import this file
     raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""The version of the installed distribution; pyproject.toml is its only source."""
+"""Read the version of the installed distribution; pyproject.toml is its only source."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""Every test here sees the recipe on tiny data and runs on one thread; some share a trained model and its program."""
+"""Give every test here the recipe on tiny data and one thread; some share a trained model and its program."""
 
 import os
 
@@ -14,7 +14,7 @@ CLASSES = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eig
 
 @pytest.fixture(autouse=True)
 def tiny_world(tiny_recipe, one_thread, monkeypatch):
-    """Without the extra of the report, as far as train can see: a page at the end of each run would take seconds."""
+    """Hide the packages of the report from train: a page at the end of each run would take seconds."""
     monkeypatch.setattr("torchadder.lab.report.is_installed", lambda: False)
 
 
@@ -29,7 +29,7 @@ def pixels_dataset(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with ``run``, a LeNet-5-BN trained on the pixels, and ``run.tadder``, its program."""
+    """Return a folder with `run`, a LeNet-5-BN trained on the pixels, and `run.tadder`, its integer program."""
     folder = tmp_path_factory.mktemp("trained")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patched:
@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def folder(trained, pixels_dataset, tmp_path, monkeypatch):
-    """An empty working directory with links to run and run.tadder."""
+    """Change to an empty folder with links to run and run.tadder, and return it."""
     monkeypatch.chdir(tmp_path)
     for name in ("run", "run.tadder"):
         os.symlink(trained / name, name)

@@ -1,4 +1,4 @@
-"""The command line as a whole: verbs, help without torch, messages in flags, and what it says without its libraries."""
+"""Test the command line as a whole: verbs, help without torch, messages in flags, missing libraries."""
 
 import re
 import subprocess

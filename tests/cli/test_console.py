@@ -1,4 +1,4 @@
-"""Tables, the bar, and the progress of training that is drawn with it."""
+"""Test tables, the bar, and the progress of training that uses it."""
 
 import io
 

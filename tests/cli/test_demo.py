@@ -1,4 +1,4 @@
-"""torchadder demo: what it prints, whether it opens a browser, how it ends, and what it refuses."""
+"""Test torchadder demo: what it prints, when it opens a browser, how it ends, what it refuses."""
 
 import http.client
 import json
@@ -24,7 +24,7 @@ URL = r"http://127\.0\.0\.1:\d+/"
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Servers are interrupted as soon as they serve, or once the browser was asked for, which is not opened."""
+    """Interrupt servers as soon as they serve, or after the request for a browser, which is recorded and not opened."""
     opened, asked = [], threading.Event()
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
@@ -62,7 +62,7 @@ def test_the_browser_is_opened_where_there_is_a_screen(folder, interrupted, caps
 
 @pytest.fixture
 def hearing():
-    """Processes hear interrupts, which those of a shell's background job ignore, and their children."""
+    """Let processes receive interrupts: those of a background job of a shell ignore them, with their children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""torchadder doctor: what it says of a sound installation, and that it notices an unsound one."""
+"""Test torchadder doctor: its report on a sound installation, and that it notices an unsound one."""
 
 import json
 import warnings
@@ -78,7 +78,7 @@ CPU = torch.device("cpu")
 
 
 def describe(route):
-    """describe_gpu of a GPU that is the processor."""
+    """Return a describe_gpu that describes the CPU as a GPU."""
     return lambda device: {"name": "Abacus 9", "compute_capability": "9.0", "route": route}
 
 

@@ -1,4 +1,4 @@
-"""torchadder figures: a line for each figure, JSON, progress on stderr, and the line of every mistake."""
+"""Test torchadder figures: a line for each figure, JSON, progress on stderr, the line of every mistake."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_mistakes_are_one_line(folder, capsys, arguments, words):
 
 
 def _copy(name, *files, model):
-    """The run again in folder ``name``, as far as ``files``, with another model in its recipe."""
+    """Copy `files` of the run into folder `name`, with another model in its recipe."""
     Path(name).mkdir()
     for file in files:
         (Path(name) / file).write_bytes((Path("run") / file).read_bytes())

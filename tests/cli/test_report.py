@@ -1,4 +1,4 @@
-"""torchadder report: where the page goes, what is printed, and the line of every mistake."""
+"""Test torchadder report: where the page goes, what is printed, the line of every mistake."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""torchadder summary: its table, its JSON, its refusals."""
+"""Test torchadder summary: its table, its JSON, its refusals."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""torchadder train and eval, in process: what is printed where, and the exit code and line of every error."""
+"""Test torchadder train and eval in process: what is printed where; the line and the exit code of every error."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def test_train_ends_with_a_page(capsys, tmp_path):
     assert "<!doctype html>" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_page_that_cannot_be_made_is_no_failure(capsys, tmp_path):
+def test_training_succeeds_without_its_page(capsys, tmp_path):
     (tmp_path / "run" / "report.html").mkdir(parents=True)
     assert main([*TRAIN, "--epochs", "1", "--report", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -91,7 +91,7 @@ def test_flags_reach_the_recipe(tmp_path, flags, fields):
     assert {name: saved[name] for name in fields} == fields
 
 
-def test_resume_keeps_the_runs_recipe(run, capsys):
+def test_resume_keeps_the_recipe_of_the_run(run, capsys):
     assert main([*TRAIN, "--resume"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("run is finished: all 2 epochs are done\ntest accuracy")
@@ -118,7 +118,7 @@ def interrupt(epoch):
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_ctrl_c_says_how_to_resume_and_it_does(capsys, monkeypatch, tmp_path, epoch):
+def test_ctrl_c_names_the_command_that_continues(capsys, monkeypatch, tmp_path, epoch):
     with monkeypatch.context() as patched:
         patched.setattr("torchadder.cli.train.TrainingProgress", interrupt(epoch))
         assert main([*TRAIN, "--epochs", "2"]) == 130
@@ -221,7 +221,7 @@ def assert_one_line(capsys, words):
 
 
 @pytest.mark.parametrize(("prepare", "arguments", "words"), USER_ERRORS)
-def test_users_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, arguments, words):
+def test_mistake_of_the_user_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, arguments, words):
     prepare(tmp_path)
     assert main(arguments) == 2
     assert_one_line(capsys, words)
@@ -240,7 +240,7 @@ def test_users_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, prepare, ar
         (["eval", "run", "--dataset", "mnits"], "unknown data set 'mnits'; known: "),
     ],
 )
-def test_users_mistake_with_an_existing_run(run, capsys, arguments, words):
+def test_mistake_with_an_existing_run(run, capsys, arguments, words):
     assert main(arguments) == 2
     assert_one_line(capsys, words)
 
@@ -302,7 +302,7 @@ def broken(monkeypatch):
     monkeypatch.setattr(loop_module, "create_model", create_model)
 
 
-def test_our_mistake_is_one_line_and_exit_code_1(broken, capsys):
+def test_fault_of_torchadder_is_one_line_and_exit_code_1(broken, capsys):
     assert main(TRAIN) == 1
     assert_one_line(capsys, "unexpected RuntimeError: a bug of ours; run again with --debug for the traceback")
 
@@ -315,6 +315,6 @@ def test_debug_prints_the_traceback(broken, capsys, arguments):
     assert err.splitlines()[-1].startswith("error: unexpected RuntimeError")
 
 
-def test_debug_of_a_users_mistake(capsys):
+def test_debug_of_a_mistake(capsys):
     assert main(["--debug", "train", "nothing"]) == 2
     assert "Traceback" in capsys.readouterr().err
