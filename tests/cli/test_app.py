@@ -59,11 +59,11 @@ sys.exit(f"codes {codes}, torch {'torch' in sys.modules}")
 """
 
 
-def test_help_and_mistyped_options_do_not_import_torch():
+def test_help_and_typing_errors_do_not_import_torch():
     helps = [f"{' '.join(path)} --help" for path, _ in LEAVES]
-    arguments = ["--version", "--help", *helps, "train --epoch 3"]
+    arguments = ["--version", "--help", *helps, "train --epoch 3", "train lenet-mnist"]
     done = subprocess.run([sys.executable, "-c", IMPORTS_NO_TORCH, *arguments], capture_output=True, text=True)
-    codes = [0] * (len(arguments) - 1) + [2]
+    codes = [0] * (len(arguments) - 2) + [2, 2]
     assert done.stderr.splitlines()[-1] == f"codes {codes}, torch False"
 
 

@@ -76,17 +76,19 @@ def train(
 
     torchrun --nproc-per-node N -m torchadder train RECIPE ... trains in N processes, which share each batch.
     """
+    changes.update(_gradients(grad, changes))
+    if dataset is not None:
+        changes["dataset"] = dataset
+    chosen = get_recipe(recipe, changes)  # before torch is imported: a mistake is reported at once
+
     from torchadder.lab import report as page
     from torchadder.train import train as train_run
     from torchadder.train.distributed import joined
     from torchadder.train.tensorboard import TensorBoard
 
-    changes.update(_gradients(grad, changes))
-    if dataset is not None:
-        changes["dataset"] = dataset
     stream = sys.stderr if json else sys.stdout
     with joined() as processes:
-        run = processes.open(lambda: _open(recipe, changes, out, resume))
+        run = processes.open(lambda: _open(chosen, changes, out, resume))
         if run.finished and processes.first:
             print(f"{run.folder} is finished: all {run.epoch} epochs are done", file=stream)
         try:
@@ -102,15 +104,14 @@ def train(
             _report(run.folder, data, stream)
 
 
-def _open(recipe: str, changes: dict[str, Any], out: Path | None, resume: bool) -> Run:
+def _open(recipe: Recipe, changes: dict[str, Any], out: Path | None, resume: bool) -> Run:
     from torchadder.train.distributed import restarts
     from torchadder.train.run import Run, default_folder, holds_run, saved_recipe
 
-    chosen = get_recipe(recipe, changes)
-    folder = out or default_folder(chosen)
+    folder = out or default_folder(recipe)
     if resume and holds_run(folder):  # flags that are not given keep the values of the run
-        chosen = Recipe(**{**asdict(saved_recipe(folder)), "name": recipe, **changes})
-    return Run.open(folder, chosen, resume=resume or (restarts() and holds_run(folder)))
+        recipe = Recipe(**{**asdict(saved_recipe(folder)), "name": recipe.name, **changes})
+    return Run.open(folder, recipe, resume=resume or (restarts() and holds_run(folder)))
 
 
 def _gradients(grad: str | None, changes: dict[str, Any]) -> dict[str, str]:
