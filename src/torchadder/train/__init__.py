@@ -1,13 +1,13 @@
-"""Training: recipes, the loop, and the run directory that everything lands in."""
+"""Train networks by recipes, each run in a directory of its own."""
 
 from typing import TYPE_CHECKING
 
-from torchadder.train.progress import Progress
-from torchadder.train.recipe import RECIPES, Recipe, get_recipe
+from .progress import Progress
+from .recipe import RECIPES, Recipe, get_recipe
 
 if TYPE_CHECKING:
-    from torchadder.train.loop import Scores, evaluate, train
-    from torchadder.train.run import Outcome, Run, default_folder
+    from .loop import Scores, evaluate, train
+    from .run import Outcome, Run, default_folder
 else:  # the command line reads the recipes for its help, and must not wait for torch
     from torchadder.lazy import import_on_use
 

@@ -1,4 +1,4 @@
-"""Distillation: a teacher network, and what the network in training is asked to learn from it.
+"""Train a network by distillation: it learns the outputs and features of a teacher network as well as the labels.
 
 The method is that of "Kernel Based Progressive Distillation for Adder Neural Networks", Xu et al., NeurIPS 2020,
 arXiv 2009.13044 (PKKD).
@@ -22,8 +22,9 @@ from torchadder.models.checkpoint import LAST, read_checkpoint
 from torchadder.models.lenet import LeNet5BN, LeNetPP
 from torchadder.models.resnet import ResNet
 from torchadder.models.vgg import VGGSmall
-from torchadder.train.optimizer import build_optimizer, clip_gradients
-from torchadder.train.recipe import Recipe
+
+from .optimizer import build_optimizer, clip_gradients
+from .recipe import Recipe
 
 _STAGE_ENDS: dict[type[nn.Module], tuple[str, ...]] = {
     LeNet5BN: ("bn1", "bn2", "bn3"),
@@ -33,7 +34,7 @@ _STAGE_ENDS: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def stage_ends(model: nn.Module) -> tuple[str, ...]:
-    """The names of the batch normalisations that end the stages of ``model``, before activation and shortcut."""
+    """Return the names of the last batch normalisation of each stage of ``model``, before activation and shortcut."""
     if not isinstance(model, ResNet):
         return _STAGE_ENDS.get(type(model), ())
     stages = [(name, stage) for name, stage in model.named_children() if name.startswith("layer")]
@@ -42,10 +43,10 @@ def stage_ends(model: nn.Module) -> tuple[str, ...]:
 
 
 @contextmanager
-def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """Within, a forward pass of ``model`` appends the outputs of the modules ``names``, in order of execution.
+def record_outputs(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """Collect the outputs of the modules ``names`` in a list, in order of execution, while ``model`` runs.
 
-    Nothing stays on the modules afterwards, so that no copy of the model carries it away.
+    The hooks are removed afterwards, so that copies and pickles of the model do not contain them.
     """
     found: list[Tensor] = []
 
@@ -61,17 +62,17 @@ def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]
 
 
 class Kernel(nn.Module):
-    """What the features y of two networks are compared by, each with a kernel of its own:
+    """Map the features y of a network to values that are compared with those of another network:
 
         g = exp(-|x - f|_1 / (2 sigma^2))  of an adder layer, y = -|x - f|_1     (Laplace)
         h = exp(-(x * f)   / (2 sigma^2))  of any other,      y = x * f          (Gaussian)
 
-    y comes here from a batch normalisation, since exp of an adder layer's raw outputs would be 0. In the kernel its
-    scale is a width by channel, its shift a factor, which disappears as the result is normalised by channel over the
-    batch. That keeps the map which learns from it stable, as does the bound on the exponent: the features of a teacher
-    whose running statistics lag behind can be of any size.
+    y is the output of a batch normalisation, since exp of an adder layer's raw outputs would be 0. The scale of the
+    normalisation is then a width of the kernel for each channel, and its shift is a factor, which the normalisation
+    of the result, by channel over the batch, removes. This normalisation and the bound on the exponent keep the learned
+    map stable: the features of a teacher can have any size while its running statistics are not up to date.
 
-    Shapes: (N, C, H, W) -> the same. sigma, 1 at first, is learned if ``learned``.
+    Shapes: (N, C, H, W) -> the same. sigma starts at 1 and is learned if ``learned``.
     """
 
     def __init__(self, op: str, channels: int, learned: bool):
@@ -86,9 +87,9 @@ class Kernel(nn.Module):
 
 
 class Alignment(nn.Module):
-    """The distance of a stage's features from the teacher's: mean((W g - h)^2), with W and g's sigma learned.
+    """Compute the distance of a stage's features from the teacher's: mean((W g - h)^2), with W and g's sigma learned.
 
-    Nothing is learned on the teacher's side: two maps would bring the distance to 0 by mapping everything to 0.
+    h has no learned part: with two learned maps the distance would become 0 by mapping everything to 0.
 
     Shapes: (N, C_student, H, W), (N, C_teacher, H, W) -> ().
     """
@@ -100,12 +101,14 @@ class Alignment(nn.Module):
         self.map = nn.Linear(student_channels, teacher_channels, bias=False)
 
     def forward(self, feature: Tensor, target: Tensor) -> Tensor:
-        mapped = torch.matmul(self.map.weight, self.student(feature).flatten(2))  # a 1x1 convolution
+        mapped = torch.matmul(self.map.weight, self.student(feature).flatten(2))  # W as a 1x1 convolution
         return F.mse_loss(mapped, self.teacher(target).flatten(2))
 
 
 def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Mean over the images of T^2 KL(softmax(targets / T) || softmax(logits / T)); its gradient hardly depends on T.
+    """Return the mean over the images of T^2 KL(softmax(targets / T) || softmax(logits / T)).
+
+    The factor T^2 makes the size of its gradient nearly independent of T.
 
     "Distilling the Knowledge in a Neural Network", Hinton et al., 2015, arXiv 1503.02531.
     """
@@ -115,22 +118,22 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Ten
 
 
 class Distiller(nn.Module):
-    """A teacher, the alignments of its features with a student's, and the optimiser of what of these learns.
+    """Hold a teacher, the alignments of a student's features with its features, and the optimiser of both.
 
     The loss that it adds to the student's is, with m for the stages of the networks,
 
         logit_weight * soft_target_loss + feature_weight * sum_m alignment_m(student_m, teacher_m)
 
-    The teacher stays as it is, in evaluation mode. With ``recipe.progressive`` it learns along, from the labels
-    alone, by the student's recipe: it is never far ahead.
+    The teacher is constant, in evaluation mode. With ``recipe.progressive`` it is trained at the same time, from the
+    labels alone, by the student's recipe, so that it is never far ahead of the student.
 
     Args:
-        student: the network to be trained, on its device; it is only looked at.
-        teacher: the network to learn from; it is taken over.
-        recipe: the student's.
-        digest: what tells the teacher's first weights from others; None if they are fresh.
+        student: the network to be trained, on its device; it is not changed.
+        teacher: the network to learn from; the distiller moves, trains and owns it.
+        recipe: the student's recipe.
+        digest: state_digest of the teacher's first weights; None if they are random.
 
-    Raises UserError where features are asked for and the stages of the two are not of the same sizes.
+    Raises UserError where ``recipe.feature_weight`` is above 0 and the stages of the two differ in size.
     """
 
     def __init__(self, student: Model, teacher: Model, recipe: Recipe, digest: str | None = None):
@@ -151,14 +154,14 @@ class Distiller(nn.Module):
         self.optimizer = build_optimizer(self, recipe)
 
     def forward(self, student: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of ``student``, and the loss to be added to theirs, in float32.
+        """Return the logits of ``student`` and the loss to add to that of the labels, in float32.
 
-        Backward through it also gives a progressive teacher the gradients of its own cross-entropy.
+        Its backward pass also gives a progressive teacher the gradients of the teacher's own cross-entropy.
         """
         recipe = self.recipe
-        with outputs_of(getattr(student, "module", student), self.student_ends) as features:  # .module: of DDP
+        with record_outputs(getattr(student, "module", student), self.student_ends) as features:  # DDP has .module
             logits = student(images)
-        with torch.set_grad_enabled(recipe.progressive), outputs_of(self.teacher, self.teacher_ends) as targets:
+        with torch.set_grad_enabled(recipe.progressive), record_outputs(self.teacher, self.teacher_ends) as targets:
             answers = self.teacher(images)
         with torch.autocast(images.device.type, enabled=False):
             loss = recipe.logit_weight * soft_target_loss(logits.float(), answers.detach().float(), recipe.temperature)
@@ -166,11 +169,11 @@ class Distiller(nn.Module):
                 loss = loss + recipe.feature_weight * align(feature.float(), target.detach().float())
             if recipe.progressive:
                 own = F.cross_entropy(answers.float(), labels, label_smoothing=recipe.label_smoothing)
-                loss = loss + (own - own.detach())  # its gradient, not its value: the loss is the student's
+                loss = loss + (own - own.detach())  # adds the gradient and not the value
         return logits, loss
 
     def step(self, rate: float) -> None:
-        """Update alignments and progressive teacher by their gradients, at the ordinary rate; clear the gradients."""
+        """Update alignments and progressive teacher with learning rate ``rate``, and clear their gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         clip_gradients(self, self.recipe)
@@ -178,7 +181,7 @@ class Distiller(nn.Module):
         self.optimizer.zero_grad()
 
     def training_state(self) -> dict[str, Any]:
-        """What has to be saved for a run to continue to the same numbers; a fixed teacher only by its digest."""
+        """Return what a run needs to continue with the same numbers; of a constant teacher only the digest."""
         return {
             "digest": self.digest,
             "teacher": self.teacher.state_dict() if self.recipe.progressive else None,
@@ -187,12 +190,12 @@ class Distiller(nn.Module):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Continue from ``training_state``. Raises UserError where that is of another teacher."""
+        """Continue from ``training_state``. Raises UserError where it belongs to another teacher."""
         if state["digest"] != self.digest:
-            was, now = (d[:12] if d else "fresh" for d in (state["digest"], self.digest))
+            was, now = (d[:12] if d else "random" for d in (state["digest"], self.digest))
             raise UserError(
-                f"--teacher {self.recipe.teacher} has other weights than when the run began (sha256 {was}, now {now}): "
-                "put those back, or start a new run with --out"
+                f"teacher={self.recipe.teacher} has other weights than when the run began (sha256 {was}, now {now}): "
+                "restore them, or start a new run in another folder"
             )
         if self.recipe.progressive:
             self.teacher.load_state_dict(state["teacher"])
@@ -200,42 +203,42 @@ class Distiller(nn.Module):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def distiller_of(student: Model, recipe: Recipe) -> Distiller | None:
-    """The recipe's distiller for ``student``; None without a teacher.
+def build_distiller(student: Model, recipe: Recipe) -> Distiller | None:
+    """Build the recipe's distiller for ``student``; None without a teacher.
 
-    A teacher that is the name of a model is a fresh CNN of that name; any other is read as a checkpoint, of a run
-    the last epoch's.
+    ``recipe.teacher`` is the name of a model, for a CNN with random weights, or the path of a checkpoint; of a run
+    directory the last epoch is the teacher.
 
-    Raises UserError for a teacher that cannot be read, one of another task than the student's, one without training
-    that is not to be trained either, and one that does not fit (Distiller).
+    Raises UserError for a teacher that cannot be read, that has another task than the student, that is neither trained
+    nor progressive, and whose stages do not fit (Distiller).
     """
     if not recipe.teacher:
         return None
-    given, config = f"--teacher {recipe.teacher}", student.config
+    given, config = f"teacher={recipe.teacher}", student.config
     path = Path(recipe.teacher)
     if recipe.teacher in list_models() and not path.exists():
         if not recipe.progressive:
-            raise UserError(f"{given} is a network without training: let it learn along with --progressive")
+            raise UserError(f"{given} is an untrained network: train it at the same time with progressive=True")
         fresh = create_model(recipe.teacher, "conv", num_classes=config["num_classes"], in_chans=config["in_chans"])
         _check_images(given, fresh, student)
         return Distiller(student, fresh, recipe)
     try:
         teacher, about = read_checkpoint(path / LAST if (path / LAST).is_file() else path, op="conv")
     except UserError as error:
-        raise UserError(f"--teacher: {error}") from error
+        raise UserError(f"{given} cannot be read: {error}") from error
     _check_images(given, teacher, student)
     classes = teacher.config["num_classes"]
     if classes != config["num_classes"]:
-        raise UserError(f"{given} tells {classes} classes apart, this run {config['num_classes']}: expected the same")
-    if about.dataset is not None and _data(about.dataset) != _data(recipe.dataset):
+        raise UserError(f"{given} has {classes} classes, this run has {config['num_classes']}: expected the same")
+    if about.dataset is not None and _data_kind(about.dataset) != _data_kind(recipe.dataset):
         raise UserError(f"{given} was trained on {about.dataset}, this run is on {recipe.dataset}: expected the same")
     if recipe.progressive and teacher.config["op"] != "conv":
-        raise UserError(f"--progressive trains a CNN, {given} is a network of op {teacher.config['op']}: leave it out")
-    return Distiller(student, teacher, recipe, digest_of(teacher))
+        raise UserError(f"progressive=True trains a CNN, {given} has op={teacher.config['op']}: leave it out")
+    return Distiller(student, teacher, recipe, state_digest(teacher))
 
 
-def digest_of(model: nn.Module) -> str:
-    """SHA-256 of the names and numbers in ``model``."""
+def state_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of the names and numbers in the state of ``model``."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -243,8 +246,8 @@ def digest_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _data(name: str) -> str:
-    """A data set's name without the place of its files, which may have moved."""
+def _data_kind(name: str) -> str:
+    """Return the name of a data set without the folder of its files, which may have moved."""
     kind, _, _ = name.partition(":")
     return kind if kind in ("imagefolder", "wds") else name
 
@@ -252,24 +255,26 @@ def _data(name: str) -> str:
 def _check_images(given: str, teacher: Model, student: Model) -> None:
     expected, found = ("x".join(map(str, model.input_size)) for model in (student, teacher))
     if found != expected:
-        raise UserError(f"{given} takes images of {found}, this run's are {expected}: expected the same")
+        raise UserError(f"{given} takes images of {found}, this run has images of {expected}: expected the same")
 
 
 @torch.no_grad()
 def _feature_sizes(model: Model, names: Sequence[str]) -> list[tuple[int, ...]]:
-    """(C, H, W) of each feature; ``model`` is left as it was."""
+    """Return (C, H, W) of each feature, without a change to ``model``."""
     training = model.training
-    with outputs_of(model.eval(), names) as features:
+    with record_outputs(model.eval(), names) as features:
         model(torch.zeros(1, *model.input_size, device=next(model.parameters()).device))
     model.train(training)
     return [tuple(feature.shape[1:]) for feature in features]
 
 
-def _check_stages(student: Model, teacher: Model, sizes: list[tuple[int, ...]], others: list[tuple[int, ...]]) -> None:
-    ours, theirs = ([size[1:] for size in each] for each in (sizes, others))
-    if not ours or ours != theirs:
-        said = (", ".join(f"{h}x{w}" for h, w in each) or "unknown" for each in (ours, theirs))
+def _check_stages(
+    student: Model, teacher: Model, sizes: list[tuple[int, ...]], teacher_sizes: list[tuple[int, ...]]
+) -> None:
+    planes, teacher_planes = ([size[1:] for size in each] for each in (sizes, teacher_sizes))
+    if not planes or planes != teacher_planes:
+        texts = (", ".join(f"{h}x{w}" for h, w in each) or "unknown" for each in (planes, teacher_planes))
         raise UserError(
-            "the stages of {} and of the teacher, {}, do not pair ({}; {}): take the logits alone with "
-            "--feature-weight 0, or another teacher".format(student.config["name"], teacher.config["name"], *said)
+            "the stages of {} and of the teacher, {}, differ in size ({}; {}): compare only the logits with "
+            "feature_weight=0, or choose another teacher".format(student.config["name"], teacher.config["name"], *texts)
         )

@@ -1,33 +1,46 @@
-"""The training loop, plain PyTorch from top to bottom: build, restore, train, test, save."""
+"""Train a model: build, restore, then train, test and save it epoch by epoch, in plain PyTorch from top to bottom."""
 
 from __future__ import annotations
 
+import math
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.backends import cudnn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from torchadder.data import Loader, load_dataset, open_batches
 from torchadder.errors import UserError
 from torchadder.models import Model, create_model
-from torchadder.train.averaging import average_of, calibrate
-from torchadder.train.determinism import deterministic_algorithms, rng_state, set_rng_state
-from torchadder.train.distillation import Distiller, distiller_of
-from torchadder.train.distributed import ALONE, Processes, alone, no_sync
-from torchadder.train.divergence import IMAGES, first_not_finite, is_finite
-from torchadder.train.optimizer import attach_adder_lr, build_optimizer, clip_gradients
-from torchadder.train.progress import Progress
-from torchadder.train.recipe import Recipe
-from torchadder.train.run import Outcome, Run
-from torchadder.train.schedule import rate_at
 
-REPORT_EVERY = 20  # steps
+from .distillation import Distiller, build_distiller
+from .distributed import ALONE, Processes, alone, no_sync
+from .optimizer import (
+    IMAGES,
+    attach_adder_lr,
+    build_optimizer,
+    clip_gradients,
+    first_not_finite,
+    is_finite,
+)
+from .progress import Progress
+from .recipe import Recipe
+from .run import Outcome, Run, rng_state, set_rng_state
+
+REPORT_EVERY = 20  # steps between two calls of Progress.stepped
+STEP_FACTOR = 0.1  # of the learning rate at each milestone of schedule="step"
+NORM_BATCHES = 50  # batches from which the running average takes its batch-normalisation statistics
 
 
 def train(
@@ -38,17 +51,17 @@ def train(
     processes: Processes | None = None,
     workers: int | None = None,
 ) -> Outcome:
-    """Train ``run`` from where it stands to its recipe's last epoch; a finished run returns at once.
+    """Train ``run`` from its last state to its recipe's last epoch; return at once for a finished run.
 
-    Each of ``processes`` calls it with its own of ``processes.open``; they share the work on their devices. Without
-    them it trains on a GPU, or on the CPU where there is none (CUDA_VISIBLE_DEVICES= hides them).
-    ``workers``: processes of each that decode images which stream (default: one a processor, 8 at most).
+    Each of ``processes`` calls this function with the run that ``processes.open`` gave it; they share the work.
+    Without ``processes`` it trains on a GPU, or on the CPU where there is none (CUDA_VISIBLE_DEVICES= hides GPUs).
+    ``workers``: processes that decode streamed images for each of them (default: one per processor, at most 8).
 
-    At the end of every epoch the model is tested on the whole test split and the run is saved. On one CPU
-    with the same number of threads the numbers do not depend on interruptions: --resume is exact.
+    At the end of every epoch the model is tested on the whole test split and the run is saved. On one CPU with the
+    same number of threads the numbers do not depend on interruptions: a resumed run ends with the same bits.
 
-    Raises UserError where the data cannot be had, a loss or gradient is not finite, or the disk is full; whatever
-    happens, KeyboardInterrupt included, the last state that was saved stays good.
+    Raises UserError where the data is not available, a loss or gradient is not finite, or the disk is full. After any
+    error, KeyboardInterrupt included, the last state that was saved is intact.
     """
     progress = progress or Progress()
     if not run.finished:
@@ -60,15 +73,15 @@ def train(
 def train_epochs(
     run: Run, data_dir: Path | None, progress: Progress, processes: Processes, workers: int | None
 ) -> None:
-    """The epochs that ``run`` still lacks."""
+    """Train the epochs that ``run`` still lacks."""
     recipe, device = run.recipe, processes.device
     processes.check(recipe)
 
     # data and model
-    with processes.one_a_machine_ahead():
+    with processes.first_on_machine_goes_first():
         dataset = load_dataset(recipe.dataset, data_dir, partial=recipe.partial, on_error=recipe.on_error)
     if recipe.augment and dataset.augmentation is None:
-        raise UserError(f"--augment: {recipe.dataset} has no augmentation; leave it out, or say --no-augment")
+        raise UserError(f"augment=True, but {recipe.dataset} has no augmentation: leave it out, or pass augment=False")
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     batches = open_batches(
         dataset.train,
@@ -100,16 +113,16 @@ def train_epochs(
     )
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
-    # optimiser, rate of the adder layers, teacher, average of the weights
+    # optimiser, learning rate of the adder layers, teacher, running average of the weights
     optimizer = build_optimizer(model, recipe)
     adder_lr = attach_adder_lr(optimizer, recipe)
-    distiller = distiller_of(model, recipe)
+    distiller = build_distiller(model, recipe)
     if recipe.sync_bn:
         processes.synchronise_norms(model, distiller)
-    average = average_of(model, recipe)
-    tested: Model = model if average is None else average.module  # type: ignore[assignment]  # what is saved as well
+    average = build_average(model, recipe)
+    tested: Model = model if average is None else average.module  # type: ignore[assignment]  # and saved
 
-    # continue where the last state was saved
+    # continue from the last saved state
     step = run.epoch * len(batches)
     if run.state is not None:
         tested.load_state_dict(run.state["model"])
@@ -137,10 +150,10 @@ def train_epochs(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, right = processes.sum(*forward_backward(parallel, images, labels, recipe, distiller))
-            loss = loss / processes.world  # their shares are of one size
+            loss = loss / processes.world  # all shares have the same size
             if not is_finite(loss, model):
                 place = first_not_finite(model, lambda: forward_backward(model, images, labels, recipe, distiller))  # noqa: B023
-                raise UserError(diverged(run, epoch, processes.gather(place)))
+                raise UserError(describe_divergence(run, epoch, processes.gather(place)))
             clip_gradients(model, recipe)
             optimizer.step()  # adder_lr rescales the gradients of the adder weights here
             optimizer.zero_grad()
@@ -159,7 +172,7 @@ def train_epochs(
         train_seconds = time.perf_counter() - start
 
         if average is not None:
-            calibrate(tested, batches)
+            recompute_norm_statistics(tested, batches)
         processes.average_buffers(model, tested, distiller)
         scores = evaluate(tested, test_batches, processes)
         row = {
@@ -187,14 +200,32 @@ def train_epochs(
         progress.epoch_done(row)
 
 
+def rate_at(recipe: Recipe, step: int, steps_an_epoch: int) -> float:
+    """Return the learning rate of ``step`` (0, 1, ... over all epochs of ``recipe``).
+
+    It rises linearly to ``recipe.lr``, which the last step of the warm-up has. The schedule covers the rest of the
+    run: cosine and polynomial would reach 0 in the step after the last one.
+    """
+    warmup = recipe.warmup_epochs * steps_an_epoch
+    if step < warmup:
+        return recipe.lr * (step + 1) / warmup
+    done, total = step - warmup, recipe.epochs * steps_an_epoch - warmup
+    if recipe.schedule == "cosine":
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * done / total))
+    if recipe.schedule == "polynomial":
+        return recipe.lr * (1 - done / total) ** recipe.power
+    passed = sum(step >= epoch * steps_an_epoch for epoch in recipe.milestone_epochs)
+    return recipe.lr * STEP_FACTOR**passed
+
+
 def forward_backward(
     model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, distiller: Distiller | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradients of a batch's mean loss to ``model``; that loss, and how many labels were guessed right.
+    """Add the gradients of a batch's mean loss to those of ``model``; return the loss and the number of right labels.
 
-    The batch goes through in the recipe's number of parts. They normalise apart, as smaller batches would, and
-    each counts by its share of the images, so that the gradient is the mean over the batch. What a distiller asks
-    of ``model`` is a part of the loss.
+    The batch runs in ``recipe.accumulate`` parts. Each part is normalised by itself, like a smaller batch, and is
+    weighted by its share of the images, so that the gradient is the mean over the batch. The loss includes that of
+    ``distiller``.
     """
     batch_loss = torch.zeros((), device=images.device)
     right = torch.zeros((), device=images.device, dtype=torch.int64)
@@ -202,8 +233,8 @@ def forward_backward(
     for number, (part, part_labels) in enumerate(parts, start=1):
         with no_sync(model, number < recipe.accumulate):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                logits, taught = (model(part), 0) if distiller is None else distiller(model, part, part_labels)
-                loss = F.cross_entropy(logits, part_labels, label_smoothing=recipe.label_smoothing) + taught
+                logits, added = (model(part), 0) if distiller is None else distiller(model, part, part_labels)
+                loss = F.cross_entropy(logits, part_labels, label_smoothing=recipe.label_smoothing) + added
             loss = loss * (len(part) / len(images))
             loss.backward()
         batch_loss += loss.detach()
@@ -211,9 +242,49 @@ def forward_backward(
     return batch_loss, right
 
 
+def build_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
+    """Build the running average (EMA) of the weights of ``model``; None where ``recipe.ema`` is 0.
+
+    It copies the weights at the first step. The average is tested and saved in place of the last weights.
+    """
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
+
+
+def recompute_norm_statistics(model: nn.Module, batches: Loader) -> None:
+    """Compute the batch-normalisation statistics of ``model`` anew from training images; restore ``batches``.
+
+    Averaged statistics would fit no network: the mean of an adder layer's outputs is hundreds of standard deviations
+    and moves with the weights. Half-way through the training of a LeNet-5-BN, the average had an accuracy of 96% with
+    statistics of its own and 12% with averaged ones.
+    """
+    before = batches.state_dict()
+    update_bn((images for images, _ in islice(batches, NORM_BATCHES)), model)
+    batches.load_state_dict(before)
+
+
+@contextmanager
+def deterministic_algorithms(on: bool) -> Iterator[None]:
+    """Allow only deterministic algorithms within the block if ``on``; torch raises RuntimeError where it has none.
+
+    It matters on a GPU only, and makes it slower: on a CPU all operators of this library are deterministic. Unless
+    ``on``, cuDNN and this library's GPU kernels time several algorithms for each shape and take the fastest one.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
+        torch.use_deterministic_algorithms(True)
+    cudnn.benchmark = not on
+    try:
+        yield
+    finally:
+        if on:  # the call imports torch's compiler, which takes seconds
+            torch.use_deterministic_algorithms(before[0])
+        cudnn.benchmark = before[1]
+
+
 @dataclass(frozen=True)
 class Scores:
-    """Mean cross-entropy; top-1 accuracy, and that of the five likeliest classes (or of all, if fewer), in percent."""
+    """Hold mean cross-entropy, top-1 and top-5 accuracy in percent; with fewer than five classes top-5 takes all."""
 
     loss: float
     accuracy: float
@@ -222,9 +293,9 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(model: Callable[[Tensor], Tensor], batches: Loader, processes: Processes = ALONE) -> Scores:
-    """Scores over all images of ``batches``, the shares of all processes.
+    """Return the scores over all images of ``batches``, in the shares of all processes.
 
-    ``model`` gives the logits of images; a module is set to evaluation mode.
+    ``model`` maps images to logits; a module is set to evaluation mode.
     """
     if isinstance(model, nn.Module):
         model.eval()
@@ -241,18 +312,18 @@ def evaluate(model: Callable[[Tensor], Tensor], batches: Loader, processes: Proc
     return Scores(loss.item() / batches.count, top1, top5)
 
 
-def diverged(run: Run, epoch: int, places: list[str | None]) -> str:
-    """What to say of numbers that are not finite; ``places``: where each process found the first of them."""
+def describe_divergence(run: Run, epoch: int, places: list[str | None]) -> str:
+    """Describe numbers that are not finite in one line; ``places``: where each process found the first of them."""
     recipe = run.recipe
     place = min(filter(None, places), key=lambda place: place != IMAGES, default=None)
     first = f", first in {place}" if place else ""
     kept = f"; the checkpoint of epoch {run.epoch} is kept" if run.epoch else ""
-    smaller = "--eta or --lr" if recipe.op == "adder" and recipe.lr_scheme == "alr" else "--lr"
-    todo = "Look at the data" if place == IMAGES else f"Start a new run with a smaller {smaller}"
-    return f"NaN or infinite numbers in epoch {epoch}{first}{kept}. {todo}"
+    smaller = "eta or lr" if recipe.op == "adder" and recipe.lr_scheme == "alr" else "lr"
+    todo = "check the data" if place == IMAGES else f"start a new run with a smaller {smaller}"
+    return f"NaN or infinite numbers in epoch {epoch}{first}{kept}: {todo}"
 
 
 def peak_rss_mib() -> float:
-    """The most memory that this process ever had resident."""
+    """Return the peak resident memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -1,23 +1,69 @@
-"""Progress: what the training loop tells while it runs. The base class is silent; the command line draws."""
+"""Receive the progress of a training run: nothing by default, or curves for TensorBoard."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchadder.train.recipe import Recipe
+from torchadder.errors import UserError
+
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from torchadder.models import Model
 
+FOLDER = "tensorboard"  # in the run directory
+CURVES = {  # column of metrics.jsonl -> name of the curve
+    "train_loss": "loss/train",
+    "test_loss": "loss/test",
+    "train_accuracy": "accuracy/train",
+    "test_accuracy": "accuracy/test",
+    "lr": "lr",
+    "images_per_second": "images_per_second",
+}
+
 
 class Progress:
-    """Called by the loop: started once, then stepped many times and epoch_done once in every epoch."""
+    """Receive the progress of a training run. This class ignores it; a subclass shows it.
+
+    The loop calls ``started`` once, then ``stepped`` many times and ``epoch_done`` once in every epoch.
+    """
 
     def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
-        """Training begins, or continues after ``epochs_done`` epochs."""
+        """Show that training begins, or continues after ``epochs_done`` epochs."""
 
     def stepped(self, epoch: int, step: int, loss: float) -> None:
-        """``step`` steps of ``epoch`` (both counted from 1) are done; ``loss`` is their mean."""
+        """Show that ``step`` steps of ``epoch`` (both counted from 1) are done; ``loss`` is their mean."""
 
     def epoch_done(self, row: dict[str, Any]) -> None:
-        """An epoch is trained, tested and saved; ``row`` is its line in metrics.jsonl."""
+        """Show that an epoch is trained, tested and saved; ``row`` is its line in metrics.jsonl."""
+
+
+class TensorBoard(Progress):
+    """Write the curves into ``folder``/tensorboard, by epoch, and pass every call on to ``shown``.
+
+    A resumed run replaces the points of epochs after its last state, which a killed run may have written.
+
+    Raises UserError where tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, shown: Progress):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError('TensorBoard needs the package tensorboard: pip install "torchadder[log]"') from error
+        self._new_writer: Any = SummaryWriter
+        self._folder, self._shown = folder / FOLDER, shown
+
+    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
+        self._writer = self._new_writer(str(self._folder), purge_step=epochs_done + 1)
+        self._shown.started(recipe, model, epochs_done, steps_an_epoch)
+
+    def stepped(self, epoch: int, step: int, loss: float) -> None:
+        self._shown.stepped(epoch, step, loss)
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        for column, curve in CURVES.items():
+            self._writer.add_scalar(curve, row[column], row["epoch"])
+        self._writer.flush()
+        self._shown.epoch_done(row)

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides the numbers of a training run, as one dataclass with a name."""
+"""Define recipes: all settings that decide the numbers of a training run, in one dataclass with a name."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ def _option(
     below: float = math.inf,
     form: tuple[str, str] | None = None,
 ) -> Any:
-    """A field with its help, the group that --help lists it in, and its allowed values.
+    """Return a field with its help, its group of options, and its allowed values.
 
-    These are choices, or the numbers with low <= value <= high and above < value < below, or the strings that
-    match the first of ``form`` and that the second describes.
+    Allowed are the choices, or the numbers with low <= value <= high and above < value < below, or the strings that
+    match ``form[0]``, a regular expression; ``form[1]`` describes it.
     """
     limits = {"choices": choices, "low": low, "high": high, "above": above, "below": below, "form": form}
     return field(default=default, metadata={"help": help, "group": group, **limits})
 
 
-# the groups of --help
+# groups of options
 NETWORK, IMAGES, OPTIMISER = "Network", "Images", "Optimiser"
 RATE, ADDER, DISTILLATION, NUMBERS = "Learning rate", "Adder layers", "Distillation", "Numbers"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run as data: the same recipe, seed and machine give the same numbers.
+    """Hold the settings of a training run: the same recipe, seed and machine give the same numbers.
 
-    The defaults of the fields are what runs of earlier versions did, whose recipe.json lacks the newer ones.
+    The default of each field is what earlier versions did, so that a recipe.json that lacks a newer field keeps its
+    meaning.
 
     Raises UserError, with the allowed values, for a field that is out of range.
     """
@@ -55,24 +56,24 @@ class Recipe:
     dataset: str
     op: str = _option("adder", "Operator of the layers.", NETWORK, choices=("adder", "conv", "binary"))
     sync_bn: bool = _option(
-        False, "Normalise each batch over all processes of the run, not over each one's share of it.", NETWORK
+        False, "Normalise over the whole batch of all processes, not over the share of each process.", NETWORK
     )
     epochs: int = _option(50, "Passes over the training images.", IMAGES, low=1)
     batch_size: int = _option(
-        256, "Images a step, of all processes together; the last partial batch of an epoch is dropped.", IMAGES, low=2
+        256, "Images per step, of all processes together; the last partial batch of an epoch is dropped.", IMAGES, low=2
     )
     accumulate: int = _option(
         1,
-        "Parts that each process's share of a batch goes through the network in, to save memory: gradients add up.",
+        "Split each process's share of a batch into this many parts to save memory; gradients add up.",
         IMAGES,
         low=1,
     )
-    augment: bool = _option(False, "Vary the training images at random, as the data set has it.", IMAGES)
-    partial: bool = _option(False, "Accept data files that hold only a part of the published images.", IMAGES)
+    augment: bool = _option(False, "Vary the training images at random, with the augmentation of the data set.", IMAGES)
+    partial: bool = _option(False, "Accept data files with only a part of the published images.", IMAGES)
     on_error: str = _option("stop", "What to do about an image that does not decode.", IMAGES, choices=("stop", "skip"))
     optimizer: str = _option(
         "sgd",
-        "Optimiser; adam wants an --lr of about 0.001, and its step undoes ALR and ILR.",
+        "Optimiser; adam needs a learning rate of about 0.001, and its step undoes ALR and ILR.",
         OPTIMISER,
         choices=("sgd", "adam"),
     )
@@ -80,14 +81,17 @@ class Recipe:
     nesterov: bool = _option(True, "Nesterov's form of momentum, for SGD.", OPTIMISER)
     weight_decay: float = _option(5e-4, "Weight decay, on every parameter.", OPTIMISER, low=0)
     clip_grad: float = _option(
-        0.0, "Largest norm of the gradients together, those that ALR or ILR rescales aside; 0: any.", OPTIMISER, low=0
+        0.0,
+        "Largest norm of all gradients together, without those that ALR or ILR rescales; 0: any.",
+        OPTIMISER,
+        low=0,
     )
     label_smoothing: float = _option(
         0.0, "Share of each label that is spread over all classes.", OPTIMISER, low=0, below=1
     )
     ema: float = _option(
         0.0,
-        "Decay by step of the weights' running average, tested and saved in their place; 0: none.",
+        "Decay per step of the running average of the weights, which is tested and saved in their place; 0: none.",
         OPTIMISER,
         low=0,
         below=1,
@@ -95,21 +99,21 @@ class Recipe:
     lr: float = _option(0.1, "Highest learning rate.", RATE, above=0)
     schedule: str = _option(
         "cosine",
-        "How the rate falls, step by step: to 0 in a cosine or a polynomial, or to a tenth at each milestone.",
+        "How the rate falls: to 0 along a cosine or a polynomial, or to a tenth at each milestone (step).",
         RATE,
         choices=("cosine", "polynomial", "step"),
     )
     power: float = _option(1.0, "Power of the polynomial.", RATE, above=0)
     milestones: str = _option(
         "",
-        "When --schedule step lowers the rate.",
+        "Epochs after which the step schedule lowers the rate.",
         RATE,
         form=(r"([1-9]\d{0,5}(,[1-9]\d{0,5})*)?", "epochs such as 30,60,90"),
     )
-    warmup_epochs: int = _option(0, "Epochs in which the rate first rises in a line from 0.", RATE, low=0)
+    warmup_epochs: int = _option(0, "Epochs at the start in which the rate rises linearly from 0.", RATE, low=0)
     lr_scheme: str = _option(
         "alr",
-        "Rate of the adder layers: adaptive by layer, increased by a constant, or as all others.",
+        "Learning rate of the adder layers: adaptive per layer, increased by a constant, or that of all others.",
         ADDER,
         choices=("alr", "ilr", "plain"),
     )
@@ -124,15 +128,15 @@ class Recipe:
         ADDER,
         choices=("hardtanh", "sign", "full"),
     )
-    recenter: bool = _option(False, "Let adder layers add sum |W| to their outputs: small enough for 16 bits.", ADDER)
+    recenter: bool = _option(False, "Add sum |W| to the outputs of adder layers: small enough for 16 bits.", ADDER)
     teacher: str = _option(
         "",
-        "Network to learn from as well as from the labels; with --progressive also the name of one to begin anew.",
+        "Network whose outputs are learned in addition to the labels; with a progressive teacher also a model's name.",
         DISTILLATION,
         form=(r".*", "a run or a checkpoint"),
     )
-    progressive: bool = _option(False, "Train the teacher along, from the labels, by this recipe.", DISTILLATION)
-    temperature: float = _option(4.0, "What logits are divided by before they are compared.", DISTILLATION, above=0)
+    progressive: bool = _option(False, "Train the teacher as well, from the labels, by this recipe.", DISTILLATION)
+    temperature: float = _option(4.0, "Divisor of the logits before they are compared.", DISTILLATION, above=0)
     logit_weight: float = _option(1.0, "Weight of the teacher's logits in the loss.", DISTILLATION, low=0)
     feature_weight: float = _option(
         1.0, "Weight of the teacher's features at the ends of stages in the loss.", DISTILLATION, low=0
@@ -150,33 +154,35 @@ class Recipe:
         for option in options():
             value = getattr(self, option.name)
             if not _allowed(option, value):
-                raise UserError(f"{flag(option)} {value} is out of range: expected {allowed_values(option)}")
+                raise UserError(f"{option.name}={value} is out of range: expected {allowed_values(option)}")
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
-            raise UserError("--momentum 0 has no Nesterov form: expected a momentum above 0, or --no-nesterov")
+            raise UserError(f"momentum={self.momentum:g} has no Nesterov form: expected above 0, or nesterov=False")
         if self.recenter and self.op != "adder":
-            raise UserError(f"--recenter is for adder layers, and --op {self.op} has none: leave it out")
+            raise UserError(f"recenter=True is for adder layers, and op={self.op} has none: leave it out")
         if self.progressive and not self.teacher:
-            raise UserError("--progressive needs --teacher, a run or the name of a network")
+            raise UserError("progressive=True needs a teacher: pass teacher=RUN, or the name of a model")
         if self.teacher and self.logit_weight == self.feature_weight == 0:
-            raise UserError("--teacher has nothing to teach: expected --logit-weight or --feature-weight above 0")
+            raise UserError(
+                f"teacher={self.teacher} has no effect with logit_weight=0 and feature_weight=0: expected one above 0"
+            )
         if 2 * self.accumulate > self.batch_size and self.accumulate > 1:
             raise UserError(
-                f"--accumulate {self.accumulate} leaves parts of one image: expected at most {self.batch_size // 2}, "
-                f"half of --batch-size {self.batch_size}"
+                f"accumulate={self.accumulate} leaves parts of one image: expected at most {self.batch_size // 2}, "
+                f"half of batch_size={self.batch_size}"
             )
         if self.warmup_epochs >= self.epochs:
-            raise UserError(f"--warmup-epochs {self.warmup_epochs}: expected fewer than the {self.epochs} of --epochs")
+            raise UserError(f"warmup_epochs={self.warmup_epochs} is out of range: expected below epochs={self.epochs}")
         if self.schedule == "step" and not self.milestones:
-            raise UserError("--schedule step needs --milestones, the epochs at which the rate falls, such as 30,60,90")
+            raise UserError("schedule=step needs the epochs after which the rate falls: pass milestones=30,60,90")
 
     @property
     def milestone_epochs(self) -> tuple[int, ...]:
-        """The epochs after which the step schedule lowers the rate."""
+        """Return the epochs after which the step schedule lowers the rate."""
         return tuple(int(epoch) for epoch in self.milestones.split(",") if epoch)
 
     @property
     def gradient_rule(self) -> GradientRule | None:
-        """The rule of the adder layers; None for a network without them."""
+        """Return the gradient rule of the adder layers; None for a network without them."""
         if self.op != "adder":
             return None
         from torchadder.functional import GradientRule
@@ -188,31 +194,28 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """The recipe that to_json wrote. Raises UserError for anything else."""
+        """Read a recipe that to_json wrote. Raises UserError for anything else."""
         try:
             return cls(**json.loads(text))
+        except UserError:
+            raise
         except (TypeError, ValueError) as error:
             raise UserError(f"no recipe of this version of torchadder ({error})") from error
 
 
-GRADIENTS = {  # the two gradients of the paper's ablation, by the name that the table gives them
+GRADIENTS = {  # the two gradients of the paper's ablation, by their names in its table
     "full": {"weight_grad": "full", "input_grad": "hardtanh"},
     "sign": {"weight_grad": "sign", "input_grad": "sign"},
 }
 
 
 def options() -> tuple[Field[Any], ...]:
-    """The fields of Recipe that a user sets, in order; metadata holds help and allowed values."""
+    """Return the fields of Recipe that a user sets, in order; their metadata holds help and allowed values."""
     return tuple(f for f in fields(Recipe) if f.metadata)
 
 
-def flag(option: Field[Any]) -> str:
-    """How the command line spells an option."""
-    return "--" + option.name.replace("_", "-")
-
-
 def default_value(option: Field[Any]) -> str:
-    """The default of an option in words, "by recipe" where the recipes do not agree."""
+    """Return the default of an option in words: "256", "off", "none", or "by recipe" where the recipes differ."""
     values = {getattr(recipe, option.name) for recipe in RECIPES.values()}
     value = values.pop() if len(values) == 1 else "by recipe"
     if isinstance(value, bool):
@@ -221,7 +224,7 @@ def default_value(option: Field[Any]) -> str:
 
 
 def allowed_values(option: Field[Any]) -> str:
-    """The allowed values of an option in words: "alr, ilr or plain", "at least 1", "above 0", "0 to 1"."""
+    """Return the allowed values of an option in words: "alr, ilr or plain", "at least 1", "above 0", "0 to 1"."""
     choices, low, high, above, below, form = _limits(option)
     if isinstance(option.default, bool):
         return "true or false"
@@ -254,7 +257,7 @@ def _limits(option: Field[Any]) -> tuple[Any, ...]:
     return tuple(option.metadata[key] for key in ("choices", "low", "high", "above", "below", "form"))
 
 
-_MNIST = dict(eta=0.1)  # the best of the paper's five on MNIST (99.40 against 99.35 with the published code's 0.2)
+_MNIST = dict(eta=0.1)  # the best of the paper's five values on MNIST: 99.40%, and 99.35% with 0.2 of the authors' code
 _CIFAR = dict(epochs=400, nesterov=False, augment=True, channels_last=True)
 _IMAGENET = dict(epochs=150, weight_decay=1e-4, augment=True, channels_last=True)
 
@@ -278,13 +281,13 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe of that name with ``changes``. Raises UserError for an unknown name or a bad value."""
+    """Return the recipe ``name`` with ``changes``. Raises UserError for an unknown name or a bad value."""
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
     return replace(RECIPES[name], **(changes or {}))
 
 
 def differences(ours: Recipe, theirs: Recipe) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two recipes differ: name -> (ours, theirs)."""
+    """Return the fields in which two recipes differ: name -> (ours, theirs)."""
     pairs = {f.name: (getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(Recipe)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

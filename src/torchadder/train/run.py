@@ -1,4 +1,4 @@
-"""The run directory: recipe, environment, metrics by epoch, last state and best model of a training run."""
+"""Keep the run directory of a training run: recipe, environment, metrics by epoch, last state and best model."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from torchadder.environment import describe_environment
 from torchadder.errors import UserError
 from torchadder.models import Model
 from torchadder.models.checkpoint import LAST, Checkpoint, read_last, save_checkpoint
-from torchadder.train.recipe import Recipe, differences
+
+from .recipe import Recipe, differences
 
 RECIPE, ENVIRONMENT, METRICS = "recipe.json", "environment.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a run so far. ``accuracy`` is the last epoch's on the test split, in percent: the result.
+    """Hold the result of a run so far: ``accuracy``, that of the last epoch on the test split, in percent.
 
-    The best epoch's stands beside it and is no result, since the test split chose it.
+    ``best_accuracy`` is that of the best epoch, which is no result, because the test split chose the epoch.
     """
 
     recipe: str
@@ -44,59 +45,59 @@ class Outcome:
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """runs/RECIPE-OP-sSEED."""
+    """Return runs/RECIPE-OP-sSEED."""
     return Path("runs") / f"{recipe.name}-{recipe.op}-s{recipe.seed}"
 
 
 class Run:
-    """A run directory, open for training. Nothing is written before ``begin``.
+    """A run directory that is open for training. Nothing is written before ``begin``.
 
-    It holds recipe.json, environment.json, metrics.jsonl (one line an epoch), last.pt (the state after the
-    last epoch, for --resume), best.safetensors and config.json. last.pt decides: it is replaced whole at the
-    end of each epoch, after the others, and ``begin`` drops the metrics beyond it, so that a run killed at
-    any moment continues as if it had stopped at the end of its last epoch.
+    It holds recipe.json, environment.json, metrics.jsonl (one line per epoch), last.pt (the state after the last
+    epoch, from which a run resumes), best.safetensors and config.json. last.pt is replaced whole at the end of each
+    epoch, after the other files, and ``begin`` drops the metrics of later epochs. A run that is killed at any moment
+    therefore continues as if it had stopped at the end of its last epoch.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, state: dict[str, Any] | None):
         self.folder, self.recipe, self.state = folder, recipe, state
-        self.processes, self.writes = 1, True  # of several processes one opens the run and writes, the others follow
+        self.processes, self.writes = 1, True  # of several processes only the one that opened the run writes
         self.epoch: int = state["epoch"] if state else 0
         self.best: dict[str, Any] = state["best"] if state else {"epoch": 0, "accuracy": -1.0}
         self._seconds: float = state["seconds"] if state else 0.0
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe, *, resume: bool = False) -> Run:
-        """A new run in ``folder``, or with ``resume`` the one that it holds.
+        """Open a new run in ``folder``, or with ``resume`` the run that it holds.
 
-        Raises UserError where a new run would overwrite one, where there is none to resume, where its recipe
-        differs from ``recipe`` (each field is named), and where its last.pt is damaged.
+        Raises UserError where a new run would overwrite one, where there is none to resume, where its recipe differs
+        from ``recipe`` (the message names each field), and where its last.pt is damaged.
         """
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out {folder} is a file; name a folder")
+            raise UserError(f"{folder} is a file: expected a folder for the run")
         if not resume:
             if holds_run(folder):
-                raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
+                raise UserError(f"{folder} already holds a run: continue it with resume=True, or choose another folder")
             return cls(folder, recipe, None)
         changed = differences(saved_recipe(folder), recipe)
         if changed:
             fields = ", ".join(f"{name} (run: {was}, now: {now})" for name, (was, now) in changed.items())
             raise UserError(
-                f"cannot resume {folder} with another recipe: {fields}; leave the flag out to keep the "
-                "run's value, or start a new run with --out"
+                f"cannot resume {folder} with another recipe: {fields}; keep the run's values, or start a new run in "
+                "another folder"
             )
         last = folder / LAST
         return cls(folder, recipe, read_last(last) if last.exists() else None)
 
     @classmethod
     def follow(cls, folder: Path, recipe: Recipe, epoch: int) -> Run:
-        """The run that another process opened, which stands at the end of ``epoch``; this one writes nothing.
+        """Open the run that another process has opened at the end of ``epoch``, without writing to it.
 
         Raises UserError where the folder does not hold that state.
         """
         last = folder / LAST
         run = cls(folder, recipe, read_last(last) if epoch and last.exists() else None)
         if run.epoch != epoch:
-            raise UserError(f"{folder} is not the same for all processes: expected a folder that all machines share")
+            raise UserError(f"{folder} is not the same for all processes: choose a folder that all machines share")
         run.writes = False
         return run
 
@@ -105,9 +106,9 @@ class Run:
         return self.epoch >= self.recipe.epochs
 
     def begin(self, device: torch.device) -> None:
-        """Create the folder and its records, or bring those of a resumed run back to its last state.
+        """Create the folder and its files, or restore those of a resumed run to its last state.
 
-        ``device`` is what the run is trained on.
+        ``device``: the device that the run is trained on.
         """
         if not self.writes:
             return
@@ -117,7 +118,9 @@ class Run:
             if not holds_run(self.folder):
                 (self.folder / METRICS).unlink(missing_ok=True)
                 self._write_json(ENVIRONMENT, {**about, "resumed": []})
-                files.write_bytes(self.folder / RECIPE, self.recipe.to_json().encode())  # last: now it is a run
+                files.write_bytes(
+                    self.folder / RECIPE, self.recipe.to_json().encode()
+                )  # last: it makes the folder a run
                 return
             environment = _read_json(self.folder / ENVIRONMENT)
             environment.setdefault("resumed", []).append({"after_epoch": self.epoch, **about})
@@ -126,10 +129,10 @@ class Run:
             files.write_bytes(self.folder / METRICS, kept.encode())
 
     def end_epoch(self, row: dict[str, Any], model: Model, state: dict[str, Any]) -> None:
-        """Save the end of an epoch: its line of metrics, the model if it is the best so far, then last.pt.
+        """Save an epoch: its line of metrics, the model if it is the best so far, then last.pt.
 
-        ``state`` is what the loop needs in order to continue. Raises UserError where the disk refuses;
-        last.pt is then still the previous epoch's.
+        ``state``: what the loop needs in order to continue. Raises UserError where a file cannot be written; last.pt
+        is then still that of the previous epoch.
         """
         epoch, accuracy = row["epoch"], row["test_accuracy"]
         better = accuracy > self.best["accuracy"]
@@ -152,13 +155,13 @@ class Run:
                     os.fsync(f.fileno())
                 if better:
                     save_checkpoint(self.folder, model, **about)
-                buffer = io.BytesIO()  # torch.save into a file turns a full disk into a RuntimeError of its own
+                buffer = io.BytesIO()  # torch.save into a file raises a RuntimeError when the disk is full
                 torch.save(state, buffer)
                 files.write_bytes(self.folder / LAST, buffer.getvalue())
         self.state, self.epoch, self.best, self._seconds = state, epoch, best, seconds
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl up to the last state; torn lines and lines beyond it are left out."""
+        """Return the lines of metrics.jsonl up to the last state, without torn lines and later ones."""
         path = self.folder / METRICS
         rows = {}
         for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -170,7 +173,7 @@ class Run:
         return [rows[epoch] for epoch in sorted(rows) if epoch <= self.epoch]
 
     def outcome(self) -> Outcome:
-        """The result so far. Raises UserError before the end of the first epoch."""
+        """Return the result so far. Raises UserError before the end of the first epoch."""
         if not self.state:
             raise UserError(f"{self.folder} has no finished epoch yet")
         adder = self.recipe.op == "adder"
@@ -198,28 +201,42 @@ class Run:
         except OSError as error:
             good = f"the checkpoint of epoch {self.epoch} is intact" if self.epoch else "there is no checkpoint yet"
             raise UserError(
-                f"cannot write to {self.folder}: {error.strerror or error}; {good}. Mend it, then run again "
-                "with --resume"
+                f"cannot write to {self.folder}: {error.strerror or error}; {good}: make room or set permissions, "
+                "then run again with resume=True"
             ) from error
 
 
 def holds_run(folder: Path) -> bool:
+    """Say whether ``folder`` holds a run, finished or not."""
     return (folder / RECIPE).exists() or (folder / LAST).exists()
 
 
 def saved_recipe(folder: Path) -> Recipe:
-    """The recipe of the run in ``folder``. Raises UserError where there is none."""
+    """Read the recipe of the run in ``folder``. Raises UserError where there is none, or where it is damaged."""
     if not holds_run(folder):
-        raise UserError(f"{folder} holds no run to resume: leave --resume out, or name its folder with --out")
+        raise UserError(f"{folder} holds no run to resume: leave out resume=True, or choose the folder of a run")
     try:
         return Recipe.from_json((folder / RECIPE).read_text())
-    except (OSError, ValueError, UserError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder / RECIPE}: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):  # a record for readers; its loss must not stop a run
+    except (OSError, ValueError):  # a run continues without this record, which is only for readers
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the states of torch's random generators, on the CPU and on all GPUs."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore ``rng_state``; that of the GPUs only where their number is the same."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

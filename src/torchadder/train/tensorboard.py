@@ -1,4 +1,4 @@
-"""TensorBoard: the numbers of each epoch as curves, beside whatever else shows the progress of a run."""
+"""Write the numbers of each epoch as curves for TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from torchadder.errors import UserError
 from torchadder.models import Model
-from torchadder.train.progress import Progress
-from torchadder.train.recipe import Recipe
+
+from .loop import Progress
+from .recipe import Recipe
 
 FOLDER = "tensorboard"  # in the run directory
 CURVES = {  # column of metrics.jsonl -> name of the curve
@@ -22,9 +23,9 @@ CURVES = {  # column of metrics.jsonl -> name of the curve
 
 
 class TensorBoard(Progress):
-    """Passes everything on to ``shown`` and writes the curves into ``folder``/tensorboard, by epoch.
+    """Write the curves into ``folder``/tensorboard, by epoch, and pass every call on to ``shown``.
 
-    A run that continues replaces what a killed one wrote of the epochs after its last state.
+    A resumed run replaces the points of epochs after its last state, which a killed run may have written.
 
     Raises UserError where tensorboard is not installed.
     """
@@ -33,7 +34,7 @@ class TensorBoard(Progress):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError('--tensorboard needs tensorboard: pip install "torchadder[log]"') from error
+            raise UserError('TensorBoard needs the package tensorboard: pip install "torchadder[log]"') from error
         self._new_writer: Any = SummaryWriter
         self._folder, self._shown = folder / FOLDER, shown
 
