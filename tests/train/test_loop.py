@@ -1,12 +1,16 @@
-"""The loop: equal to the paper's written out, batches in parts, augmentation, and what is passed on to the data."""
+"""Test the training loop: the paper's loop, batches in parts, augmentation, learning rates, average, determinism."""
 
+import contextlib
 import dataclasses
 import math
+import os
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.conftest import tiny
+from torch import nn
+from torch.optim import lr_scheduler
 
 from torchadder.data import Batches, Split
 from torchadder.data import registry as datasets
@@ -14,9 +18,17 @@ from torchadder.data.images import Augmentation
 from torchadder.data.registry import Normalization
 from torchadder.errors import UserError
 from torchadder.models import create_model
+from torchadder.models.checkpoint import load_checkpoint
 from torchadder.optim import AdaptiveLR
-from torchadder.train import Run, train
-from torchadder.train.loop import evaluate, forward_backward
+from torchadder.train import Progress, Run, train
+from torchadder.train.loop import (
+    build_average,
+    deterministic_algorithms,
+    evaluate,
+    forward_backward,
+    rate_at,
+    recompute_norm_statistics,
+)
 
 
 def trained(folder, recipe):
@@ -97,7 +109,7 @@ def test_augmentation_varies_the_images_only_where_asked(tiny_recipe, tmp_path, 
 
 
 def test_augmentation_that_the_data_set_does_not_have(tiny_recipe, tmp_path):
-    with pytest.raises(UserError, match=r"--augment: tiny has no augmentation; leave it out, or say --no-augment"):
+    with pytest.raises(UserError, match="augment=True, but tiny has no augmentation: leave it out"):
         train(Run.open(tmp_path / "run", dataclasses.replace(tiny_recipe, augment=True)))
     assert not (tmp_path / "run").exists()
 
@@ -115,3 +127,139 @@ def test_what_data_to_accept_is_the_data_sets_to_judge(tiny_recipe, tmp_path, mo
     train(Run.open(tmp_path / "one", recipe))
     train(Run.open(tmp_path / "other", dataclasses.replace(recipe, partial=True, on_error="skip")))
     assert seen == [{}, {"partial": True, "on_error": "skip"}]
+
+
+# the learning rate
+
+EPOCHS, STEPS = 7, 5
+
+
+def rates(recipe, change):
+    recipe = dataclasses.replace(recipe, **{"epochs": EPOCHS, "lr": 0.3, **change})
+    return [rate_at(recipe, step, STEPS) for step in range(EPOCHS * STEPS)]
+
+
+def torch_rates(schedule, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    scheduler, found = schedule(optimizer), []
+    for _ in range(steps):
+        found.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("change", "reference"),
+    [
+        ({"schedule": "cosine"}, lambda left: lambda o: lr_scheduler.CosineAnnealingLR(o, left)),
+        ({"schedule": "polynomial"}, lambda left: lambda o: lr_scheduler.PolynomialLR(o, left)),
+        ({"schedule": "polynomial", "power": 0.9}, lambda left: lambda o: lr_scheduler.PolynomialLR(o, left, 0.9)),
+        (
+            {"schedule": "step", "milestones": "4,6"},
+            lambda left: lambda o: lr_scheduler.MultiStepLR(o, [left - 3 * STEPS, left - STEPS]),
+        ),
+    ],
+    ids=["cosine", "linear", "polynomial", "step"],
+)
+def test_torchs_schedule_after_the_warmup(tiny_recipe, change, reference, warmup):
+    left = (EPOCHS - warmup) * STEPS
+    found = rates(tiny_recipe, {"warmup_epochs": warmup, **change})
+    rise = [0.3 * (step + 1) / (warmup * STEPS) for step in range(warmup * STEPS)]
+    assert found == pytest.approx(rise + torch_rates(reference(left), left), rel=1e-9)
+
+
+def test_the_default_is_the_papers_cosine_to_the_last_bit(tiny_recipe):
+    total = EPOCHS * STEPS
+    expected = [0.3 * 0.5 * (1 + math.cos(math.pi * step / total)) for step in range(total)]
+    assert rates(tiny_recipe, {}) == expected
+
+
+def test_milestones_beyond_the_end_and_out_of_order_do_no_harm(tiny_recipe):
+    one = rates(tiny_recipe, {"schedule": "step", "milestones": "6,2,900"})
+    assert one == rates(tiny_recipe, {"schedule": "step", "milestones": "2,6"})
+
+
+# the running average of the weights
+
+
+def test_the_average_of_the_weights(tiny_recipe):
+    model = nn.Linear(3, 2)
+    average = build_average(model, dataclasses.replace(tiny_recipe, ema=0.75))
+    expected = None
+    for _ in range(5):
+        with torch.no_grad():
+            model.weight.normal_()
+        average.update_parameters(model)
+        expected = model.weight.clone() if expected is None else 0.75 * expected + 0.25 * model.weight
+    torch.testing.assert_close(average.module.weight, expected)
+
+
+def test_none_without_a_decay(tiny_recipe):
+    assert build_average(nn.Linear(3, 2), tiny_recipe) is None
+
+
+def test_statistics_are_those_of_the_training_images_and_the_order_is_undisturbed():
+    batches, untouched = (Batches(tiny().train, 10, train=True, seed=3) for _ in range(2))
+    model = nn.Sequential(nn.BatchNorm2d(1))
+    model[0].running_mean.fill_(50.0)
+    recompute_norm_statistics(model, batches)
+    images = tiny().train.images  # five batches of ten: each image once
+    torch.testing.assert_close(model[0].running_mean, images.mean((0, 2, 3)))
+    assert model[0].running_var.item() == pytest.approx(images.var().item(), rel=0.05)
+    assert model[0].momentum == 0.1
+    for (one, _), (other, _) in zip(batches, untouched, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_average_is_what_is_tested_and_saved(tiny_recipe, tmp_path):
+    recipe = dataclasses.replace(tiny_recipe, ema=0.5, epochs=1)
+    run = Run.open(tmp_path / "run", recipe)
+    outcome = train(run)
+    plain = Run.open(tmp_path / "plain", dataclasses.replace(recipe, ema=0.0))
+    train(plain)
+    trained = run.state["trained"]
+    last, best = load_checkpoint(tmp_path / "run/last.pt"), load_checkpoint(tmp_path / "run")
+    for name, p in last.named_parameters():
+        assert torch.equal(p, best.state_dict()[name])
+        assert torch.equal(trained[name], plain.state["model"][name])  # training itself is as it was
+        assert not torch.equal(p, trained[name])
+    scores = evaluate(last, Batches(tiny().test, 30))
+    assert outcome.accuracy == scores.accuracy
+
+
+# deterministic algorithms
+
+
+@pytest.fixture
+def own_environment(monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+class Look(Progress):
+    def started(self, recipe, model, epochs_done, steps_an_epoch):
+        self.on = torch.are_deterministic_algorithms_enabled()
+        self.measures = torch.backends.cudnn.benchmark
+
+
+@pytest.mark.usefixtures("own_environment")
+@pytest.mark.parametrize("on", [False, True])
+def test_training_is_deterministic_where_asked(tiny_recipe, tmp_path, on):
+    look = Look()
+    recipe = dataclasses.replace(tiny_recipe, epochs=1, deterministic=on)
+    train(Run.open(tmp_path / "run", recipe), progress=look)
+    assert look.on == on
+    assert look.measures != on
+    assert not torch.backends.cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_settings_are_restored_after_an_error(monkeypatch, own_environment):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with contextlib.suppress(KeyError), deterministic_algorithms(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+        raise KeyError
+    assert torch.backends.cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,4 +1,4 @@
-"""TensorBoard: which curves are written, that all else goes on to the other progress, and that it is optional."""
+"""Test the curves for TensorBoard, the calls that are passed on, and the error without the package."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ def test_a_run_that_continues_replaces_what_came_after_its_state(tiny_recipe, tm
 
 def test_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r'--tensorboard needs tensorboard: pip install "torchadder\[log\]"'):
+    with pytest.raises(UserError, match=r'TensorBoard needs the package tensorboard: pip install "torchadder\[log\]"'):
         TensorBoard(tmp_path, Progress())
     assert list(tmp_path.iterdir()) == []
 

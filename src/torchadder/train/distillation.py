@@ -154,7 +154,7 @@ class Distiller(nn.Module):
         self.optimizer = build_optimizer(self, recipe)
 
     def forward(self, student: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of ``student`` and the loss to add to that of the labels, in float32.
+        """Return the logits of ``student`` and the loss to add to that of the labels, in float32 or wider.
 
         Its backward pass also gives a progressive teacher the gradients of the teacher's own cross-entropy.
         """
@@ -164,11 +164,11 @@ class Distiller(nn.Module):
         with torch.set_grad_enabled(recipe.progressive), record_outputs(self.teacher, self.teacher_ends) as targets:
             answers = self.teacher(images)
         with torch.autocast(images.device.type, enabled=False):
-            loss = recipe.logit_weight * soft_target_loss(logits.float(), answers.detach().float(), recipe.temperature)
+            loss = recipe.logit_weight * soft_target_loss(_wide(logits), _wide(answers.detach()), recipe.temperature)
             for align, feature, target in zip(self.alignments, features, targets, strict=True):
-                loss = loss + recipe.feature_weight * align(feature.float(), target.detach().float())
+                loss = loss + recipe.feature_weight * align(_wide(feature), _wide(target.detach()))
             if recipe.progressive:
-                own = F.cross_entropy(answers.float(), labels, label_smoothing=recipe.label_smoothing)
+                own = F.cross_entropy(_wide(answers), labels, label_smoothing=recipe.label_smoothing)
                 loss = loss + (own - own.detach())  # adds the gradient and not the value
         return logits, loss
 
@@ -244,6 +244,10 @@ def state_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _data_kind(name: str) -> str:

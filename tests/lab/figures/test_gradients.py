@@ -7,9 +7,8 @@ from torchadder.data import load_dataset, open_batches
 from torchadder.lab.figures import FigureInputs, gradients
 from torchadder.lab.runs import TrainedRun
 from torchadder.models import create_model
-from torchadder.train.loop import forward_backward
+from torchadder.train.loop import forward_backward, rate_at
 from torchadder.train.optimizer import attach_adder_lr, build_optimizer, clip_gradients
-from torchadder.train.schedule import rate_at
 
 RUNS = [{}, {"op": "conv", "accumulate": 2, "clip_grad": 0.1}, {"lr_scheme": "ilr", "weight_grad": "sign"}]
 
