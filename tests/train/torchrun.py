@@ -1,4 +1,4 @@
-"""Two processes as torchrun starts them, without its start-up time: with its variables, and its store between them."""
+"""Start two processes as torchrun does, with its environment variables and its store, but faster."""
 
 import gc
 import multiprocessing
@@ -16,12 +16,12 @@ WORLD = 2
 
 
 def run_together(cases, *arguments, limit_s=120):
-    """Call each of ``cases`` with ``arguments`` in WORLD processes, as so many starts of one command.
+    """Call each of ``cases`` with ``arguments`` in WORLD processes, each case like a new start of one command.
 
-    Raises what one of them raised, and AssertionError where they do not end.
+    Raises what a process raised, and AssertionError where they do not end in ``limit_s`` seconds.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    multiprocessing.set_forkserver_preload([__name__])  # torch is imported once for all of them
+    multiprocessing.set_forkserver_preload([__name__])  # torch is imported once for all processes
     context = start_processes(
         _work, (store.port, cases, arguments), nprocs=WORLD, join=False, start_method="forkserver"
     )
@@ -45,11 +45,11 @@ def _work(rank, port, cases, arguments):
         distributed._store.cache_clear()
         distributed._claim.cache_clear()
         case(*arguments)
-        gc.collect()  # what a process that ends would do: close its connections
+        gc.collect()  # closes the connections, as the end of the process would
 
 
 def command(*arguments, processes=WORLD, restarts=0):
-    """The command that starts ``arguments`` (a script, or -m and a module, with their own) in ``processes``."""
+    """Return the torchrun command that starts ``arguments``, a script or -m and a module, in ``processes``."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d"]
     torchrun += ["--rdzv-endpoint", "localhost:0", "--nproc-per-node", str(processes)]
     return [*torchrun, "--max-restarts", str(restarts), *map(str, arguments)]
