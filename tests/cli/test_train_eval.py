@@ -184,9 +184,9 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (nothing, [*TRAIN, "--op", "xor"], "--op xor is out of range: expected adder, conv or binary"),
     (nothing, [*TRAIN, "--eta", "-0.2"], "--eta -0.2 is out of range: expected above 0"),
     (nothing, [*TRAIN, "--ema", "1"], "--ema 1.0 is out of range: expected at least 0 and below 1"),
-    (nothing, [*TRAIN, "--schedule", "step"], "--schedule step needs --milestones"),
-    (nothing, [*TRAIN, "--warmup-epochs", "3"], "--warmup-epochs 3: expected fewer than the 3 of --epochs"),
-    (nothing, [*TRAIN, "--augment"], "--augment: tiny has no augmentation"),
+    (nothing, [*TRAIN, "--schedule", "step"], "--schedule step needs the epochs after which the rate falls: pass --milestones"),
+    (nothing, [*TRAIN, "--warmup-epochs", "3"], "--warmup-epochs 3 is out of range: expected below --epochs 3"),
+    (nothing, [*TRAIN, "--augment"], "--augment, but tiny has no augmentation: leave it out, or pass --no-augment"),
     (nothing, [*TRAIN, "--dataset", "mnits"], "unknown data set 'mnits'; known: "),
     (nothing, [*TRAIN, "--dataset", "mnist", "--data", "nowhere"], "--data nowhere is no folder"),
     (nothing, [*TRAIN, "--lr", "nan"], "--lr nan is out of range"),
@@ -200,7 +200,7 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
         ["train", "lenet5bn-mnist", "--data", "data"],
         "data holds a part of mnist, but not train-labels-idx1-ubyte.gz",
     ),
-    (write("run", b""), TRAIN, "--out run is a file"),
+    (write("run", b""), TRAIN, "run is a file: expected a folder for the run"),
     (nothing, ["eval", "nowhere"], "no checkpoint at nowhere"),
     (write("run/config.json", b"{}"), ["eval", "run"], "run holds no best.safetensors"),
     (write("run/best.safetensors", b"junk"), ["eval", "run"], "is damaged"),
@@ -230,7 +230,7 @@ def test_mistake_of_the_user_is_one_line_and_exit_code_2(tmp_path, capsys, prepa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (TRAIN, "run already holds a run: continue it with --resume, or choose another --out"),
+        (TRAIN, "run already holds a run: continue it with --resume, or choose another folder"),
         ([*TRAIN, "--resume", "--epochs", "3"], "another recipe: epochs (run: 2, now: 3)"),
         ([*TRAIN, "--resume", "--op", "conv"], "another recipe: op (run: adder, now: conv)"),
         (
@@ -259,21 +259,21 @@ def test_full_disk_is_one_line(capsys, tmp_path):
     (tmp_path / "run" / "last.pt.tmp").symlink_to("/dev/full")
     assert main(TRAIN) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: cannot write to run: No space left on device; there is no checkpoint yet.")
+    assert err.startswith("error: cannot write to run: No space left on device; there is no checkpoint yet: ")
     assert err.count("\n") == 1
 
 
 def test_loss_that_is_not_finite_is_one_line(capsys):
     assert main([*TRAIN, "--op", "conv", "--lr", "1e30", "--batch-size", "10"]) == 2
     err = capsys.readouterr().err
-    assert re.match(r"error: NaN or infinite numbers in epoch 1, first in the output of \w+ \(\w+\)\. Start a new", err)
+    assert re.match(r"error: NaN or infinite numbers in epoch 1, first in the output of \w+ \(\w+\): start a new", err)
     assert err.count("\n") == 1
 
 
 def test_tensorboard_that_is_not_installed(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main([*TRAIN, "--tensorboard"]) == 2
-    assert_one_line(capsys, '--tensorboard needs tensorboard: pip install "torchadder[log]"')
+    assert_one_line(capsys, 'TensorBoard needs the package tensorboard: pip install "torchadder[log]"')
     assert not (tmp_path / "run").exists()
 
 

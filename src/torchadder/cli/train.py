@@ -84,7 +84,7 @@ def train(
     from torchadder.lab import report as page
     from torchadder.train import train as train_run
     from torchadder.train.distributed import joined
-    from torchadder.train.tensorboard import TensorBoard
+    from torchadder.train.progress import TensorBoard
 
     stream = sys.stderr if json else sys.stdout
     with joined() as processes:

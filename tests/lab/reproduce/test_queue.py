@@ -300,7 +300,7 @@ def test_refused(table, arguments, words):
 
 def test_too_few_epochs_for_the_recipe(table):
     rows = (Row("warm", "lenet5bn-tiny", {"warmup_epochs": 1}),)
-    with pytest.raises(UserError, match="--warmup-epochs 1: expected fewer than the 1 of --epochs"):
+    with pytest.raises(UserError, match="warmup_epochs=1 is out of range: expected below epochs=1"):
         Queue(replace(table, rows=rows), epochs=1)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from torchadder.errors import UserError
 from torchadder.train import Progress, Run, train
-from torchadder.train.tensorboard import TensorBoard
+from torchadder.train.progress import TensorBoard
 
 
 class Writer:
