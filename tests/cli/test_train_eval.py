@@ -184,7 +184,7 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (nothing, [*TRAIN, "--op", "xor"], "--op xor is out of range: expected adder, conv or binary"),
     (nothing, [*TRAIN, "--eta", "-0.2"], "--eta -0.2 is out of range: expected above 0"),
     (nothing, [*TRAIN, "--ema", "1"], "--ema 1.0 is out of range: expected at least 0 and below 1"),
-    (nothing, [*TRAIN, "--schedule", "step"], "--schedule step needs the epochs after which the rate falls: pass --milestones"),
+    (nothing, [*TRAIN, "--schedule", "step"], "--schedule step needs the epochs after which the rate falls"),
     (nothing, [*TRAIN, "--warmup-epochs", "3"], "--warmup-epochs 3 is out of range: expected below --epochs 3"),
     (nothing, [*TRAIN, "--augment"], "--augment, but tiny has no augmentation: leave it out, or pass --no-augment"),
     (nothing, [*TRAIN, "--dataset", "mnits"], "unknown data set 'mnits'; known: "),
