@@ -27,23 +27,24 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     _sync_folder(path.parent)
 
 
-def check_writable(path: Path, suffix: str | None = None) -> None:
+def check_writable(path: Path, suffix: str | None = None, name: str = "out") -> None:
     """Check that a file can be written to ``path``, before long work whose result goes there. Creates nothing.
 
     Args:
-        path: the file, named ``out`` in messages.
+        path: the file.
         suffix: the required end of its name, ".html" for example; None accepts any name.
+        name: the parameter that holds the path, for messages.
 
     Raises UserError for another suffix, a folder at ``path``, a missing parent folder, and missing permission.
     """
     if suffix is not None and path.suffix != suffix:
-        raise UserError(f"out={path}: expected a name that ends in {suffix}")
+        raise UserError(f"{name}={path}: expected a name that ends in {suffix}")
     if path.is_dir():
-        raise UserError(f"out={path}: is a folder; choose another file name")
+        raise UserError(f"{name}={path}: is a folder; choose another file name")
     if not path.parent.is_dir():
-        raise UserError(f"out={path}: {path.parent} is no folder; create it first")
+        raise UserError(f"{name}={path}: {path.parent} is no folder; create it first")
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"out={path}: no permission to write into {path.parent}; choose another folder")
+        raise UserError(f"{name}={path}: no permission to write into {path.parent}; choose another folder")
 
 
 def cache_folder() -> Path:

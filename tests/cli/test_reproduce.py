@@ -1,4 +1,4 @@
-"""torchadder reproduce, in process: what a user sees, exit codes, Ctrl-C and the same command again."""
+"""Test torchadder reproduce: output, exit codes, Ctrl-C, and the same command again."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""torchadder reproduce: a table of the paper, run row by row and printed beside the paper's numbers."""
+"""Run `torchadder reproduce`: train each row of a table of the paper and print it beside the paper's numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchadder.lab.reproduce import Job, Report, Result
     from torchadder.models import Model
 else:
-    Report = Progress  # it is one, and importing it would import torch: --help must not wait for that
+    Report = Progress  # its base class: importing Report would import torch, and --help must not wait for that
 
 RUNS = Path("runs/reproduce")
 
@@ -30,7 +30,7 @@ def reproduce(
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Shorten every run to as many epochs; such runs are named so, and kept apart from full ones "
+            help="Shorten every run to so many epochs; shortened runs are marked and stored apart "
             "(default: the recipe's).",
             show_default=False,
         ),
@@ -47,10 +47,9 @@ def reproduce(
 ) -> None:
     """Run every row of TABLE and print it beside the paper's numbers.
 
-    Give the same command again after an interruption: runs that are finished
-    are not repeated, and one that was cut short goes on from its last epoch.
-    What cannot be run is left out with a line that says why; the exit code is
-    then 2.
+    After an interruption, give the same command again: finished runs are not
+    repeated, and an interrupted one continues from its last epoch. A row that
+    cannot run is skipped with a line that says why; the exit code is then 2.
     """
     from torchadder.lab.reproduce import Queue, get_experiment
     from torchadder.lab.reproduce.table import fill, tables
@@ -88,7 +87,7 @@ def reproduce(
 
 
 class _Lines(Report):
-    """One line for each run that ended and, on a terminal, a bar for the one that is going."""
+    """Print one line for each run that ended and, on a terminal, a bar for the current run."""
 
     def __init__(self, stream: IO[str], total: int):
         self._bar = console.Bar(stream, transient=True)
@@ -104,7 +103,7 @@ class _Lines(Report):
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was; twice does no harm."""
+        """Leave the terminal as it was. A second call does nothing."""
         self._bar.close()
 
     def run_begun(self, job: Job) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from torchadder.cli import console
 from torchadder.lab.reproduce import EXPERIMENTS, Experiment, Row
 from torchadder.lab.reproduce.runs import effective
 from torchadder.lab.reproduce.table import (
@@ -13,7 +14,6 @@ from torchadder.lab.reproduce.table import (
     fill,
     markdown,
     others,
-    plain,
     shortened,
     tables,
     top5s,
@@ -117,32 +117,30 @@ def test_lines_as_plain_values(table):
     assert (missing["paper"], missing["gap"], missing["mean"], missing["threads"]) == (90.0, None, None, None)
 
 
-def test_plain(table):
+def test_cells(table):
     lines = fill(table, {"a.json": record(row("conv", 90.126, 0.5, n=3))})
-    assert (
-        plain(accuracies(table, lines))
-        == """\
-network    accuracy, %  paper, %    gap  seeds  epochs
-CNN       90.13 ± 0.50     90.00  +0.13      3       2
-AdderNet  not run here     95.50      –      –       –"""
-    )
-    assert (
-        plain(costs(lines))
-        == """\
-network  minutes  s an epoch  images/s  peak MiB  threads
-CNN          3.0        91.2     4,533     1,684        1"""
-    )
+    assert accuracies(table, lines) == [
+        ["network", "accuracy, %", "paper, %", "gap", "seeds", "epochs"],
+        ["CNN", "90.13 ± 0.50", "90.00", "+0.13", "3", "2"],
+        ["AdderNet", "not run here", "95.50", "–", "–", "–"],
+    ]
+    assert costs(lines) == [
+        ["network", "minutes", "s an epoch", "images/s", "peak MiB", "threads"],
+        ["CNN", "3.0", "91.2", "4,533", "1,684", "1"],
+    ]
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS])
-def test_every_table_fits_a_terminal_of_80_columns(name):
+def test_every_table_fits_a_terminal_of_80_columns(name, capsys):
     experiment = EXPERIMENTS[name]
     recipes = [row.recipe_for(epochs=20) for row in experiment.rows]
     rows = [row(recipe.op, 99.999, 10.0, 10, recipe) for recipe in recipes]
     for measured in rows:
         measured.update(minutes=12345.6, seconds_per_epoch=1234.5, images_per_second=12345.6, peak_rss_mib=12345.0)
     lines = fill(experiment, {"a.json": record(*rows)}, epochs=20)
-    text = "\n".join(map(plain, tables(experiment, lines)))
+    for header, *cells in tables(experiment, lines):
+        console.table(header, cells)
+    text = capsys.readouterr().out
     assert "not run here" not in text
     assert max(map(len, text.splitlines())) <= 80
 

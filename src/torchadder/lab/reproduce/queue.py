@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torchadder import files
 from torchadder.data import load_dataset
 from torchadder.errors import UserError
 from torchadder.lab import record
@@ -179,11 +179,9 @@ class Queue:
         """Raise UserError if the record cannot be written, before hours are spent on its runs."""
         try:
             self.record_path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.record_path.parent).close()
-            if self.record_path.is_dir():
-                raise IsADirectoryError(f"{self.record_path.name} is a folder")
         except OSError as error:
             raise self._unwritable(error) from error
+        files.check_writable(self.record_path, name="results")
 
     def _unwritable(self, error: OSError) -> UserError:
         reason = error.strerror or error

@@ -115,12 +115,6 @@ def tables(experiment: Experiment, lines: Sequence[Line]) -> list[Cells]:
     return [cells for cells in (accuracies(experiment, lines), top5s(lines), costs(lines)) if len(cells) > 1]
 
 
-def plain(cells: Cells) -> str:
-    """Format a table for a terminal; the first column is text, the others are numbers."""
-    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
-    return "\n".join("  ".join([line[0].ljust(first), *map(str.rjust, line[1:], others)]) for line in cells)
-
-
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """Format a table in Markdown; the first ``left`` columns are text, the others are numbers."""
     rule = [":--" if column < left else "--:" for column in range(len(header))]
