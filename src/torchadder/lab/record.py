@@ -1,12 +1,14 @@
 """Write and read the record of a measurement: one JSON file that says what was run, where, and every number.
 
-Benchmarks, reproduced tables and figures share the format:
+Benchmarks and reproduced tables share the format:
 
     benchmark     the kind of record: "layers", "train", "latency", "runs", ...
     date          the day of the measurement in UTC, as 2020-06-14
     environment   command, versions, processor, cores, threads, kernels, and variables that restrict kernels ("limits")
     n             repetitions behind each median; absent where every row has its own
     rows          one dictionary for each measurement
+
+The JSON file of a figure has the same date and environment, "figure" with its name, and what is drawn instead of rows.
 
 Further entries belong to the kind. Seconds are floats in seconds; other units stand in the names (`adder_ms`).
 """
@@ -40,9 +42,13 @@ def make(
     kind: str, repetitions: int, rows: list[dict[str, Any]], device: torch.device | None = None, **more: Any
 ) -> Record:
     """Return the record of a benchmark that this process ran now, on ``device`` if that is a GPU."""
+    return {"benchmark": kind, **date_and_environment(device), "n": repetitions, "rows": rows, **more}
+
+
+def date_and_environment(device: torch.device | None = None) -> Record:
+    """Return the entries "date" and "environment" of a record that this process makes now."""
     environment = describe_environment(device)
     return {
-        "benchmark": kind,
         "date": today(),
         "environment": {
             **environment,
@@ -50,9 +56,6 @@ def make(
             "cores": os.cpu_count(),
             "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
         },
-        "n": repetitions,
-        "rows": rows,
-        **more,
     }
 
 

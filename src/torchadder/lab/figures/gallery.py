@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torchadder import files
-from torchadder.environment import describe_environment
 from torchadder.errors import UserError
 from torchadder.lab.figures import curves, drawing, features, filters, gradients, outputs, weights
-from torchadder.lab.record import portable_command, today
+from torchadder.lab.record import date_and_environment
 from torchadder.lab.runs import FigureInputs, TrainedRun
 
 if TYPE_CHECKING:
@@ -102,10 +101,8 @@ def _check_folder(out: Path) -> None:
 
 def _write(name: str, data: dict[str, Any], inputs: FigureInputs, out: Path) -> FigureFiles:
     about = [{"title": title, "folder": run.folder.name, "recipe": asdict(run.recipe)} for title, run in inputs]
-    environment = describe_environment()
-    environment["command"] = portable_command(environment["command"])
     line = FIGURES[name].describe(data)
-    record = {"figure": name, "date": today(), "environment": environment, "line": line, "runs": about, **data}
+    record = {"figure": name, **date_and_environment(), "line": line, "runs": about, **data}
     text = json.dumps(record, allow_nan=False) + "\n"
     try:
         with drawing.styled():
