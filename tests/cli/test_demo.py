@@ -16,8 +16,9 @@ import pytest
 
 import torchadder
 from torchadder.cli import main
+from torchadder.engine import Engine
 from torchadder.lab.demo import Server
-from torchadder.quant import file
+from torchadder.quant import Program
 
 URL = r"http://127\.0\.0\.1:\d+/"
 
@@ -114,7 +115,7 @@ def test_a_port_that_is_taken(folder, interrupted, capsys):
 
 
 def test_a_name_from_a_stranger_does_not_command_the_terminal(folder, interrupted, capsys):
-    program, about = file.read(Path("run.tadder"))
-    file.write(program, Path("new.tadder"), {**about, "model": "\x1b[2J\n"})
+    program, about = Program.load("run.tadder"), Engine("run.tadder").about
+    program.save("new.tadder", about={**about, "model": "\x1b[2J\n"})
     assert main(["demo", "new.tadder", "--no-open"]) == 0
     assert capsys.readouterr().out.startswith("new.tadder · ?[2J? · adder")

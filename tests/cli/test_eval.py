@@ -1,4 +1,4 @@
-"""torchadder eval on every kind of checkpoint: what it prints, and the line where a data set is missing or partial."""
+"""Test torchadder eval on every kind of checkpoint, and the line where a data set is missing or partial."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_checkpoint_that_names_no_data_set_needs_one(model, capsys, write, op)
     assert main(["eval", path]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.fullmatch(rf"error: {path} does not say what it was trained on: add --dataset \S*\|mnist\S*\n", err)
+    assert re.fullmatch(rf"error: {path} does not say what it was trained on: pass --dataset \S*\|mnist\S*\n", err)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""torchadder predict: that it agrees with eval, what it prints, and the line of every image that cannot be used."""
+"""Test torchadder predict: it agrees with eval, what it prints, and the line of every image that it cannot use."""
 
 import json
 import re
@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from tests.cli.conftest import CLASSES, pixels
+from torch import nn
 
 from torchadder.cli import main
-from torchadder.quant import file
+from torchadder.engine import Engine
+from torchadder.quant import Program, quantize
 
 
 @pytest.fixture
 def images(folder):
-    """The test images as files, in order."""
+    """Write the test images as files and return their names, in order."""
     paths = [f"{number:02}.png" for number in range(30)]
     for path, image in zip(paths, pixels().test.pixels, strict=True):
         Image.fromarray(image[0].numpy()).save(path)
@@ -31,7 +33,7 @@ def predicted(capsys, *arguments, code=0):
 
 def test_predictions_are_those_of_eval(images, capsys):
     found = predicted(capsys, "run.tadder", *images, "--top", "10", "--threads", "1")
-    program, _ = file.read(Path("run.tadder"))
+    program = Program.load("run.tadder")
     test = pixels().test
     scores = program(test.images).softmax(1)
     for number, image in enumerate(found["images"]):
@@ -55,7 +57,7 @@ def test_a_line_an_image(images, capsys):
         assert re.fullmatch(rf"{path}  ({'|'.join(CLASSES)}) [\d.]+%  \w+ [\d.]+%  [\d.]+ ms", line)
 
 
-def test_other_sizes_and_colours_are_brought_to_those_of_the_program(images, capsys):
+def test_images_are_converted_to_the_size_and_colours_of_the_program(images, capsys):
     with Image.open(images[0]) as image:
         image.resize((96, 64), Image.Resampling.NEAREST).convert("RGB").save("large.png")
         image.convert("RGBA").save("colour.png")
@@ -80,9 +82,30 @@ def test_an_image_that_cannot_be_used_leaves_the_others(images, capsys):
     assert [failed["image"] for failed in found["failed"]] == bad
 
 
+def test_a_model_of_ones_own_saved_from_python(folder, capsys):
+    """The file says all that predict and eval need; images of another size are resized to the calibration images'."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 5 * 7, 3)).eval()
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    pixels = torch.randint(0, 256, (16, 3, 12, 16), generator=torch.Generator().manual_seed(0)).byte()
+    images = (pixels / 255 - mean) / std
+    program = quantize(model, [images])
+    program.save("own.tadder", mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3], classes=["cat", "dog", "frog"])
+    for name, image in zip("ab", pixels, strict=False):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"{name}.png")
+    found = predicted(capsys, "own.tadder", "a.png", "b.png")["images"]
+    scores = program(images[:2]).softmax(1)
+    for number, image in enumerate(found):
+        by_name = {c["name"]: c["score"] for c in image["classes"]}
+        assert torch.equal(torch.tensor([by_name[name] for name in ("cat", "dog", "frog")]), scores[number])
+    Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).resize((32, 24)).save("large.png")
+    assert main(["predict", "own.tadder", "large.png"]) == 0
+    assert capsys.readouterr().err == "large.png has 24 x 32 pixels: such images are resized to 12 x 16\n"
+
+
 def rewritten(about):
-    program, known = file.read(Path("run.tadder"))
-    file.write(program, Path("new.tadder"), {k: v for k, v in {**known, **about}.items() if v is not None})
+    program, known = Program.load("run.tadder"), Engine("run.tadder").about
+    program.save("new.tadder", about={k: v for k, v in {**known, **about}.items() if v is not None})
 
 
 BAD_ABOUT = [  # what the file says of itself, words of the line
@@ -97,12 +120,12 @@ BAD_ABOUT = [  # what the file says of itself, words of the line
 
 
 @pytest.mark.parametrize(("about", "words"), BAD_ABOUT)
-def test_a_file_that_does_not_say_what_to_do_with_an_image(images, capsys, about, words):
+def test_a_file_that_does_not_say_how_to_prepare_an_image(images, capsys, about, words):
     rewritten(about)
     assert main(["predict", "new.tadder", images[0]]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith(f"error: cannot tell from new.tadder what to do with an image: {words}")
+    assert err.startswith(f"error: cannot tell from new.tadder how to prepare an image: {words}")
 
 
 @pytest.mark.parametrize("classes", [None, "no JSON", "{}", '["one"]', "[[[[" * 1000, json.dumps([*range(10)]), 3])

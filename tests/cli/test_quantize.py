@@ -1,4 +1,4 @@
-"""torchadder quantize: what it prints and keeps in the file, that eval agrees, and the line of every mistake."""
+"""Test torchadder quantize: its output, its file, that eval agrees, and the line of every mistake."""
 
 import json
 import re
@@ -10,8 +10,10 @@ from tests.cli.conftest import CLASSES, pixels
 
 from torchadder.cli import main
 from torchadder.data import registry as datasets
+from torchadder.engine import Engine
 from torchadder.models.checkpoint import load_checkpoint
-from torchadder.quant import file
+from torchadder.quant import Program
+from torchadder.quant.finetuning import LEARNING_RATE
 from torchadder.version import __version__
 
 
@@ -41,7 +43,7 @@ def test_quantize_prints_sizes_and_both_accuracies(folder, capsys):
 def test_accuracies_are_those_of_the_model_and_of_its_program(folder, capsys):
     found = result(capsys, "quantize", "run", "-o", "4.tadder", "--bits", "4", "--method", "max")
     test = pixels().test
-    program, _ = file.read(Path("4.tadder"))
+    program = Program.load("4.tadder")
     with torch.no_grad():
         correct = [int((f(test.images).argmax(1) == test.labels).sum()) for f in (load_checkpoint("run"), program)]
     assert [found["float_correct"], found["correct"]] == correct
@@ -51,8 +53,8 @@ def test_accuracies_are_those_of_the_model_and_of_its_program(folder, capsys):
     assert correct[0] > 20
 
 
-def test_what_the_file_says_of_itself(folder):
-    _, about = file.read(Path("run.tadder"))
+def test_metadata_of_the_file(folder):
+    about = Engine("run.tadder").about
     test = pixels().test
     with torch.no_grad():
         accuracy = (load_checkpoint("run")(test.images).argmax(1) == test.labels).double().mean().item()
@@ -87,14 +89,15 @@ def test_finetune_shows_its_epochs(folder, capsys):
     assert [re.sub(r"[\d.]+$", "", line) for line in lines[:2]] == ["epoch 1/2  loss ", "epoch 2/2  loss "]
     assert main([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["finetune_epochs"] == 2
+    found = json.loads(out)
+    assert (found["finetune_epochs"], found["finetune_lr"]) == (2, LEARNING_RATE)
     assert err.splitlines() == lines[:2]
 
 
 def test_a_data_set_that_does_not_say_its_normalisation(folder, capsys):
     assert main(["train", "lenet5bn-tiny", "--epochs", "1", "--out", "other"]) == 0
     assert main(["quantize", "other", "-o", "other.tadder"]) == 0
-    assert not file.read(Path("other.tadder"))[1].keys() & {"mean", "classes"}
+    assert not Engine("other.tadder").about.keys() & {"mean", "classes"}
 
 
 BAD = [  # arguments after quantize, words of the line
@@ -108,8 +111,11 @@ BAD = [  # arguments after quantize, words of the line
     (["nowhere", "-o", "new.tadder"], "no checkpoint at nowhere"),
     (["run.tadder", "-o", "new.tadder"], "cannot read run.tadder: expected a run directory"),
     (["run", "-o", "new.tadder", "--dataset", "mnits"], "unknown data set 'mnits'"),
-    (["run", "-o", "new.tadder", "--dataset", "other"], "run takes 1 channels and knows 10 classes; other has 1 and 5"),
-    (["model.pth", "-o", "new.tadder"], "model.pth does not say what it was trained on: add --dataset"),
+    (
+        ["run", "-o", "new.tadder", "--dataset", "other"],
+        "run takes 1 channels and knows 10 classes; --dataset other has 1 and 5",
+    ),
+    (["model.pth", "-o", "new.tadder"], "model.pth does not say what it was trained on: pass --dataset"),
 ]
 
 
@@ -150,12 +156,12 @@ def test_eval_of_a_program_of_other_images(folder, capsys, monkeypatch):
         datasets._DATASETS, "larger", lambda data_dir: dataclasses.replace(larger, name="larger", test=test)
     )
     assert main(["eval", "run.tadder", "--dataset", "larger"]) == 2
-    assert "run.tadder takes images of 32 x 32; those of larger have 64 x 32" in capsys.readouterr().err
+    assert "run.tadder takes images of 32 x 32; those of --dataset larger have 64 x 32" in capsys.readouterr().err
     assert main(["eval", "run", "--threads", "1"]) == 2
-    assert "--threads is for a .tadder file" in capsys.readouterr().err
-    program, _ = file.read(Path("run.tadder"))
+    assert "--threads 1 is for a .tadder file" in capsys.readouterr().err
+    program = Program.load("run.tadder")
     program.save("bare.tadder")
     assert main(["eval", "bare.tadder"]) == 2
-    assert "bare.tadder does not say what it was trained on: add --dataset" in capsys.readouterr().err
+    assert "bare.tadder does not say what it was trained on: pass --dataset" in capsys.readouterr().err
     assert main(["eval", "bare.tadder", "--dataset", "pixels"]) == 0
     assert capsys.readouterr().out.startswith("bare.tadder · pixels test ")

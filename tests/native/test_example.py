@@ -12,7 +12,6 @@ from torchadder import kernels
 from torchadder.engine import Engine
 from torchadder.models import create_model
 from torchadder.quant import quantize
-from torchadder.quant.file import write
 
 NATIVE = Path(__file__).parents[2] / "native"
 
@@ -36,19 +35,19 @@ def classify(tmp_path_factory):
     return lambda *words: subprocess.run([str(program), *map(str, words)], capture_output=True, text=True)
 
 
-def network(folder, channels, **about):
+def network(folder, channels, **metadata):
     torch.manual_seed(channels)
     shape = (channels, 32, 32)
     model = create_model("lenet5bn" if channels == 1 else "resnet20", in_chans=channels).eval()
     program = quantize(model, [torch.randn(4, *shape)], method="max")
-    write(program, folder / "net.tadder", about)
+    program.save(folder / "net.tadder", **metadata)
     return folder / "net.tadder"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_its_logits_are_those_of_the_engine(classify, tmp_path, channels):
     mean, std = [0.5, 0.25, 0.4][:channels], [0.3, 0.2, 0.5][:channels]
-    path = network(tmp_path, channels, mean=" ".join(map(str, mean)), std=" ".join(map(str, std)))
+    path = network(tmp_path, channels, mean=mean, std=std)
     pixels = torch.randint(0, 256, (32, 32, channels), generator=torch.Generator().manual_seed(0)).byte()
     header = b"P%d\n32 32\n255\n" % (5 if channels == 1 else 6)
     (tmp_path / "image").write_bytes(header + pixels.numpy().tobytes())
@@ -74,7 +73,7 @@ def test_its_logits_are_those_of_the_engine(classify, tmp_path, channels):
     ],
 )
 def test_bad_images(classify, tmp_path, image, words):
-    path = network(tmp_path, 1, mean="0", std="1")
+    path = network(tmp_path, 1, mean=0, std=1)
     (tmp_path / "image").write_bytes(image)
     done = classify(path, tmp_path / "image")
     assert done.returncode == 2

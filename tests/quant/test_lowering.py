@@ -1,4 +1,4 @@
-"""Lowering: programs beside the networks that they were made of, and what has no integer form, by name."""
+"""Test lowering: programs compute what their networks do, and what has no integer form is named."""
 
 import copy
 
@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from torchadder import quant
 from torchadder.errors import UserError
 from torchadder.models import create_model
 from torchadder.nn import AdderConv2d, AdderLinear, BinaryConv2d
 from torchadder.quant import quantize
-from torchadder.quant.lowering import Codes, requantisation
+from torchadder.quant.lowering import QuantizedValue, requantization
 from torchadder.quant.program import AveragePool, Layer, Logits, MaxPool
 
 
@@ -20,7 +19,7 @@ def seeded(seed=0):
 
 
 def trained(model, images):
-    """``model`` as training leaves it: statistics of the images, and a scale and shift for every channel."""
+    """Give ``model`` statistics of the images, and a random scale and shift for every channel, as training does."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -40,10 +39,10 @@ def correlation(a, b):
 
 @pytest.mark.parametrize("recenter", [False, True])
 def test_one_adder_layer_is_lossless(recenter):
-    """Images are codes 0..255 already; filters on the grid, or beyond it where they are clamped without loss."""
+    """Images are integers 0..255; filters too, or beyond that range where they are clamped without loss."""
     layer = AdderConv2d(3, 5, 4, bias=True, recenter=recenter)
     weight = torch.randint(0, 256, layer.weight.shape, generator=seeded()).float()
-    weight[:, 1] -= 300.25  # below every code
+    weight[:, 1] -= 300.25  # below every image
     weight[:, 2] += 300.125
     layer.weight.data, layer.bias.data = weight, torch.tensor([1.0, 2.0, 3.0, 4.0, 5.5])
     images = torch.randint(0, 256, (8, 3, 4, 4), generator=seeded(1)).float()
@@ -53,26 +52,26 @@ def test_one_adder_layer_is_lossless(recenter):
         torch.testing.assert_close(program(images), layer(images).flatten(1), rtol=1e-6, atol=0)
 
 
-def test_padding_of_an_adder_layer_stands_for_zero():
+def test_padding_of_an_adder_layer_is_zero():
     layer = nn.Sequential(AdderConv2d(1, 2, 3, padding=1), nn.Flatten())
     layer[0].weight.data = torch.randint(-100, 156, (2, 1, 3, 3), generator=seeded()).float()
     images = torch.randint(-100, 156, (6, 1, 1, 1), generator=seeded(1)).float()
     images[:2] = torch.tensor([-100.0, 155.0]).view(2, 1, 1, 1)
     program = quantize(layer, [images])
-    assert program.zero.item() == 100
+    assert program.zero_point.item() == 100
     with torch.no_grad():
         torch.testing.assert_close(program(images), layer(images), rtol=1e-6, atol=0)
 
 
 def test_an_ordinary_first_layer_has_a_scale_for_each_channel():
-    """Images normalised by channel come back as the pixels that they were, without any loss."""
+    """The quantized values of images normalised by channel are the pixels that they were."""
     pixels = torch.randint(0, 256, (4, 3, 5, 5), generator=seeded())
     pixels[0, :, 0, 0], pixels[0, :, 0, 1] = 0, 255
     mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
     images = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     program = quantize(nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten()), [images])
-    assert torch.equal(program.codes(images), pixels.byte())
-    torch.testing.assert_close(program.zero, 255 * mean)
+    assert torch.equal(program.quantize(images), pixels.byte())
+    torch.testing.assert_close(program.zero_point, 255 * mean)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +83,8 @@ def test_an_ordinary_first_layer_has_a_scale_for_each_channel():
         ("resnet20", "conv", 0.95),
     ],
 )
-def test_logits_stay_near_the_networks(name, op, least):
-    """Of networks that learned nothing, which forgive less than trained ones; one of signs alone forgives nothing."""
+def test_logits_are_close_to_those_of_the_network(name, op, least):
+    """Untrained networks are more sensitive to rounding than trained ones; binary ones too much for this test."""
     torch.manual_seed(0)
     model = create_model(name, op)
     images = torch.randn(24, model.config["in_chans"], 32, 32, generator=seeded())
@@ -109,7 +108,7 @@ def test_every_network_has_a_program(name, op):
 
 
 def test_signs_of_a_binary_layer_are_exact():
-    """Its input has many numbers close to 0, whose sign a rounded code would turn."""
+    """Its input has many numbers close to 0, whose sign rounding could change."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), BinaryConv2d(4, 3, 8), nn.Flatten()).eval()
     model[0].weight.data, model[0].bias.data = torch.full((4, 1, 1, 1), 1.0), torch.tensor([-0.3, -0.2, 0.01, 1.0])
@@ -120,12 +119,12 @@ def test_signs_of_a_binary_layer_are_exact():
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_no_code_is_above_the_levels_of_the_bits(bits):
+def test_no_quantized_value_exceeds_qmax(bits):
     torch.manual_seed(0)
     model = create_model("lenet5bn")
     images = torch.randn(8, 1, 32, 32, generator=seeded())
     program = quantize(trained(model, images), [images], bits=bits, method="percentile")
-    values = [program.codes(images)]
+    values = [program.quantize(images)]
     for step in program.steps:
         if isinstance(step, Layer):
             assert int(step.weight.max()) < 2**bits
@@ -134,7 +133,7 @@ def test_no_code_is_above_the_levels_of_the_bits(bits):
 
 
 def test_steps_of_a_block_with_a_shortcut():
-    """Eleven modules, four steps: layer, its projection, the layer that adds it, the classifier."""
+    """Twelve modules become six steps: two layers, the projection that adds, two poolings, the classifier."""
 
     class Block(nn.Module):
         def __init__(self):
@@ -170,34 +169,37 @@ def test_steps_of_a_block_with_a_shortcut():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_requantisation_against_float64(seed):
-    """Sums whose mean is up to 100,000 codes away from 0; no number of it needs more than 32 bits."""
+def test_requantization_against_float64(seed):
+    """The accumulators have means up to 100,000 quantized values away from 0; nothing needs more than 32 bits."""
     generator = seeded(seed)
     channels, largest = 64, [400, 36_720, 1_175_040, 47_000_000][seed % 4]
     exponent = 6 * torch.rand(channels, generator=generator, dtype=torch.double)
     sign = torch.randint(0, 2, (channels,), generator=generator) * 2 - 1
-    gain = sign * (10.0**-exponent).clamp(max=1e5 / largest)  # codes a sum
+    scale = sign * (10.0**-exponent).clamp(max=1e5 / largest)  # quantized values per accumulator
     centre = torch.randint(0, largest + 1, (channels,), generator=generator)
-    offset = 100 * torch.rand(channels, generator=generator).double() - gain * centre
-    scale, zero = torch.tensor([0.01]).double(), torch.tensor([12.0]).double()
-    shortcut = Codes(0, (channels, 1, 1), torch.tensor([0.013]).double(), torch.tensor([128.0]).double())
-    epilogue = requantisation(gain * scale, offset * scale, largest, scale, zero, 255, shortcut if seed % 2 else None)
+    bias = 100 * torch.rand(channels, generator=generator).double() - scale * centre
+    to_scale, to_zero_point = torch.tensor([0.01]).double(), torch.tensor([12.0]).double()
+    shortcut_scale, shortcut_zero_point = torch.tensor([0.013]).double(), torch.tensor([128.0]).double()
+    shortcut = QuantizedValue(0, (channels, 1, 1), shortcut_scale, shortcut_zero_point) if seed % 2 else None
+    epilogue = requantization(scale * to_scale, bias * to_scale, largest, to_scale, to_zero_point, 255, shortcut)
 
-    sums = (centre + torch.randint(-300, 301, (200, channels), generator=generator)).clamp(0, largest)
-    sums[0], sums[1] = 0, largest
-    codes = torch.randint(0, 256, sums.shape, generator=generator)
-    unit = 2**epilogue.pre  # of the sums that the multiplier meets
+    accumulators = (centre + torch.randint(-300, 301, (200, channels), generator=generator)).clamp(0, largest)
+    accumulators[0], accumulators[1] = 0, largest
+    other = torch.randint(0, 256, accumulators.shape, generator=generator)
+    unit = 2**epilogue.pre_shift  # the multiplier is applied to accumulators in this unit
     assert (unit > 1) == (largest > 2**21)
-    real, total = gain * sums + offset + zero, (sums // unit) * epilogue.multiplier + epilogue.offset
-    at_zero = offset + zero - (1.3 * 128 if seed % 2 else 0)
-    middle = ((127.5 - at_zero) / gain).clamp(-largest, largest)  # where the multiplier's rounding does nothing
-    rounding = 0.5 * ((sums - middle).abs() / unit + 1) + 1.5
+    real = scale * accumulators + bias + to_zero_point
+    total = (accumulators // unit) * epilogue.multiplier + epilogue.offset
+    at_zero = bias + to_zero_point - (1.3 * 128 if seed % 2 else 0)
+    middle = ((127.5 - at_zero) / scale).clamp(-largest, largest)  # here the offset corrects the multiplier's rounding
+    rounding = 0.5 * ((accumulators - middle).abs() / unit + 1) + 1.5
     if seed % 2:
-        real, total = real + 1.3 * (codes - 128), total + codes * epilogue.factor
-        rounding += 0.5 * codes
+        real, total = real + 1.3 * (other - 128), total + other * epilogue.factor
+        rounding += 0.5 * other
     assert (total.abs() < 2**31).all()
-    found = epilogue(*(t.view(200, channels, 1, 1) for t in (sums.int(), codes.byte())[: 1 + seed % 2])).flatten(1)
-    assert ((found - real.clamp(0, 255)).abs() <= 0.5 + 0.5 * unit * gain.abs() + rounding / 2.0**epilogue.shift).all()
+    inputs = (accumulators.int(), other.byte())[: 1 + seed % 2]
+    found = epilogue(*(t.view(200, channels, 1, 1) for t in inputs)).flatten(1)
+    assert ((found - real.clamp(0, 255)).abs() <= 0.5 + 0.5 * unit * scale.abs() + rounding / 2.0**epilogue.shift).all()
 
 
 class Untraceable(nn.Module):
@@ -207,25 +209,25 @@ class Untraceable(nn.Module):
 
 HEAD = [nn.Flatten(), nn.Linear(2 * 6 * 6, 3)]
 REFUSED = [  # network, words of the message
-    ([nn.Conv2d(2, 2, 3), nn.Sigmoid(), *HEAD], "cannot quantise 1, Sigmoid: it has no integer form here"),
-    ([nn.Conv2d(2, 2, 3, groups=2), *HEAD], "cannot quantise 0, Conv2d with groups, dilation or a padding mode"),
-    ([nn.Conv2d(2, 2, 3, padding=2, dilation=2), nn.Flatten()], "cannot quantise 0, Conv2d with groups, dilation"),
+    ([nn.Conv2d(2, 2, 3), nn.Sigmoid(), *HEAD], "cannot quantize 1, Sigmoid: it has no integer form here"),
+    ([nn.Conv2d(2, 2, 3, groups=2), *HEAD], "cannot quantize 0, Conv2d with groups, dilation or a padding mode"),
+    ([nn.Conv2d(2, 2, 3, padding=2, dilation=2), nn.Flatten()], "cannot quantize 0, Conv2d with groups, dilation"),
     ([nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), nn.Flatten()], "padding mode"),
-    ([nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3), *HEAD], "cannot quantise 0, BatchNorm2d that does not follow a layer"),
+    ([nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3), *HEAD], "cannot quantize 0, BatchNorm2d that does not follow a layer"),
     ([nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), *HEAD], "without running statistics"),
-    ([nn.ReLU(), nn.Conv2d(2, 2, 3), *HEAD], "cannot quantise 0, ReLU that does not follow"),
-    ([nn.Conv2d(2, 2, 3), nn.MaxPool2d(2, ceil_mode=True), nn.Flatten()], "cannot quantise 1, MaxPool2d with"),
-    ([nn.Conv2d(2, 2, 3), nn.AvgPool2d(2, padding=1), nn.Flatten()], "cannot quantise 1, AvgPool2d with padding"),
-    ([AdderLinear(8, 3)], "cannot quantise 0, AdderLinear on 128 numbers that are not flattened"),
+    ([nn.ReLU(), nn.Conv2d(2, 2, 3), *HEAD], "cannot quantize 0, ReLU that does not follow"),
+    ([nn.Conv2d(2, 2, 3), nn.MaxPool2d(2, ceil_mode=True), nn.Flatten()], "cannot quantize 1, MaxPool2d with"),
+    ([nn.Conv2d(2, 2, 3), nn.AvgPool2d(2, padding=1), nn.Flatten()], "cannot quantize 1, AvgPool2d with padding"),
+    ([AdderLinear(8, 3)], "cannot quantize 0, AdderLinear on 128 numbers that are not flattened"),
     ([nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten()], "does not end in a layer of logits"),
     ([nn.Conv2d(2, 2, 3)], "does not end in a layer of logits"),
     ([Untraceable()], "torch.fx does not trace it"),
-    ([nn.Sequential(nn.Conv2d(2, 2, 3), nn.Tanh())], r"cannot quantise 0\.1, Tanh"),
+    ([nn.Sequential(nn.Conv2d(2, 2, 3), nn.Tanh())], r"cannot quantize 0\.1, Tanh"),
 ]
 
 
 @pytest.mark.parametrize(("modules", "words"), REFUSED)
-def test_what_has_no_integer_form_is_named(modules, words):
+def test_a_part_without_integer_form_is_named(modules, words):
     with pytest.raises(UserError, match=words) as error:
         quantize(nn.Sequential(*modules), [torch.randn(2, 2, 8, 8)])
     assert "\n" not in str(error.value)
@@ -234,7 +236,7 @@ def test_what_has_no_integer_form_is_named(modules, words):
 ARGUMENTS = [  # arguments, words of the message
     ({"bits": 1}, "bits=1 is out of range: expected 2 to 8"),
     ({"bits": 9}, "bits=9 is out of range"),
-    ({"method": "entropy"}, "method='entropy' is unknown: expected mse, max, percentile"),
+    ({"method": "entropy"}, "method=entropy is unknown: expected mse, max, percentile"),
     ({"calibration": []}, "calibration holds no batches of images"),
     ({"calibration": [torch.zeros(2, 2, 8, 8), torch.zeros(2, 2, 9, 8)]}, "of one size"),
     ({"calibration": [torch.zeros(2, 8)]}, "calibration holds no batches of images"),
@@ -245,7 +247,3 @@ ARGUMENTS = [  # arguments, words of the message
 def test_arguments_out_of_range_are_refused(arguments, words):
     with pytest.raises(UserError, match=words):
         quantize(nn.Conv2d(2, 2, 8), **{"calibration": [torch.zeros(2, 2, 8, 8)], **arguments})
-
-
-def test_public_names():
-    assert quant.__all__ == ["Program", "quantize"]

@@ -1,4 +1,4 @@
-"""The integer program: sums against brute force, requantisation in whole numbers of any size, logits in float32."""
+"""Test the integer program: accumulators, requantization and logits against brute-force references."""
 
 import itertools
 
@@ -12,8 +12,8 @@ from torchadder.quant.program import (
     Logits,
     MaxPool,
     Program,
-    Requantisation,
-    layer_sums,
+    Requantization,
+    accumulate,
 )
 
 CASES = [  # n, c_in, c_out, size, kernel, stride, padding
@@ -22,7 +22,7 @@ CASES = [  # n, c_in, c_out, size, kernel, stride, padding
     (1, 7, 11, (13, 6), (1, 5), (2, 3), (0, 2)),
     (3, 16, 17, (5, 7), (3, 3), (2, 2), (1, 1)),
     (2, 19, 3, (5, 5), (5, 5), (1, 1), (0, 0)),
-    (1, 130, 2, (4, 4), (3, 3), (1, 1), (2, 2)),  # a conv's sums go beyond what float32 holds exactly
+    (1, 130, 2, (4, 4), (3, 3), (1, 1), (2, 2)),  # a conv's accumulators exceed what float32 holds exactly
 ]
 
 
@@ -30,79 +30,79 @@ def numbers(low, high, *shape, seed=0):
     return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def brute_force(kind, x, weight, zero, stride, padding):
-    """The head of program.py written out, in Python's whole numbers."""
+def reference(kind, x, weight, zero_point, stride, padding):
+    """Return the accumulators by the formulas at the head of program.py, in Python's integers."""
     n, _, height, width = x.shape
     c_out, c_in, kh, kw = weight.shape
-    x, weight, zero = (t.numpy().astype(object) for t in (x, weight, zero))
+    x, weight, zero_point = (t.numpy().astype(object) for t in (x, weight, zero_point))
     out = [
         (size + 2 * p - k) // s + 1 for size, p, k, s in zip((height, width), padding, (kh, kw), stride, strict=True)
     ]
-    sums = np.zeros((n, c_out, *out), object)
-    for i, o, row, column in np.ndindex(*sums.shape):
+    found = np.zeros((n, c_out, *out), object)
+    for i, o, row, column in np.ndindex(*found.shape):
         for c, a, b in itertools.product(range(c_in), range(kh), range(kw)):
             y, z = row * stride[0] + a - padding[0], column * stride[1] + b - padding[1]
             inside = 0 <= y < height and 0 <= z < width
-            code, w = (x[i, c, y, z] if inside else zero[c]), weight[o, c, a, b]
+            q, w = (x[i, c, y, z] if inside else zero_point[c]), weight[o, c, a, b]
             if kind == "adder":
-                sums[i, o, row, column] += abs(code - w)
+                found[i, o, row, column] += abs(q - w)
             elif kind == "conv":
-                sums[i, o, row, column] += code * w
+                found[i, o, row, column] += q * w
             elif inside:
-                sums[i, o, row, column] += w if code >= zero[c] else -w
-    return torch.from_numpy(sums.astype(np.int64))
+                found[i, o, row, column] += w if q >= zero_point[c] else -w
+    return torch.from_numpy(found.astype(np.int64))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["adder", "conv", "binary"])
-def test_sums_equal_brute_force(kind, case):
+def test_accumulators_equal_the_reference(kind, case):
     n, c_in, c_out, size, kernel, stride, padding = case
-    x, zero = numbers(0, 255, n, c_in, *size).byte(), numbers(0, 255, c_in, seed=1).byte()
+    x, zero_point = numbers(0, 255, n, c_in, *size).byte(), numbers(0, 255, c_in, seed=1).byte()
     weight = {
         "adder": numbers(0, 255, c_out, c_in, *kernel, seed=2).byte(),
         "conv": numbers(-127, 127, c_out, c_in, *kernel, seed=2).char(),
         "binary": numbers(0, 1, c_out, c_in, *kernel, seed=2).mul(2).sub(1).char(),
     }[kind]
-    sums = layer_sums(kind, x, weight, zero, stride, padding)
-    assert sums.dtype == torch.int32
-    assert torch.equal(sums.long(), brute_force(kind, x, weight, zero, stride, padding))
+    found = accumulate(kind, x, weight, zero_point, stride, padding)
+    assert found.dtype == torch.int32
+    assert torch.equal(found.long(), reference(kind, x, weight, zero_point, stride, padding))
 
 
 @pytest.mark.parametrize("kind", ["adder", "conv"])
-def test_the_largest_sums_are_exact(kind):
+def test_the_largest_accumulators_are_exact(kind):
     """Extremes of 512 channels and 3x3: 1.2 million for an adder layer, 149 million for an ordinary one."""
     x = torch.full((1, 512, 3, 3), 255, dtype=torch.uint8)
     weight = torch.zeros(1, 512, 3, 3, dtype=torch.uint8) if kind == "adder" else torch.full((1, 512, 3, 3), 127).char()
-    found = layer_sums(kind, x, weight, torch.zeros(512, dtype=torch.uint8), (1, 1), (0, 0))
+    found = accumulate(kind, x, weight, torch.zeros(512, dtype=torch.uint8), (1, 1), (0, 0))
     assert found.item() == 512 * 9 * 255 * (1 if kind == "adder" else 127)
 
 
-@pytest.mark.parametrize("highest", [255, 15])
+@pytest.mark.parametrize("qmax", [255, 15])
 @pytest.mark.parametrize("shortcut", [False, True])
-@pytest.mark.parametrize("pre", [0, 5])
-def test_requantisation_is_what_the_formula_says(highest, shortcut, pre):
+@pytest.mark.parametrize("pre_shift", [0, 5])
+def test_requantization_follows_the_formula(qmax, shortcut, pre_shift):
     channels = 6
-    sums = numbers(-(2**20), 2**20, 3, channels, 4, 5).int()
-    codes = numbers(0, 255, 3, channels, 4, 5, seed=1).byte()
+    accumulators = numbers(-(2**20), 2**20, 3, channels, 4, 5).int()
+    other = numbers(0, 255, 3, channels, 4, 5, seed=1).byte()
     multiplier, offset = numbers(-500, 500, channels, seed=2).int(), numbers(-(2**29), 2**29, channels, seed=3).int()
     shift, factor = numbers(0, 24, channels, seed=4).int(), numbers(0, 2**20, channels, seed=5).int()
-    step = Requantisation(multiplier, offset, shift, factor if shortcut else None, highest, pre)
-    found = step(sums, codes) if shortcut else step(sums)
+    step = Requantization(multiplier, offset, shift, factor if shortcut else None, qmax, pre_shift)
+    found = step(accumulators, other) if shortcut else step(accumulators)
     assert found.dtype == torch.uint8
-    for i, c, row, column in np.ndindex(*sums.shape):
-        total = (int(sums[i, c, row, column]) >> pre) * int(multiplier[c]) + int(offset[c])
-        total += int(codes[i, c, row, column]) * int(factor[c]) if shortcut else 0
-        assert found[i, c, row, column] == min(max(total >> int(shift[c]), 0), highest)
+    for i, c, row, column in np.ndindex(*accumulators.shape):
+        total = (int(accumulators[i, c, row, column]) >> pre_shift) * int(multiplier[c]) + int(offset[c])
+        total += int(other[i, c, row, column]) * int(factor[c]) if shortcut else 0
+        assert found[i, c, row, column] == min(max(total >> int(shift[c]), 0), qmax)
 
 
 def test_logits_are_rounded_after_each_operation():
-    sums = torch.tensor([[16777216, 3]], dtype=torch.int32).view(1, 2, 1, 1)
-    gain, bias = torch.tensor([0.1, 1 / 3]), torch.tensor([1.0, 1e-9])
-    expected = (np.array([16777216, 3], np.float32) * gain.numpy()).astype(np.float32) + bias.numpy()
-    assert np.array_equal(Logits(gain, bias)(sums).flatten().numpy(), expected)
+    accumulators = torch.tensor([[16777216, 3]], dtype=torch.int32).view(1, 2, 1, 1)
+    scale, bias = torch.tensor([0.1, 1 / 3]), torch.tensor([1.0, 1e-9])
+    expected = (np.array([16777216, 3], np.float32) * scale.numpy()).astype(np.float32) + bias.numpy()
+    assert np.array_equal(Logits(scale, bias)(accumulators).flatten().numpy(), expected)
 
 
-def test_max_pool_keeps_codes_and_pads_with_the_lowest():
+def test_max_pool_keeps_values_and_pads_with_the_smallest():
     x = numbers(0, 255, 2, 3, 7, 7).byte()
     found = MaxPool([0], 3, 2, 1)(x)
     padded = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -111,10 +111,10 @@ def test_max_pool_keeps_codes_and_pads_with_the_lowest():
         assert found[i, c, row, column] == window.max()
 
 
-def test_average_pool_requantises_the_sum():
+def test_average_pool_requantizes_the_sum():
     x = numbers(0, 255, 2, 2, 3, 5).byte()
     one = torch.ones(2, dtype=torch.int32)
-    epilogue = Requantisation(3 * one, 8 * one, 4 * one)
+    epilogue = Requantization(3 * one, 8 * one, 4 * one)
     found = AveragePool([0], (3, 5), (1, 1), epilogue)(x)
     expected = ((x.long().sum((2, 3)) * 3 + 8) >> 4).clamp(0, 255)
     assert torch.equal(found.flatten(1).long(), expected)
@@ -133,7 +133,7 @@ def program():
         torch.zeros(2, dtype=torch.uint8),
         (1, 1),
         (1, 1),
-        Requantisation(-one, 4000 * one, 4 * one),
+        Requantization(-one, 4000 * one, 4 * one),
     )
     second = Layer(
         "conv",
@@ -142,7 +142,7 @@ def program():
         torch.zeros(2, dtype=torch.uint8),
         (1, 1),
         (0, 0),
-        Requantisation(one, 0 * one, 7 * one, 64 * one),
+        Requantization(one, 0 * one, 7 * one, 64 * one),
     )
     last = Layer(
         "binary",
@@ -157,27 +157,36 @@ def program():
 
 
 def test_a_program_passes_values_by_number(program):
-    codes = numbers(0, 255, 3, 2, 4, 4).byte()
+    images = numbers(0, 255, 3, 2, 4, 4).byte()
     first, second, last = program.steps
-    one = first(codes)
-    expected = last(second(one, codes)).flatten(1)
-    assert torch.equal(program(codes), expected)
+    one = first(images)
+    expected = last(second(one, images)).flatten(1)
+    assert torch.equal(program(images), expected)
     assert expected.shape == (3, 3)
 
 
-def test_images_become_codes(program):
+def test_images_are_quantized(program):
     images = torch.tensor([[0.0, 1.0, -100.0, 100.0], [0.0, -0.0625, -100.0, 100.0]]).view(1, 2, 2, 2)
-    assert program.codes(images).flatten().tolist() == [10, 12, 0, 210, 20, 20, 0, 255]  # 20.5 and 20.25 to even, down
+    assert program.quantize(images).flatten().tolist() == [
+        10,
+        12,
+        0,
+        210,
+        20,
+        20,
+        0,
+        255,
+    ]  # 20.5 and 20.25 to even, down
     images = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(program(images), program(program.codes(images)))
+    assert torch.equal(program(images), program(program.quantize(images)))
 
 
 def test_a_program_is_its_state_dict(program):
-    codes = numbers(0, 255, 1, 2, 4, 4).byte()
-    expected = program(codes)
+    images = numbers(0, 255, 1, 2, 4, 4).byte()
+    expected = program(images)
     state = {name: value.clone() for name, value in program.state_dict().items()}
     assert all(value.dtype in (torch.uint8, torch.int8, torch.int32, torch.float32) for value in state.values())
     for value in program.buffers():
         value.zero_()
     program.load_state_dict(state)
-    assert torch.equal(program(codes), expected)
+    assert torch.equal(program(images), expected)

@@ -1,4 +1,4 @@
-"""torchadder eval: the accuracy of a trained model, or of an integer program, on the test images of a data set."""
+"""Run ``torchadder eval``: test a trained model or an integer program on the test images of a data set."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from torchadder.data import Dataset
 
-MANY_CLASSES = 100  # from here on the top-5 accuracy says something
-BATCH = 256
+MANY_CLASSES = 100  # with fewer classes the top-5 accuracy is not printed
+BATCH = 256  # images
 
 
 class Network(NamedTuple):
-    """What is tested: images -> logits, what it takes and knows, and what to say of it, in words and as JSON."""
+    """Hold what is tested: a function from images to logits, its input and output, and a description of it."""
 
     forward: Callable[[Tensor], Tensor]
     channels: int
     classes: int
-    size: tuple[int, int] | None  # None: not fixed
-    dataset: str | None
-    words: list[str]
-    about: dict[str, Any]
+    size: tuple[int, int] | None  # height and width of the images; None accepts any
+    dataset: str | None  # the data set that it was trained on, if it says so
+    words: list[str]  # the description for people
+    about: dict[str, Any]  # the description for --json
     device: torch.device | str = "cpu"
 
 
@@ -56,17 +55,24 @@ def evaluate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Test a trained model, on a GPU if there is one, or the integer program that quantize made of one.
+    """Test a trained model, on a GPU if there is one, or an integer program that quantize wrote.
 
-    A run directory stands for its best epoch; its last.pt is the last one.
+    A run directory means its best epoch; its last.pt is the last one.
     """
     from torchadder.data import open_batches
+    from torchadder.quant.deploy import matching_dataset
     from torchadder.train import evaluate as scores_of
 
     network = _program(checkpoint, threads) if checkpoint.suffix == SUFFIX else _model(checkpoint, threads)
-    name = dataset or network.dataset
-    images = open_dataset(
-        checkpoint, name, data, (network.channels, network.classes), network.size, partial=partial, on_error=on_error
+    images = matching_dataset(
+        checkpoint,
+        dataset or network.dataset,
+        data,
+        network.channels,
+        network.classes,
+        network.size,
+        partial=partial,
+        on_error=on_error,
     )
     batches = open_batches(images.test, BATCH, device=network.device, workers=workers)
     start = time.perf_counter()
@@ -98,42 +104,9 @@ def evaluate(
     print(" · ".join(parts))
 
 
-def open_dataset(
-    path: Path,
-    name: str | None,
-    data: Path | None,
-    channels_and_classes: tuple[int, int],
-    size: tuple[int, int] | None = None,
-    *,
-    partial: bool,
-    on_error: str,
-) -> Dataset:
-    """The data set ``name`` for the network in ``path``; ``size``: height and width, where only one is possible.
-
-    Raises UserError where there is no name, and where its images or classes are not the network's.
-    """
-    from torchadder.data import Split, list_datasets, load_dataset
-
-    if name is None:
-        raise UserError(f"{path} does not say what it was trained on: add --dataset {'|'.join(list_datasets())}")
-    images = load_dataset(name, data, partial=partial, on_error=on_error)
-    if (images.in_chans, images.num_classes) != channels_and_classes:
-        channels, classes = channels_and_classes
-        raise UserError(
-            f"{path} takes {channels} channels and knows {classes} classes; "
-            f"{images.name} has {images.in_chans} and {images.num_classes}: choose another --dataset"
-        )
-    test = images.test
-    found = tuple(test.pixels.shape[2:]) if isinstance(test, Split) else (test.size, test.size)
-    if size not in (None, found):
-        expected, has = (f"{height} x {width}" for height, width in (size, found))
-        raise UserError(f"{path} takes images of {expected}; those of {images.name} have {has}: choose another")
-    return images
-
-
 def _model(path: Path, threads: int | None) -> Network:
     if threads is not None:
-        raise UserError(f"--threads is for a {SUFFIX} file; the number of torch's is OMP_NUM_THREADS")
+        raise UserError(f"threads={threads} is for a {SUFFIX} file: for {path} set OMP_NUM_THREADS, which torch reads")
     from torchadder.models.checkpoint import read_checkpoint
     from torchadder.train.distributed import alone
 

@@ -1,4 +1,4 @@
-"""torchadder predict: the likeliest classes of images by an integer program."""
+"""Run ``torchadder predict``: print the likeliest classes of images, which an integer program computes."""
 
 import json as json_format
 import sys
@@ -13,7 +13,7 @@ from torchadder.cli.options import SUFFIX
 
 
 def predict(
-    file: Annotated[Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="What quantize wrote.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="An integer program.", show_default=False)],
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files, JPEG or PNG.", show_default=False)
     ],
@@ -21,24 +21,27 @@ def predict(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's).")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Say what is on images: the likeliest classes, their scores (softmax), and the time of the inference.
+    """Print the likeliest classes of images, their scores (softmax), and the time of the inference.
 
-    Images are brought to the colours, the size and the range that the network was trained on. Those that cannot be
-    read are named, the others still predicted; the exit code is then 2.
+    Images are converted to the colours, the size and the range that the network was trained on. An image that cannot be
+    read is named, the others are still predicted, and the exit code is 2.
     """
+    import torch
+
     from torchadder.data.images import error_reason, load_pillow
-    from torchadder.engine.classifier import Classifier
+    from torchadder.engine import Classifier
 
     classifier = Classifier(file, threads)
     engine, preprocessing, names = classifier.engine, classifier.preprocessing, classifier.names
     _, height, width = engine.shape
     pillow = load_pillow()
+    engine(torch.zeros(1, *engine.shape, dtype=torch.float32))  # warms up, as Engine.benchmark does
     results: list[dict[str, Any]] = []
     failed, resized = [], False
     for path in images:
         try:
             x, size = preprocessing.read(pillow, path.read_bytes(), (height, width))
-        except Exception as error:  # a damaged image fails in every way there is
+        except Exception as error:  # a damaged image may raise anything
             failed.append({"image": str(path), "reason": error_reason(error)})
             console.error(f"{path} cannot be used ({error_reason(error)}): expected an image, JPEG or PNG")
             continue

@@ -1,18 +1,17 @@
-"""torchadder quantize: a trained model as an integer program, in a file that predict, eval and a C program run."""
+"""Run ``torchadder quantize``: write a trained model as an integer program, which predict, eval and C programs run."""
 
 from __future__ import annotations
 
 import json as json_format
 import sys
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from torchadder import files
-from torchadder.cli.eval import BATCH, open_dataset
+from torchadder.cli.eval import BATCH
 from torchadder.cli.options import METHODS, SUFFIX, DataFolder, DatasetName, OnError, Partial, Workers
 from torchadder.errors import UserError
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torchadder.data import Dataset
-
-CALIBRATION_BATCH = 32  # images for which every value of the network is held at a time
-FINETUNE_BATCH = 128
 
 
 def quantize(
@@ -42,7 +38,10 @@ def quantize(
         str, typer.Option(metavar="|".join(METHODS), help="How the range of an activation is chosen.")
     ] = "mse",
     images: Annotated[int, typer.Option(min=1, help="Training images to calibrate with.")] = 512,
-    finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Train on with rounded numbers first.")] = 0,
+    finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Fine-tune with rounded values first.")] = 0,
+    finetune_lr: Annotated[
+        float, typer.Option("--finetune-lr", metavar="LR", help="Learning rate at the start of fine-tuning.")
+    ] = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="Decides which images, and their order.")] = 0,
     partial: Partial = False,
     on_error: OnError = "stop",
@@ -52,48 +51,31 @@ def quantize(
 ) -> None:
     """Make an integer program of a trained model, and compare the two on the test images.
 
-    It is calibrated with training images, not augmented, of the data set that the model was trained on. Where it
-    loses too much, with few bits above all, --finetune trains the model on as the program will compute.
+    It is calibrated with training images, not augmented, of the data set that the model was trained on. If it loses too
+    much, mostly with 4 bits or fewer, --finetune continues the training with the rounding of the program.
     """
     from torchadder import quant
-    from torchadder.data import open_batches
     from torchadder.engine import Engine
     from torchadder.models.checkpoint import read_checkpoint
-    from torchadder.quant.file import write
-    from torchadder.quant.finetune import finetune as finetuned
+    from torchadder.quant.deploy import calibration_images, finetuning_batches, image_metadata, matching_dataset
     from torchadder.quant.program import Layer
     from torchadder.version import __version__
 
     if method not in METHODS:
-        raise UserError(f"--method {method} is unknown: expected {', '.join(METHODS)}")
+        raise UserError(f"method={method} is unknown: expected {', '.join(METHODS)}")
     files.check_writable(out, SUFFIX)
     model, origin = read_checkpoint(checkpoint)
     config = model.config
-    takes = config["in_chans"], config["num_classes"]
-    name = dataset or origin.dataset
-    split = open_dataset(checkpoint, name, data, takes, partial=partial, on_error=on_error)
-    calibration = _calibration(split, images, seed, workers)
-    if finetune:
-        stream = sys.stderr if json else sys.stdout
-        batches = open_batches(
-            split.train,
-            min(FINETUNE_BATCH, len(split.train)),
-            train=True,
-            augment=split.augmentation if _augmented(checkpoint) else None,
-            seed=seed,
-            workers=workers,
-        )
-        program = finetuned(
-            model,
-            batches,
-            calibration,
-            bits,
-            method,  # type: ignore[arg-type]  # checked above
-            epochs=finetune,
-            epoch_done=lambda epoch, loss: print(f"epoch {epoch}/{finetune}  loss {loss:.4f}", file=stream, flush=True),
-        )
-    else:
-        program = quant.quantize(model, calibration, bits, method)  # type: ignore[arg-type]
+    split = matching_dataset(
+        checkpoint,
+        dataset or origin.dataset,
+        data,
+        config["in_chans"],
+        config["num_classes"],
+        partial=partial,
+        on_error=on_error,
+    )
+    calibration = calibration_images(split, images, seed, workers)
     about = {
         "torchadder": __version__,
         "model": config["name"],
@@ -104,9 +86,24 @@ def quantize(
         "calibration_images": sum(map(len, calibration)),
         "finetune_epochs": finetune,
     }
+    if finetune:
+        about["finetune_lr"] = finetune_lr
+        stream = sys.stderr if json else sys.stdout
+        program = quant.finetune(
+            model,
+            finetuning_batches(split, checkpoint, seed, workers),
+            calibration,
+            bits,
+            method,  # type: ignore[arg-type]  # checked above
+            epochs=finetune,
+            lr=finetune_lr,
+            epoch_done=lambda epoch, loss: print(f"epoch {epoch}/{finetune}  loss {loss:.4f}", file=stream, flush=True),
+        )
+    else:
+        program = quant.quantize(model, calibration, bits, method)  # type: ignore[arg-type]
     if test:
         about["float_accuracy"] = _accuracy(model, split, workers)
-    write(program, out, {**about, **_for_images(split)})
+    program.save(out, about=about, **image_metadata(split))
     result = {
         "file": str(out),
         **about,
@@ -116,36 +113,6 @@ def quantize(
     if test:
         result |= _compared(about["float_accuracy"], _accuracy(Engine(out), split, workers), len(split.test))
     print(json_format.dumps(result) if json else _describe(result))
-
-
-def _calibration(dataset: Dataset, count: int, seed: int, workers: int | None) -> list[Tensor]:
-    """About ``count`` training images at random, or all of them where there are fewer, in batches of one size."""
-    from torchadder.data import open_batches
-
-    count = min(count, len(dataset.train))
-    number = -(-count // CALIBRATION_BATCH)
-    batches = open_batches(dataset.train, count // number, train=True, seed=seed, workers=workers)
-    return [images for images, _ in islice(batches, number)]
-
-
-def _augmented(checkpoint: Path) -> bool:
-    """Whether the run that the checkpoint belongs to augmented its images; True where there is none to ask.
-
-    The statistics of batch normalisation are those of such images, and others lose accuracy.
-    """
-    from torchadder.train.run import holds_run, saved_recipe
-
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    return saved_recipe(folder).augment if holds_run(folder) else True
-
-
-def _for_images(dataset: Dataset) -> dict[str, str]:
-    """What predict needs to know of the images and the classes, as far as the data set does."""
-    from torchadder.data.preprocessing import Preprocessing
-
-    preprocessing = Preprocessing.of(dataset)
-    about = preprocessing.to_dict() if preprocessing else {}
-    return {**about, "classes": json_format.dumps([*dataset.classes])} if dataset.classes else about
 
 
 def _accuracy(forward: Callable[[Tensor], Tensor], dataset: Dataset, workers: int | None) -> float:

@@ -1,4 +1,4 @@
-"""Calibration: what the values of a network look like on real images, and the range that codes should cover."""
+"""Observe the values of a network on real images, and choose the range that the quantized values should cover."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ PERCENTILE = 0.9999
 
 @dataclass
 class Statistics:
-    """Of one value over all images: the least and largest of each channel (C,), and counts in BINS between them."""
+    """Hold the least and largest number of each channel, (C,), and a histogram of all numbers, float64 (BINS,).
+
+    The bins divide the range from the least to the largest number of all channels.
+    """
 
     low: Tensor
     high: Tensor
     histogram: Tensor
 
-    def range(self, method: Method, levels: int = 255) -> tuple[float, float]:
-        """The low and high that codes should cover, 0 within. See quantize."""
+    def range(self, method: Method, qmax: int = 255) -> tuple[float, float]:
+        """Return the low and high that 0..qmax should cover, with 0 between them. See quantize for the methods."""
         low, high = min(float(self.low.min()), 0.0), max(float(self.high.max()), 0.0)
         if method == "max" or low == high:
             return low, high
         if method == "percentile":
             return self._percentile(low, high)
         shares = [i / 100 for i in range(20, 101)]
-        best = min(shares, key=lambda share: self._error(low * share, high * share, levels))
+        best = min(shares, key=lambda share: self._squared_error(low * share, high * share, qmax))
         return low * best, high * best
 
     def _centres(self) -> Tensor:
         low, high = float(self.low.min()), float(self.high.max())
         return low + (torch.arange(BINS, dtype=torch.float64) + 0.5) * (high - low) / BINS
 
-    def _error(self, low: float, high: float, levels: int) -> float:
-        """Sum of squared errors if codes cover low..high."""
+    def _squared_error(self, low: float, high: float, qmax: int) -> float:
+        """Return the sum of squared rounding errors if 0..qmax cover low..high."""
         values = self._centres()
-        step = (high - low) / levels
-        rounded = ((values / step).round() * step).clamp(low, high)
+        scale = (high - low) / qmax
+        rounded = ((values / scale).round() * scale).clamp(low, high)
         return float((self.histogram * (values - rounded) ** 2).sum())
 
     def _percentile(self, low: float, high: float) -> tuple[float, float]:
@@ -52,22 +55,8 @@ class Statistics:
         return max(low, min(float(below), 0.0)), min(high, max(float(above), 0.0))
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and calls ``look`` with the name and value of every tensor."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.found[n.name] = value
-        return value
-
-
 def observe(module: fx.GraphModule, batches: Iterable[Tensor]) -> dict[str, Statistics]:
-    """Statistics of every value of ``module`` over ``batches`` of images, by the name of its node."""
+    """Return the statistics of every value of ``module`` over ``batches`` of images, by the name of its node."""
     batches = list(batches)
     found: dict[str, Statistics] = {}
     for values in _values(module, batches):
@@ -86,9 +75,23 @@ def observe(module: fx.GraphModule, batches: Iterable[Tensor]) -> dict[str, Stat
     return found
 
 
+class _Recorder(fx.Interpreter):
+    """Run a graph and keep the value of every node that is a tensor, by name."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.found[n.name] = value
+        return value
+
+
 @torch.no_grad()
 def _values(module: fx.GraphModule, batches: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
-    """For each batch the values by name, channels last: (numbers, C)."""
+    """Yield for each batch the values by name, channels last: (numbers, C)."""
     for batch in batches:
         recorder = _Recorder(module)
         recorder.run(batch)

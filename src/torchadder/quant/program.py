@@ -1,41 +1,45 @@
-"""The integer program: what quantisation makes of a network, and its exact meaning in torch.
+"""Hold a quantized network: the integer program that ``quantize`` makes, and its exact meaning in torch.
 
-Values are uint8 codes (N, C, H, W), real = scale * (code - zero). Value 0 is the input, value i + 1 what step i makes.
-A layer adds up whole numbers, 32 bits wide:
+Activations are uint8 values q (N, C, H, W) that stand for real = scale * (q - zero_point). Value 0 is the input, value
+i + 1 the output of step i. A layer has a 32-bit accumulator for each output:
 
-    adder     sum |x - w|                 w uint8, in the scale of x
-    conv      sum x * w                   w int8; the zero of x is folded into the offset
-    binary    sum sign(x) * sign(w)       sign(x) = +1 where x >= zero; a padded position contributes 0
+    adder     sum |x - w|                 w uint8, with the scale and zero point of x
+    conv      sum x * w                   w int8; the zero point of x is part of the offset
+    binary    sum sign(x) * sign(w)       sign(x) = +1 where x >= zero_point; a padded position contributes 0
 
-and requantises them channel by channel, beside the codes r of a shortcut where there is one:
+Its epilogue requantizes the accumulators by channel, together with the values r of a shortcut if there is one:
 
-    code = clamp(((sum >> pre) * multiplier + r * factor + offset) >> shift, 0, highest)
+    q = clamp(((accumulator >> pre_shift) * multiplier + r * factor + offset) >> shift, 0, qmax)
 
-Nothing of it overflows 32 bits: pre, one number a layer, is 0 but for sums so large that a multiplier would have few
-bits left beside them. highest is 255, or less for fewer than 8 bits. The last layer gives float32 logits
-instead, sum * gain + bias, each operation rounded once. Every backend gives these very numbers.
+No intermediate result overflows 32 bits. pre_shift, one number a layer, is 0 unless the accumulators are so large that
+the multiplier would keep too few bits. qmax is 2**bits - 1. The epilogue of the last layer gives float32 logits
+instead, accumulator * scale + bias, each operation rounded. Every backend computes these very numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchadder import files
+from torchadder.errors import UserError
 from torchadder.functional import adder_conv2d
+from torchadder.quant import file
 
 Kind = Literal["adder", "conv", "binary"]
-EXACT = 1 << 23  # whole numbers up to twice this are exact in float32, and an adder kernel passes twice its sums
+EXACT = 1 << 23  # float32 holds integers up to twice this exactly, and an adder kernel computes twice its result
+ON_DISK = {"zero_point": "zero", "scale": "gain"}  # names that a step's tensors have in a file, where they differ
 
 
-class Requantisation(nn.Module):
-    """Sums int32 (N, C, H, W) to codes uint8, 0..highest: by channel multiplier, offset, shift, factor, int32 (C,).
+class Requantization(nn.Module):
+    """Turn accumulators int32 (N, C, H, W) into values uint8 0..qmax by the formula at the head of this file.
 
-    ``pre``: see the head of this file.
+    multiplier, offset, shift and factor (None without a shortcut) are int32 (C,).
     """
 
     multiplier: Tensor
@@ -49,38 +53,38 @@ class Requantisation(nn.Module):
         offset: Tensor,
         shift: Tensor,
         factor: Tensor | None = None,
-        highest: int = 255,
-        pre: int = 0,
+        qmax: int = 255,
+        pre_shift: int = 0,
     ):
         super().__init__()
-        self.highest, self.pre = highest, pre
+        self.qmax, self.pre_shift = qmax, pre_shift
         for name, value in (("multiplier", multiplier), ("offset", offset), ("shift", shift), ("factor", factor)):
             self.register_buffer(name, value)
 
-    def forward(self, sums: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        total = (sums >> self.pre) * _by_channel(self.multiplier) + _by_channel(self.offset)
+    def forward(self, accumulator: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        total = (accumulator >> self.pre_shift) * _by_channel(self.multiplier) + _by_channel(self.offset)
         if shortcut is not None and self.factor is not None:
             total += shortcut.int() * _by_channel(self.factor)
-        return (total >> _by_channel(self.shift)).clamp_(0, self.highest).to(torch.uint8)
+        return (total >> _by_channel(self.shift)).clamp_(0, self.qmax).to(torch.uint8)
 
 
 class Logits(nn.Module):
-    """Sums int32 (N, C, H, W) to float32: per channel a gain and a bias, float32 (C,)."""
+    """Turn accumulators int32 (N, C, H, W) into float32 by a scale and a bias for each channel, float32 (C,)."""
 
-    gain: Tensor
+    scale: Tensor
     bias: Tensor
 
-    def __init__(self, gain: Tensor, bias: Tensor):
+    def __init__(self, scale: Tensor, bias: Tensor):
         super().__init__()
-        self.register_buffer("gain", gain)
+        self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
 
-    def forward(self, sums: Tensor) -> Tensor:
-        return sums.float() * _by_channel(self.gain) + _by_channel(self.bias)
+    def forward(self, accumulator: Tensor) -> Tensor:
+        return accumulator.float() * _by_channel(self.scale) + _by_channel(self.bias)
 
 
 class Step(nn.Module):
-    """One step: it makes a value out of those that ``sources`` number."""
+    """Compute one value of the program from the values that ``sources`` number."""
 
     def __init__(self, sources: Sequence[int]):
         super().__init__()
@@ -88,44 +92,45 @@ class Step(nn.Module):
 
 
 class Layer(Step):
-    """A convolution of one kind and what becomes of its sums. A fully connected layer has the kernel of its input.
+    """Run a convolution of one kind and its epilogue. A fully connected layer has a kernel as large as its input.
 
     Args:
-        kind: see the head of this file.
-        sources: the input and, where the requantisation has a factor, the shortcut.
-        weight: (C_out, C_in, kh, kw), uint8 for an adder layer, else int8; of a binary layer -1 or 1.
-        zero: the code of 0 in each input channel, uint8 (C_in,): what padding holds.
-        epilogue: Requantisation, or Logits for the last layer.
+        kind: "adder", "conv" or "binary", see the head of this file.
+        sources: the input and, where the requantization has a factor, the shortcut.
+        weight: (C_out, C_in, kh, kw), uint8 for an adder layer, int8 for the others; -1 or 1 for a binary layer.
+        zero_point: the value that stands for 0 in each input channel, uint8 (C_in,); padding has it.
+        stride, padding: (rows, columns).
+        epilogue: Requantization, or Logits for the last layer.
     """
 
     weight: Tensor
-    zero: Tensor
+    zero_point: Tensor
 
     def __init__(
         self,
         kind: Kind,
         sources: Sequence[int],
         weight: Tensor,
-        zero: Tensor,
+        zero_point: Tensor,
         stride: tuple[int, int],
         padding: tuple[int, int],
-        epilogue: Requantisation | Logits,
+        epilogue: Requantization | Logits,
     ):
         super().__init__(sources)
         self.kind, self.stride, self.padding, self.epilogue = kind, stride, padding, epilogue
         self.register_buffer("weight", weight)
-        self.register_buffer("zero", zero)
+        self.register_buffer("zero_point", zero_point)
 
-    def sums(self, x: Tensor) -> Tensor:
-        """The sums of codes ``x``, int32."""
-        return layer_sums(self.kind, x, self.weight, self.zero, self.stride, self.padding)
+    def accumulate(self, x: Tensor) -> Tensor:
+        """Return the accumulators, int32 (N, C_out, H, W), of values ``x``, uint8 (N, C_in, H, W)."""
+        return accumulate(self.kind, x, self.weight, self.zero_point, self.stride, self.padding)
 
     def forward(self, x: Tensor, *shortcut: Tensor) -> Tensor:
-        return self.epilogue(self.sums(x), *shortcut)
+        return self.epilogue(self.accumulate(x), *shortcut)
 
 
 class MaxPool(Step):
-    """The largest code of each window; codes rise with what they stand for, and padding holds the lowest."""
+    """Take the largest value of each window; padding is 0, the smallest value. q grows with the real number."""
 
     def __init__(self, sources: Sequence[int], kernel: int, stride: int, padding: int):
         super().__init__(sources)
@@ -136,10 +141,10 @@ class MaxPool(Step):
 
 
 class AveragePool(Step):
-    """Each channel's sum over windows of ``kernel``, without padding, requantised."""
+    """Requantize the sum of each window of ``kernel`` (rows, columns), without padding."""
 
     def __init__(
-        self, sources: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int], epilogue: Requantisation
+        self, sources: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int], epilogue: Requantization
     ):
         super().__init__(sources)
         self.kernel, self.stride, self.epilogue = kernel, stride, epilogue
@@ -149,69 +154,172 @@ class AveragePool(Step):
 
 
 class Program(nn.Module):
-    """A quantised network: input codes, steps, logits.
+    """Run a quantized network in torch: quantize the images, run the steps, return the logits.
 
-    ``forward`` takes images as the network takes them, float32 (N, C, H, W), and gives logits (N, classes); uint8
-    images are codes. ``shape`` (C, H, W), ``scale``, ``zero`` and ``highest``, the largest code, are the input's; scale
-    and zero are float32 (C,), and a zero may lie between two codes.
+    ``forward`` takes images float32 (N, C, H, W) as the network takes them, or uint8, which are quantized values
+    already, and returns logits float32 (N, classes).
+
+    Attributes:
+        shape: (C, H, W) of an image. classes: number of logits.
+        scale, zero_point: of the input, float32 (C,); a zero point may lie between two integers.
+        qmax: the largest quantized value of the input.
+        steps: the Step modules in order.
     """
 
     scale: Tensor
-    zero: Tensor
+    zero_point: Tensor
 
     def __init__(
-        self, shape: tuple[int, int, int], scale: Tensor, zero: Tensor, steps: Sequence[Step], highest: int = 255
+        self, shape: tuple[int, int, int], scale: Tensor, zero_point: Tensor, steps: Sequence[Step], qmax: int = 255
     ):
         super().__init__()
-        self.shape, self.highest = shape, highest
+        self.shape, self.qmax = shape, qmax
         self.register_buffer("scale", scale)
-        self.register_buffer("zero", zero)
+        self.register_buffer("zero_point", zero_point)
         self.steps = nn.ModuleList(steps)
 
-    def codes(self, images: Tensor) -> Tensor:
-        """The codes of float images, uint8."""
-        codes = images / _by_channel(self.scale) + _by_channel(self.zero)
-        return codes.round_().clamp_(0, self.highest).to(torch.uint8)
+    @property
+    def classes(self) -> int:
+        return len(self.steps[-1].weight)  # type: ignore[arg-type]  # the last step is a Layer
 
-    def save(self, path: str | Path) -> None:
-        """Write the program's file, ``.tadder``. Raises UserError where the disk refuses."""
-        from torchadder.quant.file import write  # which knows every step
-
-        write(self, Path(path))
+    def quantize(self, images: Tensor) -> Tensor:
+        """Return the quantized values, uint8, of float images (N, C, H, W)."""
+        q = images / _by_channel(self.scale) + _by_channel(self.zero_point)
+        return q.round_().clamp_(0, self.qmax).to(torch.uint8)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
-            raise ValueError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
-        values = [images if images.dtype == torch.uint8 else self.codes(images)]
+            raise UserError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
+        values = [images if images.dtype == torch.uint8 else self.quantize(images)]
         for step in self.steps:
             values.append(step(*(values[i] for i in step.sources)))  # type: ignore[union-attr]  # each is a Step
         return values[-1].flatten(1)
 
+    def save(
+        self,
+        path: str | Path,
+        *,
+        mean: file.ByChannel | None = None,
+        std: file.ByChannel | None = None,
+        classes: Sequence[str] | None = None,
+        part: str = "whole",
+        about: Mapping[str, str | int | float] | None = None,
+    ) -> None:
+        """Write a ``.tadder`` file that Engine, the command line and the C interface run.
 
-def largest_sum(kind: Kind, weight: Tensor) -> int:
-    """The largest magnitude of a layer's sums over uint8 codes; of fewer bits too, since images may be any codes."""
+            program.save("digits.tadder", mean=[0.1307], std=[0.3081], classes=["zero", "one", ...])
+
+        Args:
+            path: the file; an old one is replaced whole or not at all.
+            mean, std: one number a channel; the network was trained on (pixel / 255 - mean) / std. predict and the C
+                example need both. Images of one channel are grey, images of three are RGB.
+            classes: the names of the classes by label; without them predict prints their numbers.
+            part: "whole" resizes an image file to the size of the program, "centre" crops its centre first, as
+                evaluation on ImageNet does.
+            about: further text and numbers to keep, by name; ``Engine.about`` returns them.
+
+        Raises:
+            UserError: an argument does not fit the program, or the file cannot be written.
+        """
+        images = file.describe_images(self.shape[0], self.classes, mean, std, classes, part)
+        content = self.to_bytes({**(about or {}), **images})
+        try:
+            files.write_bytes(Path(path), content)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def to_bytes(self, about: Mapping[str, str | int | float] | None = None) -> bytes:
+        """Return the content of the program's file; ``about`` is kept in it as it is."""
+        tensors = {"input.scale": self.scale, "input.zero": self.zero_point}
+        for number, step in enumerate(self.steps):
+            for name, value in step.named_buffers():
+                name = name.rpartition(".")[2]
+                tensors[f"{number}.{ON_DISK.get(name, name)}"] = value
+        head = {
+            "version": file.VERSION,
+            "input": {"shape": [*self.shape], "highest": self.qmax},
+            "steps": [_description(step) for step in self.steps],
+            "about": dict(about or {}),
+        }
+        return file.pack(head, tensors)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Program:
+        """Return the program of a ``.tadder`` file, which may come from a stranger: the native engine checks it first.
+
+        Raises UserError where the file cannot be read or is damaged.
+        """
+        content = file.read(path)
+        file.check(content, path)
+        head, tensors = file.unpack(content, path)
+        steps = [_step(number, about, tensors) for number, about in enumerate(head["steps"])]
+        channels, height, width = head["input"]["shape"]
+        scale, zero_point = tensors["input.scale"], tensors["input.zero"]
+        return cls((channels, height, width), scale, zero_point, steps, head["input"]["highest"])
+
+
+def largest_accumulator(kind: Kind, weight: Tensor) -> int:
+    """Return the largest magnitude that a layer's accumulator can have, for any uint8 input."""
     if kind == "conv":
         return int(weight.int().abs().sum((1, 2, 3)).max()) * 255
     return weight[0].numel() * (255 if kind == "adder" else 1)
 
 
-def layer_sums(
-    kind: Kind, x: Tensor, weight: Tensor, zero: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+def accumulate(
+    kind: Kind, x: Tensor, weight: Tensor, zero_point: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """What a layer adds up, int32 (N, C_out, H, W), for codes x uint8. See Layer."""
-    wide = torch.float32 if largest_sum(kind, weight) < EXACT else torch.float64
+    """Return a layer's accumulators, int32 (N, C_out, H, W), for values ``x``, uint8 (N, C_in, H, W). See Layer."""
+    exact = torch.float32 if largest_accumulator(kind, weight) < EXACT else torch.float64
     if kind == "binary":
-        signs = torch.where(x >= zero.view(-1, 1, 1), 1.0, -1.0)
+        signs = torch.where(x >= zero_point.view(-1, 1, 1), 1.0, -1.0)
         return F.conv2d(signs, weight.float(), None, stride, padding).int()
     rows, columns = padding
     if rows or columns:
-        padded = zero.view(1, -1, 1, 1).expand(len(x), -1, x.shape[2] + 2 * rows, x.shape[3] + 2 * columns).clone()
+        size = len(x), -1, x.shape[2] + 2 * rows, x.shape[3] + 2 * columns
+        padded = zero_point.view(1, -1, 1, 1).expand(size).clone()
         padded[:, :, rows : rows + x.shape[2], columns : columns + x.shape[3]] = x
         x = padded
     if kind == "adder":
-        return -adder_conv2d(x.to(wide), weight.to(wide), None, stride).int()
-    return F.conv2d(x.to(wide), weight.to(wide), None, stride).int()
+        return -adder_conv2d(x.to(exact), weight.to(exact), None, stride).int()
+    return F.conv2d(x.to(exact), weight.to(exact), None, stride).int()
+
+
+def _description(step: Any) -> dict[str, Any]:
+    """Return the entry of ``step`` in the head of a file."""
+    about: dict[str, Any] = {"sources": [*step.sources]}
+    if isinstance(step, Layer):
+        about |= {"op": step.kind, "stride": [*step.stride], "padding": [*step.padding]}
+    elif isinstance(step, MaxPool):
+        about |= {"op": "max_pool", "kernel": step.kernel, "stride": step.stride, "padding": step.padding}
+    else:
+        about |= {"op": "average_pool", "kernel": [*step.kernel], "stride": [*step.stride]}
+    epilogue = getattr(step, "epilogue", None)
+    if isinstance(epilogue, Requantization):
+        about |= {"highest": epilogue.qmax, "pre": epilogue.pre_shift}
+    return about
+
+
+def _step(number: int, about: dict[str, Any], tensors: Mapping[str, Tensor]) -> Step:
+    """Return step ``number`` of a file that the native engine has accepted."""
+
+    def tensor(name: str) -> Tensor:
+        return tensors[f"{number}.{name}"]
+
+    if about["op"] == "max_pool":
+        return MaxPool(about["sources"], about["kernel"], about["stride"], about["padding"])
+    epilogue: Requantization | Logits
+    if f"{number}.gain" in tensors:
+        epilogue = Logits(tensor("gain"), tensor("bias"))
+    else:
+        multiplier, offset, shift = (tensor(name) for name in ("multiplier", "offset", "shift"))
+        factor = tensors.get(f"{number}.factor")
+        epilogue = Requantization(multiplier, offset, shift, factor, about["highest"], about["pre"])
+    if about["op"] == "average_pool":
+        assert isinstance(epilogue, Requantization), "the engine takes no other"
+        return AveragePool(about["sources"], tuple(about["kernel"]), tuple(about["stride"]), epilogue)
+    stride, padding = tuple(about["stride"]), tuple(about["padding"])
+    return Layer(about["op"], about["sources"], tensor("weight"), tensor("zero"), stride, padding, epilogue)
 
 
 def _by_channel(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from torchadder.lab.bench.networks import with_statistics
 from torchadder.lab.demo import DemoClassifier, Server
 from torchadder.models import create_model
-from torchadder.quant import file, quantize
+from torchadder.quant import quantize
 
 GREY = {
     "model": "lenet5bn",
@@ -34,11 +34,11 @@ def programs(tmp_path_factory):
         torch.manual_seed(0)
         images = torch.randn(16, 1, 32, 32)
         lenet = with_statistics(create_model("lenet5bn"), images)
-        file.write(quantize(lenet, [images], method="max"), folder / "grey.tadder", {**GREY, "part": "whole"})
+        quantize(lenet, [images], method="max").save(folder / "grey.tadder", about={**GREY, "part": "whole"})
         images = torch.randn(16, 3, 12, 16)
         layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 5 * 7, 3)
         program = quantize(nn.Sequential(*layers), [images], method="max")
-        file.write(program, folder / "colour.tadder", {**COLOUR, "classes": json.dumps(NAMES)})
+        program.save(folder / "colour.tadder", about={**COLOUR, "classes": json.dumps(NAMES)})
     return folder
 
 

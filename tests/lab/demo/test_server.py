@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from tests.lab.demo.conftest import NAMES
 
 from torchadder.data.images import CENTRE
+from torchadder.engine import Engine
 from torchadder.errors import UserError
 from torchadder.lab.demo import DemoClassifier, Server
 from torchadder.lab.demo import server as server_module
-from torchadder.quant import file
+from torchadder.quant import Program
 
 PIXELS = bytes(range(196)) * 4
 TYPE = "application/octet-stream"
@@ -31,7 +32,7 @@ def test_logits_are_those_of_the_program_on_the_preprocessed_image(programs):
     pixels = random_pixels(1, 28, 28)
     found = classifier.classify(pixels.numpy().tobytes())
     resized = F.interpolate(pixels[None].float(), (32, 32), mode="bilinear", antialias=True)
-    program, _ = file.read(programs / "grey.tadder")
+    program = Program.load(programs / "grey.tadder")
     assert torch.equal(torch.tensor(found["logits"]), program((resized / 255 - 0.1307) / 0.3081)[0])
     assert json.loads(json.dumps(found)) == found
 
@@ -39,9 +40,9 @@ def test_logits_are_those_of_the_program_on_the_preprocessed_image(programs):
 def test_distances_are_the_accumulators_of_the_last_layer(programs):
     pixels = random_pixels(1, 28, 28)
     found = DemoClassifier(programs / "grey.tadder").classify(pixels.numpy().tobytes())
-    program, _ = file.read(programs / "grey.tadder")
+    program = Program.load(programs / "grey.tadder")
     resized = F.interpolate(pixels[None].float(), (32, 32), mode="bilinear", antialias=True)
-    values = [program.codes((resized / 255 - 0.1307) / 0.3081)]
+    values = [program.quantize((resized / 255 - 0.1307) / 0.3081)]
     for step in program.steps[:-1]:
         values.append(step(values[-1]))
     weight = program.steps[-1].weight.flatten(1).int()
@@ -55,7 +56,7 @@ def test_colour_images_and_no_distances_after_an_ordinary_layer(programs):
     assert classifier.shape == (3, 12, 16)
     pixels = random_pixels(3, 12, 16)
     found = classifier.classify(pixels.numpy().tobytes())
-    program, _ = file.read(programs / "colour.tadder")
+    program = Program.load(programs / "colour.tadder")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3]))
     assert torch.equal(torch.tensor(found["logits"]), program((pixels / 255 - mean)[None] / std)[0])
     assert found["distances"] is None
@@ -78,16 +79,16 @@ def test_description_for_the_page(programs, tmp_path):
     }
     about = DemoClassifier(programs / "colour.tadder").describe()
     assert (about["names"], about["last"], about["features"]) == (NAMES, "conv", 4 * 5 * 7)
-    program, known = file.read(programs / "colour.tadder")
-    file.write(program, tmp_path / "centre.tadder", {**known, "part": "centre", "model": "m" * 1000})
+    program, known = Program.load(programs / "colour.tadder"), Engine(programs / "colour.tadder").about
+    program.save(tmp_path / "centre.tadder", about={**known, "part": "centre", "model": "m" * 1000})
     about = DemoClassifier(tmp_path / "centre.tadder").describe()
     assert (about["crop"], about["about"]) == (CENTRE, ["m" * 80])
 
 
 def test_logits_that_are_not_finite_become_none(programs, tmp_path):
-    program, about = file.read(programs / "grey.tadder")
-    program.steps[-1].epilogue.gain[:2] = torch.tensor([torch.nan, 0.0])
-    file.write(program, tmp_path / "odd.tadder", about)
+    program, about = Program.load(programs / "grey.tadder"), Engine(programs / "grey.tadder").about
+    program.steps[-1].epilogue.scale[:2] = torch.tensor([torch.nan, 0.0])
+    program.save(tmp_path / "odd.tadder", about=about)
     found = DemoClassifier(tmp_path / "odd.tadder").classify(bytes(784))
     assert found["logits"][0] is None
     assert found["distances"][:2] == [None, None]
@@ -96,9 +97,9 @@ def test_logits_that_are_not_finite_become_none(programs, tmp_path):
 
 
 def test_a_file_without_preprocessing_is_refused(programs, tmp_path):
-    program, about = file.read(programs / "grey.tadder")
-    file.write(program, tmp_path / "bare.tadder", {"model": about["model"]})
-    with pytest.raises(UserError, match=r"cannot tell from .*bare.tadder what to do with an image"):
+    program, about = Program.load(programs / "grey.tadder"), Engine(programs / "grey.tadder").about
+    program.save(tmp_path / "bare.tadder", about={"model": about["model"]})
+    with pytest.raises(UserError, match=r"cannot tell from .*bare.tadder how to prepare an image"):
         DemoClassifier(tmp_path / "bare.tadder")
 
 

@@ -8,7 +8,6 @@ from torchadder import quant
 from torchadder.data import registry as datasets
 from torchadder.lab import report
 from torchadder.lab.runs import TrainedRun
-from torchadder.quant.file import write
 from torchadder.train import Recipe, Run, train
 
 ATTACK = '</script><script>window.pwned = 1</script><img src=x onerror="window.pwned = 1">'
@@ -33,7 +32,7 @@ def folders(tmp_path_factory):
             recipe = Recipe(ATTACK, model="lenet5bn", dataset=ATTACK, op=op, epochs=3, batch_size=16)
             train(Run.open(folder, recipe))
         images = pixels().train.images
-        write(quant.quantize(TrainedRun.read(found["adder"]).model(), [images]), found["adder"] / "int8.tadder")
+        quant.quantize(TrainedRun.read(found["adder"]).model(), [images]).save(found["adder"] / "int8.tadder")
     torch.set_num_threads(threads)
     return found
 

@@ -17,7 +17,6 @@ from torchadder.lab.report.content import Missing, collect, data_uri
 from torchadder.lab.reproduce.experiments import BINARY
 from torchadder.lab.runs import TrainedRun
 from torchadder.models import create_model
-from torchadder.quant.file import write
 from torchadder.train import get_recipe
 
 UNTESTED = Missing("left out")
@@ -162,7 +161,7 @@ def test_a_program_in_the_directory_that_does_not_fit_is_left_out(world, tmp_pat
     shutil.copytree(world["conv"].folder, folder)
     (folder / "damaged.tadder").write_bytes(b"not a program")
     stranger = create_model("lenet5bn", num_classes=3)
-    write(quant.quantize(stranger.eval(), [torch.randn(2, 1, 32, 32)]), folder / "stranger.tadder")
+    quant.quantize(stranger.eval(), [torch.randn(2, 1, 32, 32)]).save(folder / "stranger.tadder")
     found = collect(TrainedRun.read(folder), "a title", UNTESTED)
     assert found.programs == []
     assert [str(folder) in part.text for part in found.missing] == [False] * 4

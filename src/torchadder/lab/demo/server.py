@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -22,10 +21,9 @@ from torch import Tensor
 
 from torchadder.data.images import CENTRE as CROP
 from torchadder.data.preprocessing import CENTRE
-from torchadder.engine.classifier import Classifier
+from torchadder.engine import Classifier
 from torchadder.errors import UserError
-from torchadder.quant import file as files
-from torchadder.quant.program import Logits
+from torchadder.quant.program import Logits, Program
 
 HOST = "127.0.0.1"
 TIMEOUT = 10.0  # seconds that a client may be silent
@@ -64,16 +62,16 @@ class DemoClassifier:
     def __init__(self, file: Path, threads: int = 1):
         self._file = file
         self._classifier = Classifier(file, threads)
-        self._last: Any = files.read(file)[0].steps[-1]
+        self._last: Any = Program.load(file).steps[-1]
         channels, *size = self._classifier.engine.shape
         self._size = (size[0], size[1])
         self.shape = (channels, *(DRAWING if channels == 1 else self._size))
-        self._latency = statistics.median(self._classifier.engine.benchmark())
+        self._latency = self._classifier.engine.benchmark()
 
     def describe(self) -> dict[str, Any]:
         """Return what the page shows of the program, as plain values for JSON.
 
-        The time is the latency of one image as everywhere: the median of ``Engine.benchmark``.
+        The time is the latency of one image as everywhere: ``Engine.benchmark``.
         """
         engine, about = self._classifier.engine, self._classifier.engine.about
         return {
@@ -104,8 +102,8 @@ class DemoClassifier:
 
 
 def _distances(logits: Tensor, epilogue: Logits) -> Tensor:
-    """Return the accumulators behind ``logits`` = accumulator * gain + bias."""
-    return ((logits.double() - epilogue.bias) / epilogue.gain).round()
+    """Return the accumulators behind ``logits`` = accumulator * scale + bias."""
+    return ((logits.double() - epilogue.bias) / epilogue.scale).round()
 
 
 def _finite(values: Tensor) -> list[float | None]:

@@ -307,7 +307,7 @@ def _program(path: Path, model: Model, dataset: Dataset | None, workers: int | N
                 f"{found[0]} x {found[1]}: it was not made from this run"
             )
         accuracy = predict(engine, open_batches(test, BATCH, workers=workers), engine.classes, keep=0).accuracy
-    seconds = statistics.median(Engine(path, threads=1).benchmark(1, REPETITIONS))
+    seconds = Engine(path, threads=1).benchmark(1, REPETITIONS)
     return IntegerProgram(path.name, accuracy, seconds, engine.file_bytes, engine.arena_bytes, engine.about)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: the rounded network computes as its program does, gradients go straight through, accuracy comes back."""
+"""Test fine-tuning: the fake-quantized network computes as its program does, and accuracy comes back."""
 
 import copy
 
@@ -13,14 +13,14 @@ from torchadder.errors import UserError
 from torchadder.models import create_model
 from torchadder.nn import AdderConv2d
 from torchadder.optim import AdaptiveLR
-from torchadder.quant import quantize
-from torchadder.quant.finetune import _Codes, _Layer, finetune, round_values
-from torchadder.quant.lowering import Codes, Lowering
+from torchadder.quant import finetune, quantize
+from torchadder.quant.finetuning import _FakeQuantize, _FakeQuantizedLayer, fake_quantize
+from torchadder.quant.lowering import Lowering, QuantizedValue
 from torchadder.quant.program import Layer
 
 
 def patterns(count, generator):
-    """Ten patterns in noise, and which it is."""
+    """Return images of ten noisy patterns, labelled by pattern."""
     centres = torch.randn(10, 1, 32, 32, generator=seeded(7))
     labels = torch.randint(0, 10, (count,), generator=generator)
     return Split(centres[labels] + 0.5 * torch.randn(count, 1, 32, 32, generator=generator), labels)
@@ -33,7 +33,7 @@ def splits():
 
 @pytest.fixture(scope="module")
 def model(splits):
-    """An AdderNet that knows nearly all of them."""
+    """Return an AdderNet trained on the patterns."""
     torch.manual_seed(0)
     model = create_model("lenet5bn")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
@@ -71,7 +71,7 @@ def test_accuracy_comes_back(model, splits):
     assert losses[0][1] > losses[2][1]
 
 
-def test_the_same_numbers_each_time_and_the_model_stays(model, splits):
+def test_results_repeat_and_the_model_stays(model, splits):
     before = copy.deepcopy(model.state_dict())
     one, other = (tuned(model, splits).state_dict() for _ in range(2))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
@@ -89,14 +89,14 @@ def test_the_same_numbers_each_time_and_the_model_stays(model, splits):
         ("resnet20", "adder", False),
     ],
 )
-def test_the_rounded_network_is_the_program(name, op, recenter):
-    """Up to a code here and there, whose sum lay in the middle between two; they matter more the deeper a network."""
+def test_the_fake_quantized_network_computes_as_the_program(name, op, recenter):
+    """Float32 rounds some values to the neighbour of the exact one, which matters more in a deeper network."""
     torch.manual_seed(0)
     network = create_model(name, op, recenter=recenter)
     images = torch.randn(10, network.config["in_chans"], 32, 32, generator=seeded())
     trained(network, images)
     program = quantize(network, [images], 4)
-    rounded = round_values(network, Lowering(network, [images], 4, "mse")).eval()
+    rounded = fake_quantize(network, Lowering(network, [images], 4, "mse")).eval()
     with torch.no_grad():
         logits, expected, unrounded = rounded(images), program(images), network(images)
     assert correlation(logits, expected) > (0.8 if name == "resnet20" else 0.98)
@@ -110,12 +110,12 @@ def test_other_operators_are_fine_tuned_as_well(op, splits):
     assert {step.kind for step in program.steps if isinstance(step, Layer)} == {"conv", op}
 
 
-CODES = Codes(0, (2, 4, 4), torch.tensor([0.5]).double(), torch.tensor([4.0]).double())  # -2 to 5.5 in 4 bits
+VALUE = QuantizedValue(0, (2, 4, 4), torch.tensor([0.5]).double(), torch.tensor([4.0]).double())  # -2 to 5.5 in 4 bits
 
 
 def test_gradients_go_straight_through_within_the_range():
     x = torch.tensor([-2.3, -1.8, 0.2, 5.4, 5.8], requires_grad=True)
-    y = _Codes(CODES, 15)(x)
+    y = _FakeQuantize(VALUE, 15)(x)
     assert y.tolist() == [-2.0, -2.0, 0.0, 5.5, 5.5]
     y.sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
@@ -123,15 +123,15 @@ def test_gradients_go_straight_through_within_the_range():
 
 @pytest.mark.parametrize("recenter", [False, True])
 def test_filters_keep_the_rule_of_their_layer(recenter):
-    """Those beyond the range as well, which are not rounded."""
+    """Filters beyond the range of the input are not rounded, and keep the rule as well."""
     torch.manual_seed(0)
     layer, plain = (AdderConv2d(2, 3, 3, recenter=recenter) for _ in range(2))
     layer.weight.data.mul_(4)
-    x = _Codes(CODES, 15)(2 * torch.randn(5, 2, 4, 4))
+    x = _FakeQuantize(VALUE, 15)(2 * torch.randn(5, 2, 4, 4))
     with torch.no_grad():
         within = (layer.weight > -2) & (layer.weight < 5.5)
         plain.weight.copy_(torch.where(within, (2 * layer.weight).round() / 2, layer.weight))
-    y, expected = _Layer(layer, CODES, 15)(x), plain(x)
+    y, expected = _FakeQuantizedLayer(layer, VALUE, 15)(x), plain(x)
     (y * torch.arange(3).view(3, 1, 1)).sum().backward()
     (expected * torch.arange(3).view(3, 1, 1)).sum().backward()
     torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
@@ -143,10 +143,12 @@ def test_filters_keep_the_rule_of_their_layer(recenter):
 
 BAD = [  # options, error, words of the message
     ({"bits": 1}, UserError, "bits=1 is out of range: expected 2 to 8"),
-    ({"method": "entropy"}, UserError, "method='entropy' is unknown"),
-    ({"epochs": 0}, ValueError, "epochs=0 is out of range: expected at least 1"),
+    ({"method": "entropy"}, UserError, "method=entropy is unknown"),
+    ({"epochs": 0}, UserError, "epochs=0 is out of range: expected at least 1"),
     ({"eta": 0.0}, ValueError, "eta must be a finite number above 0"),
-    ({"lr": float("nan")}, UserError, "NaN or infinite numbers in epoch 1 of fine-tuning"),
+    ({"lr": 0.0}, UserError, "lr=0.0 is out of range: expected a finite number above 0"),
+    ({"lr": float("nan")}, UserError, "lr=nan is out of range"),
+    ({"lr": 1e38}, UserError, "NaN or infinite numbers in epoch 1 of fine-tuning"),
 ]
 
 
@@ -156,7 +158,7 @@ def test_bad_arguments(model, splits, options, error, words):
         tuned(model, splits, **options)
 
 
-def test_what_has_no_integer_form_is_named(splits):
+def test_a_part_without_integer_form_is_named(splits):
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(1800, 10))
-    with pytest.raises(UserError, match="cannot quantise 1, Sigmoid"):
+    with pytest.raises(UserError, match="cannot quantize 1, Sigmoid"):
         tuned(network, splits)

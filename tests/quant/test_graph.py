@@ -1,4 +1,4 @@
-"""Pooling and flattening in every spelling that users' networks have: the steps that they become, and their values."""
+"""Test that pooling and flattening are recognised in every spelling that users' networks have."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torchadder.quant.program import AveragePool, MaxPool
 
 
 class Net(nn.Module):
-    """A layer, what is tested, and a classifier of 12 numbers by default."""
+    """Run an adder layer, the spelling under test, and a classifier with 12 inputs by default."""
 
     def __init__(self, between, numbers=12):
         super().__init__()
@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 
 MEAN = AveragePool, (8, 8), (1, 1)
-SPELLINGS = [  # what comes between, its numbers, the one pooling step
+SPELLINGS = [  # spelling, its outputs, the expected pooling step
     (lambda n, x: F.max_pool2d(n.relu(x), 4).flatten(1), 12, (MaxPool, 4, 4)),
     (lambda n, x: F.relu(F.max_pool2d(x, 4)).view(x.size(0), -1), 12, (MaxPool, 4, 4)),
     (lambda n, x: n.relu(n.pool(x)).reshape(x.shape[0], -1), 12, (MaxPool, 4, 4)),
@@ -47,7 +47,7 @@ def images():
 
 
 @pytest.mark.parametrize(("between", "numbers", "expected"), SPELLINGS)
-def test_it_becomes_a_step(between, numbers, expected):
+def test_a_spelling_becomes_a_step(between, numbers, expected):
     torch.manual_seed(0)
     model = Net(between, numbers)
     model(images())
@@ -76,13 +76,13 @@ def test_it_becomes_a_step(between, numbers, expected):
         ),
         (lambda n, x: F.avg_pool2d(n.relu(x), x.size(3)).flatten(1), 3, "avg_pool2d with sizes that are computed"),
         (lambda n, x: F.adaptive_avg_pool2d(n.relu(x), 3).flatten(1), 27, "from 8 x 8 to 3 x 3"),
-        (lambda n, x: n.relu(x).mean(1).flatten(1), 64, "cannot quantise mean, mean"),
-        (lambda n, x: n.relu(x).view(-1, 192), 192, "cannot quantise view, view"),
-        (lambda n, x: n.relu(x).view(x.size(1), -1), 1024, "cannot quantise view, view"),
+        (lambda n, x: n.relu(x).mean(1).flatten(1), 64, "cannot quantize mean, mean"),
+        (lambda n, x: n.relu(x).view(-1, 192), 192, "cannot quantize view, view"),
+        (lambda n, x: n.relu(x).view(x.size(1), -1), 1024, "cannot quantize view, view"),
         (lambda n, x: (n.relu(x) + x.size(0)).flatten(1), 192, "without a layer on one side"),
     ],
 )
-def test_what_has_no_integer_form_is_named(between, numbers, words):
+def test_a_spelling_without_integer_form_is_named(between, numbers, words):
     model = Net(between, numbers)
     with pytest.raises(UserError, match=words):
         quantize(model.eval(), [images()])

@@ -1,0 +1,98 @@
+"""Choose what a trained checkpoint is quantized and tested with: data set, calibration images, metadata of the file."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from torchadder.data import Dataset, Loader, Split, list_datasets, load_dataset, open_batches
+from torchadder.data.preprocessing import Preprocessing
+from torchadder.errors import UserError
+from torchadder.train.run import holds_run, saved_recipe
+
+CALIBRATION_BATCH = 32  # images; every value of the network is in memory for so many at a time
+FINETUNE_BATCH = 128
+
+
+def matching_dataset(
+    source: Path,
+    name: str | None,
+    data_dir: Path | None,
+    channels: int,
+    classes: int,
+    size: tuple[int, int] | None = None,
+    *,
+    partial: bool = False,
+    on_error: str = "stop",
+) -> Dataset:
+    """Return the data set ``name`` for the network in ``source``.
+
+    Args:
+        source: the checkpoint or program, for messages.
+        name: of the data set; None raises UserError.
+        channels, classes: of the network's input and output.
+        size: height and width of the images, where the network takes only one.
+        data_dir, partial, on_error: as in load_dataset.
+
+    Raises UserError where the images or classes are not the network's.
+    """
+    if name is None:
+        raise UserError(f"{source} does not say what it was trained on: pass dataset={'|'.join(list_datasets())}")
+    images = load_dataset(name, data_dir, partial=partial, on_error=on_error)
+    if (images.in_chans, images.num_classes) != (channels, classes):
+        raise UserError(
+            f"{source} takes {channels} channels and knows {classes} classes; dataset={images.name} has "
+            f"{images.in_chans} and {images.num_classes}: choose another"
+        )
+    test = images.test
+    found = tuple(test.pixels.shape[2:]) if isinstance(test, Split) else (test.size, test.size)
+    if size not in (None, found):
+        expected, has = (f"{height} x {width}" for height, width in (size, found))
+        raise UserError(
+            f"{source} takes images of {expected}; those of dataset={images.name} have {has}: choose another"
+        )
+    return images
+
+
+def calibration_images(dataset: Dataset, count: int = 512, seed: int = 0, workers: int | None = None) -> list[Tensor]:
+    """Return about ``count`` random training images, not augmented, in batches of one size.
+
+    All are taken where there are fewer. ``seed`` decides which; ``workers`` as in open_batches.
+    """
+    count = min(count, len(dataset.train))
+    number = -(-count // CALIBRATION_BATCH)
+    batches = open_batches(dataset.train, count // number, train=True, seed=seed, workers=workers)
+    return [images for images, _ in islice(batches, number)]
+
+
+def finetuning_batches(dataset: Dataset, checkpoint: Path, seed: int = 0, workers: int | None = None) -> Loader:
+    """Return the training images in batches for fine-tuning, augmented where the training of ``checkpoint`` did so."""
+    return open_batches(
+        dataset.train,
+        min(FINETUNE_BATCH, len(dataset.train)),
+        train=True,
+        augment=dataset.augmentation if was_augmented(checkpoint) else None,
+        seed=seed,
+        workers=workers,
+    )
+
+
+def was_augmented(checkpoint: Path) -> bool:
+    """Return whether the run that ``checkpoint`` belongs to augmented its images; True where there is no run to ask.
+
+    Batch normalisation has the statistics of such images; with others the network loses accuracy.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return saved_recipe(folder).augment if holds_run(folder) else True
+
+
+def image_metadata(dataset: Dataset) -> dict[str, Any]:
+    """Return the arguments of Program.save that describe the images and classes, as far as the data set knows them."""
+    found: dict[str, Any] = {}
+    if preprocessing := Preprocessing.of(dataset):
+        mean, std = preprocessing.normalization
+        found |= {"mean": mean, "std": std, "part": preprocessing.part}
+    return {**found, "classes": [*dataset.classes]} if dataset.classes else found
