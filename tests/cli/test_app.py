@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-from torchadder.cli import bench, main, options
+from torchadder.cli import main, options
 from torchadder.cli.app import commands, with_flags
 from torchadder.data import list_datasets
-from torchadder.lab.bench import cpu_mask, latency
 from torchadder.lab.figures import FIGURES
 from torchadder.lab.reproduce import EXPERIMENTS
 from torchadder.models import list_models
@@ -77,8 +76,6 @@ def test_help_and_typing_errors_do_not_import_torch():
         (options.FIGURES, FIGURES),
         (options.TABLES, EXPERIMENTS),
         ([options.SUFFIX], [SUFFIX]),
-        (bench.CPUS, cpu_mask.CPUS),
-        (bench.LATENCY_MODELS, latency.MODELS),
     ],
 )
 def test_names_in_help_are_those_of_the_library(shown, known):
