@@ -137,7 +137,7 @@ def test_missing_data_as_json(capsys, no_data):
 
 
 def interrupt(monkeypatch, operator, epoch):
-    """A Ctrl-C in that epoch of that network."""
+    """Raise Ctrl-C in that epoch of that network."""
     original = loop.evaluate
 
     def evaluate(model, *arguments, **options):

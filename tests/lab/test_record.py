@@ -38,7 +38,7 @@ def test_make_write_and_read(tmp_path, monkeypatch):
     argv = ["/opt/somewhere/bin/torchadder", "bench", "layers", "--out", str(tmp_path / "a.json"), "--batch", "1"]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setenv("TORCHADDER_ISA", "avx2")
-    monkeypatch.setenv("TORCHADDER_GPU", "triton")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     made = record.make("layers", 7, [{"layer": "16->32 3x3/2 @32", "ratio": 1.25}], formulas=[])
@@ -51,7 +51,7 @@ def test_make_write_and_read(tmp_path, monkeypatch):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"])
     environment = made["environment"]
     assert environment["command"] == "torchadder bench layers --batch 1"
-    assert environment["limits"] == {"TORCHADDER_ISA": "avx2", "TORCHADDER_GPU": "triton"}
+    assert environment["limits"] == {"TORCHADDER_ISA": "avx2", "NVIDIA_TF32_OVERRIDE": "0"}
     assert environment["cores"] == os.cpu_count()
     assert {"processor", "torch", "torchadder", "python", "threads", "kernels"} <= environment.keys()
     assert str(tmp_path) not in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,9 +27,9 @@ LATENCY_MODELS = ("lenet5bn", "resnet20", "vgg_small", "resnet18")
 
 
 def _model_argument(*default: str) -> Any:
-    """Return the argument MODEL... of a verb, with its default in the help."""
+    """Return the argument MODEL of a verb, several models, with the default in its help."""
     return typer.Argument(
-        metavar="MODEL...",
+        metavar="MODEL",
         help=f"Of: {', '.join(MODELS)} (default: {' '.join(default)}).",
         show_default=False,
     )
@@ -53,7 +54,7 @@ def layers(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """The layers of MODEL one by one, and the formulas that other implementations use."""
+    """Time the layers of MODEL one by one, and the formulas that other implementations use."""
     from torchadder.lab import record
     from torchadder.lab.bench import layers as layer_bench
 
@@ -77,7 +78,7 @@ def train(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """A whole training step of MODEL as AdderNet and as CNN, and the memory that it takes."""
+    """Time a training step of MODEL as AdderNet and as CNN, and measure its memory."""
     from torchadder.lab import record
     from torchadder.lab.bench import training
 
@@ -89,7 +90,7 @@ def train(
 
 @bench.command()
 def family(threads: Threads = None, repetitions: Repetitions = 11, out: Out = None, json: Json = False) -> None:
-    """Layers of every kind: 1-d, 3-d, grouped, depthwise, tiny; the forward pass and a whole step."""
+    """Time layers of every kind (1-d, 3-d, grouped, depthwise, tiny): the forward pass and a whole step."""
     from torchadder.lab import record
     from torchadder.lab.bench import layers as layer_bench
 
@@ -112,7 +113,7 @@ def latency(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """MODEL as AdderNet (fp32, u8), as XNOR network, and as CNN in torch, ONNX Runtime and OpenVINO (fp32, int8)."""
+    """Time MODEL as AdderNet (fp32, u8), XNOR network, and CNN in torch, ONNX Runtime and OpenVINO (fp32, int8)."""
     from torchadder.lab import record
     from torchadder.lab.bench import cpu_mask
     from torchadder.lab.bench import latency as latency_bench
@@ -148,7 +149,7 @@ def kernels(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """The integer engine step by step: the kernel of each layer, its time and its rate, one image on one thread."""
+    """Time the integer engine step by step, one image on one thread: the kernel, time and rate of each layer."""
     from torchadder.lab import record
     from torchadder.lab.bench import steps
 
@@ -223,7 +224,8 @@ def _path(out: Path | None, verb: str) -> Path:
     """Return the file of the record, checked before minutes are spent on measuring; git does not track the default."""
     path = out or Path(f"runs/bench-{verb}.json")
     if out is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # check_writable names what stands in the way
+            path.parent.mkdir(parents=True, exist_ok=True)
     files.check_writable(path)
     return path
 

@@ -34,7 +34,7 @@ Record = dict[str, Any]
 
 # These variables restrict torch's kernels and ours to an instruction set: a reader must know if one was set.
 CPU_LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "TORCHADDER_ISA")
-LIMITS = (*CPU_LIMITS, "TORCHADDER_GPU", "NVIDIA_TF32_OVERRIDE")
+LIMITS = (*CPU_LIMITS, "NVIDIA_TF32_OVERRIDE")
 _PATH_FLAGS = ("--data", "--out")
 
 

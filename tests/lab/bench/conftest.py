@@ -46,7 +46,7 @@ def small_and_steady(one_thread):
 
 
 class Event:
-    """A CUDA event on the host's clock."""
+    """Replace a CUDA event by the host's clock."""
 
     now = staticmethod(time.perf_counter)
 
@@ -62,7 +62,7 @@ class Event:
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """A Gpu whose tensors are on the CPU."""
+    """Return a Gpu whose tensors are on the CPU."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())

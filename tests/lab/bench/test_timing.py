@@ -58,7 +58,7 @@ def test_every_repetition_is_kept_and_the_median_ignores_one_slow_moment(clock):
 
 @pytest.fixture
 def device_clock(clock, fake_gpu, monkeypatch):
-    """A DeviceClock with events on the fake clock: (bytes to overwrite, which takes 100 s) -> it."""
+    """Return a function from bytes to overwrite, which takes 100 s, to a DeviceClock on the fake clock."""
     monkeypatch.setattr(torch.cuda.Event, "now", staticmethod(lambda: clock.now))
     monkeypatch.setattr(torch.Tensor, "zero_", lambda tensor: clock.candidate(f"[{len(tensor)}]", 100.0)())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: clock.candidate("!", 1000.0)())

@@ -124,7 +124,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 class Cpu:
-    """A number of threads on the processor; ``fields`` names them in a row of a record."""
+    """Use a number of threads of the CPU; ``fields`` names them in a row of a record."""
 
     device = torch.device("cpu")
 
@@ -153,7 +153,7 @@ class Cpu:
 
 
 class Gpu:
-    """One GPU; ``fields`` names it in a row of a record.
+    """Use one GPU; ``fields`` names it in a row of a record.
 
     float32 is computed in float32, except in the candidates that `tf32_variants` adds. cuDNN takes the algorithm that
     it finds fastest.

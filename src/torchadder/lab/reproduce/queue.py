@@ -51,10 +51,10 @@ class Report(Progress):
     """Receive the progress of the queue and of each run. The base class prints nothing."""
 
     def run_begun(self, job: Job) -> None:
-        """The next job begins."""
+        """Note that ``job`` begins."""
 
     def run_ended(self, result: Result) -> None:
-        """The job is finished, was finished before, or cannot run."""
+        """Note that a job is finished, was finished before, or cannot run."""
 
 
 class Queue:
