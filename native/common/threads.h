@@ -1,4 +1,4 @@
-// Threads, in one place: OpenMP, so that a process that already uses it (PyTorch does) keeps one pool.
+// Threads. OpenMP runs them, so that a process that already uses it, as PyTorch does, keeps one pool.
 #pragma once
 #include <cstdint>
 #if defined(_OPENMP)
@@ -7,7 +7,7 @@
 
 namespace torchadder {
 
-// Calls body(t, count) for t = 0 .. count - 1, side by side; a count below 1 is 1.
+// Calls body(t, count) for t = 0 .. count - 1 in parallel. A count below 1 is 1.
 template <class Body>
 void parallel(int count, Body &&body) {
   if (count < 1) count = 1;
@@ -15,7 +15,7 @@ void parallel(int count, Body &&body) {
   if (count > 1) {
 #pragma omp parallel num_threads(count)
     {
-      // The runtime may grant fewer threads than asked for: each then takes several shares.
+      // The runtime may grant fewer threads than `count`; each then takes several shares.
       const int granted = omp_get_num_threads();
       for (int t = omp_get_thread_num(); t < count; t += granted) body(t, count);
     }
@@ -25,7 +25,7 @@ void parallel(int count, Body &&body) {
   for (int t = 0; t < count; ++t) body(t, count);
 }
 
-// Share t of `size` things among `count`.
+// Share t of `count` shares of `size` items: [begin, end).
 struct Share {
   int64_t begin, end;
 };

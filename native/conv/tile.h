@@ -23,10 +23,9 @@ struct Block {
   const float *constant;    // by lane; forward: bias - sum |W| over the taps in the padding; gradient: 0, or NaN
   int64_t source_channel;   // first source channel of the block's group; depthwise: the block's first channel
   int64_t channel;          // first channel of the block, in the result
-  int lanes;                // channels of the block that exist
-  const int32_t
-      *index;  // grouped: [depth][lanes of the kernel], the source channel of each lane, relative to source_channel
-  int source_lanes;  // grouped: source channels that the block's groups have
+  int lanes;                // channels of the block
+  const int32_t *index;     // grouped: [depth][lanes of the kernel], source channel of each lane from source_channel on
+  int source_lanes;         // grouped: source channels of the block's groups
 };
 
 // A tile of pixels, by pixel.

@@ -16,9 +16,12 @@ namespace torchadder::engine {
 namespace {
 
 constexpr Op adder_u8 = Op::adder, conv_u8 = Op::conv, binary = Op::binary;
-constexpr ListedKernel kListed[] = {
-#define ENGINE_KERNEL(op, isa, pixels, channels) \
-  {#op "_" #isa "_" #pixels "x" #channels, op, Isa::isa, pixels, channels},
+constexpr struct {
+  const char *name;
+  Op op;
+  Isa isa;
+} kListed[] = {
+#define ENGINE_KERNEL(op, isa, pixels, channels) {#op "_" #isa "_" #pixels "x" #channels, op, Isa::isa},
 #include "kernels.inc"
 };
 

@@ -6,23 +6,15 @@
 
 namespace torchadder::engine {
 
-// One line of kernels.inc.
-struct ListedKernel {
-  const char *name;
-  Op op;
-  Isa isa;
-  int pixels, channels;  // of the tile
-};
-
 // The kernels that an engine runs on.
 class Kernels {
  public:
-  // Returns those of `name`, or for null the best that the selected instruction set allows. Null: this CPU cannot run
-  // `name`, or it is unknown.
+  // Returns the kernels of the instruction set `name`, or for null of the best one that the selection allows. Returns
+  // null if this CPU cannot run it or the name is unknown.
   static const Kernels *find(const char *name);
 
   explicit Kernels(Isa isa);
-  const char *name(Op op) const;  // of the kernel of a layer; else the operator's
+  const char *name(Op op) const;  // the kernel of a layer; the operator of a pool
   LayerKernel layer(Op op) const { return layers_[static_cast<int>(op)]; }
   const AuxiliaryKernels &auxiliary() const { return *auxiliary_; }
 

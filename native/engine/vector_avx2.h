@@ -1,12 +1,12 @@
 // The engine's vector type of AVX2: a block of 8 channels is two vectors, of 4 lanes with 64 bits.
 //
-//   instruction    computes                        Zen 3                Skylake to Alder Lake
-//                                                  latency, a cycle     latency, ports
-//   vpsadbw        sum |x - w| of 8 bytes, 4 lanes  3,  2                3, p5
-//   vpaddd         32-bit addition                 1,  4                1, p015
-//   vpmaddwd       x * w, two 16-bit products       3,  2                5, p01
-//   vpshufb        bits of a nibble, by table      1,  2                1, p5 (Ice Lake on: p15)
-//   vpmulld        requantization                  3,  2               10, 2 x p01
+//   instruction    computes                           Zen 3               Skylake to Alder Lake
+//                                                     latency, a cycle    latency, ports
+//   vpsadbw        sum |x - w| of 8 bytes, 4 lanes    3, 2                3, p5
+//   vpaddd         32-bit addition                    1, 4                1, p015
+//   vpmaddwd       x * w, two 16-bit products         3, 2                5, p01
+//   vpshufb        bits of a nibble, by table         1, 2                1, p5 (Ice Lake on: p15)
+//   vpmulld        requantization                     3, 2                10, 2 x p01
 //
 // Zen 3 was measured; there vpsadbw and vpmaddwd share two pipes. The Intel columns are from uops.info.
 #pragma once

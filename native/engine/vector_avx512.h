@@ -1,13 +1,13 @@
 // The engine's vector type of AVX-512 (F, BW, DQ, VL): a block of 8 channels is one vector, of 8 lanes with 64 bits;
 // two blocks are requantized together.
 //
-//   instruction    computes                              Intel server cores: latency, ports (from uops.info)
-//   vpsadbw        sum |x - w| of 8 bytes, 8 lanes        3, p5
-//   vpaddd         32-bit addition                       1, p05
-//   vpmaddwd       x * w, two 16-bit products             5, p05
-//   vpdpbusd       a + x * w, four 8-bit products (VNNI)  5, p05
-//   vpshufb        bits of a nibble, by table            1, p5
-//   vpopcntq       bits of 8 bytes (VPOPCNTDQ)           3, p5
+//   instruction    computes                                 Intel server cores: latency, ports (from uops.info)
+//   vpsadbw        sum |x - w| of 8 bytes, 8 lanes          3, p5
+//   vpaddd         32-bit addition                          1, p05
+//   vpmaddwd       x * w, two 16-bit products               5, p05
+//   vpdpbusd       a + x * w, four 8-bit products (VNNI)    5, p05
+//   vpshufb        bits of a nibble, by table               1, p5
+//   vpopcntq       bits of 8 bytes (VPOPCNTDQ)              3, p5
 //
 // psadbw limits the adder layer to 64 byte operations a cycle; its addition takes port 0.
 #pragma once
