@@ -1,5 +1,16 @@
 // The tile kernel, once for all operators and vector types: P pixels by N vectors of channels stay in registers over
-// all runs. V is a vector type (vector_avx2.h), F a functor (functors.h).
+// all runs. F is a functor (functors.h), V a vector type:
+//
+//   T, width                       a vector, and its number of lanes
+//   zero, broadcast, load, store   all lanes; load and store take any address
+//   load_partial, store_partial    the first n lanes; load_partial gives 0 in the others
+//   load_strided(p, stride, n)     lane i = p[i * stride] for i < n, else 0
+//   permute(a, lanes)              lane i = a[lanes[i]]
+//   add, sub, mul, fma, max, min, abs
+//   hardtanh                       for the functor GradInputClamp only
+//   add_signed(sum, a, b, d)       sum + sign(a - b) * d
+//   keep_nan(a, x)                 x where it is NaN, else a
+//   sum_each(a), transpose(a)      of `width` vectors: the sum of each; rows and columns exchanged
 //
 // Every tile size adds in the order of the runs. So a result depends neither on the tile that computed it nor on the
 // number of threads.
