@@ -47,7 +47,7 @@ def test_the_gpu_of_a_run(monkeypatch):
         name="Abacus 9", major=9, minor=0, multi_processor_count=132, total_memory=80 * 2**30 + 1
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", {torch.device("cuda", 1): properties}.get)
-    monkeypatch.setattr(environment.gpu, "route", lambda: "triton")
+    monkeypatch.setattr(environment.triton, "route", lambda: "triton")
     monkeypatch.setattr(environment, "_driver", lambda: "580.65")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from torchadder.bruteforce import Case, brute_force
 from torchadder.functional import GradientRule, adder_conv1d, adder_conv2d, adder_conv3d, adder_linear
-from torchadder.ops.registration import INPUT_RULES, WEIGHT_RULES
+from torchadder.ops.adder import INPUT_RULES, WEIGHT_RULES
 
 RULES = [GradientRule(*names) for names in itertools.product(WEIGHT_RULES, INPUT_RULES)]
 TERM = {  # of a gradient, by the difference that it looks at
@@ -263,7 +263,7 @@ def test_second_derivative_is_refused():
     weight = torch.ones(1, 1, 2, 2, requires_grad=True)
     loss = adder_conv2d(torch.rand(1, 1, 3, 3), weight).square().sum()
     (dw,) = torch.autograd.grad(loss, weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="no derivative"):
         dw.sum().backward()
 
 

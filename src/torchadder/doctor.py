@@ -19,8 +19,8 @@ from torchadder.data import mnist
 from torchadder.environment import describe_environment, describe_gpu, lacks_gpu
 from torchadder.errors import UserError
 from torchadder.functional import GradientRule
-from torchadder.ops import gpu
-from torchadder.ops.plan import CHANNELS_LAST
+from torchadder.ops import triton
+from torchadder.ops.geometry import CHANNELS_LAST
 from torchadder.version import __version__
 
 OPTIONAL = {
@@ -161,7 +161,7 @@ def compare(device: torch.device) -> tuple[list[str], dict[torch.dtype, float]]:
 
 
 def _why_reference() -> str:
-    return gpu.triton_problem() or ""
+    return triton.problem() or ""
 
 
 def _called(dtype: torch.dtype) -> str:

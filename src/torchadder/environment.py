@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from torchadder import kernels
-from torchadder.ops import gpu
+from torchadder.ops import triton
 from torchadder.version import __version__
 
 
@@ -51,7 +51,7 @@ def describe_gpu(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "driver": _driver(),
-        "route": gpu.route(),
+        "route": triton.route(),
     }
 
 

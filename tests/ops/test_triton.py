@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from torchadder.ops.gpu import triton as route
 from torchadder.ops.gpu import triton_kernels
+
 from torchadder.ops.plan import CHANNELS_LAST
 from torchadder.ops.triton import Tile
 

@@ -1,4 +1,4 @@
-"""Layers as functions: an operator and its gradient rule."""
+"""Compute layers as functions, with the arguments of torch.nn.functional."""
 
 import torch
 

@@ -1,17 +1,21 @@
-"""The geometry of a convolution in up to three dimensions, with the checks that torch's own operator makes."""
+"""Hold the geometry of a convolution in up to three dimensions: checks, output shape, memory format.
+
+The checks are those of torch's own convolution, whose kernels may read any memory that a wrong call names.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NARROW = (torch.float16, torch.bfloat16)
+CHANNELS_LAST = {0: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 AXES = {0: "", 1: "L", 2: "H, W", 3: "D, H, W"}
 
 
 class Geometry(NamedTuple):
-    """Stride, zero padding and dilation, one number an axis, and the number of groups."""
+    """Hold stride, zero padding and dilation, one number an axis, and the number of groups."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -22,16 +26,16 @@ class Geometry(NamedTuple):
     def dims(self) -> int:
         return len(self.stride)
 
-    def lifted(self) -> "Geometry":
-        """The same convolution on images of height 1, for rows of pixels."""
+    def unsqueezed(self) -> "Geometry":
+        """Return the same convolution with a first axis of size 1: a row of pixels becomes an image of height 1."""
         return Geometry((1, *self.stride), (0, *self.padding), (1, *self.dilation), self.groups)
 
     def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, ...]:
-        """(N, C_out, *size) of input (N, C_in, *size) and weight (C_out, C_in / groups, *kernel)."""
+        """Return (N, C_out, *size) for input (N, C_in, *size) and weight (C_out, C_in / groups, *kernel)."""
         return x.shape[0], weight.shape[0], *self.output_size(x.shape[2:], weight.shape[2:])
 
     def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
-        """Size of the output, axis by axis, for an input of `size` under a `kernel`."""
+        """Return the size of the output, axis by axis, for an input of `size` and a `kernel`."""
         axes = zip(size, kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
@@ -43,10 +47,10 @@ class Geometry(NamedTuple):
         grad: Tensor | None = None,
         wide_weights: bool = False,
     ) -> None:
-        """Raise ValueError (shape, device, option) or TypeError (dtype, float for int): what, which value, what to do.
+        """Raise ValueError for a shape, device or option that does not fit, TypeError for a dtype.
 
-        `grad` is the gradient of the output, for the backward operators. All have the dtype of the input; with
-        `wide_weights` weight and bias are float32 where that has 16 bits.
+        `grad` is the gradient of the output, for the backward operators. All tensors have the dtype of the input; with
+        `wide_weights` weight and bias are float32 where the input has 16 bits.
         """
         if self.dims not in AXES:
             raise ValueError(f"stride {tuple(self.stride)} has {self.dims} values: expected at most three")
@@ -66,15 +70,15 @@ class Geometry(NamedTuple):
         if weight.dim() != self.dims + 2:
             kernel = _shape("C_out", "C_in / groups", self.dims, "k")
             raise ValueError(f"weight has shape {tuple(weight.shape)}: expected {kernel}")
-        of_weights = torch.float32 if wide_weights and x.dtype in NARROW else x.dtype
+        weight_dtype = torch.float32 if wide_weights and x.dtype in NARROW else x.dtype
         for name, tensor, dtype in (
-            ("weight", weight, of_weights),
-            ("bias", bias, of_weights),
+            ("weight", weight, weight_dtype),
+            ("bias", bias, weight_dtype),
             ("grad", grad, x.dtype),
         ):
             if tensor is not None and tensor.dtype != dtype:
-                what = "cast one of them" if dtype is x.dtype else f"expected {dtype} beside 16 bits"
-                raise TypeError(f"input is {x.dtype} and {name} is {tensor.dtype}: {what}")
+                advice = "cast one of them" if dtype is x.dtype else f"expected {dtype} beside 16 bits"
+                raise TypeError(f"input is {x.dtype} and {name} is {tensor.dtype}: {advice}")
             if tensor is not None and tensor.device != x.device:
                 raise ValueError(f"input is on {x.device} and {name} on {tensor.device}: move one of them")
         if min(weight.shape) < 1:
@@ -104,8 +108,52 @@ def _shape(first: str, second: str, dims: int, prefix: str = "") -> str:
 
 
 def by_axis(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
-    """One number an axis. Raises ValueError for another count."""
+    """Return one integer an axis. Raise ValueError for another count, TypeError for other numbers."""
     values = tuple(value) * (dims if len(value) == 1 else 1) if isinstance(value, (tuple, list)) else (value,) * dims
     if len(values) != dims:
         raise ValueError(f"{values} has {len(values)} values: expected one or {dims}")
+    for number in values:
+        if not isinstance(number, int | torch.SymInt):
+            raise TypeError(f"{values}: expected integers")
     return values
+
+
+def pad_by_name(
+    x: Tensor, weight: Tensor, name: str, stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the input and the padding, one number an axis, that padding="same" or "valid" means.
+
+    The padding is the symmetric part. An even kernel needs one more zero at the end of an axis: the input gets it,
+    since a padded position is a zero either way. Raise ValueError for another name, and for "same" with a stride.
+    """
+    nothing = (0,) * len(stride)
+    if name == "valid":
+        return x, nothing
+    if name != "same":
+        raise ValueError(f"padding is {name!r}: expected numbers, 'same' or 'valid'")
+    if any(step != 1 for step in stride):
+        raise ValueError(f"padding='same' is not defined for stride {stride}: give numbers")
+    if not x.dim() == weight.dim() == len(stride) + 2:
+        return x, nothing  # the operator refuses these shapes
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if any(size % 2 for size in total):
+        x = nn.functional.pad(x, [end for size in reversed(total) for end in (0, size % 2)])
+    return x, tuple(size // 2 for size in total)
+
+
+def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """Return torch's choice for a convolution: channels last if the strides of input or weight are, else contiguous."""
+    last = x.dim() > 2 and (is_channels_last(x) or is_channels_last(weight))
+    return CHANNELS_LAST[x.dim() - 2] if last else torch.contiguous_format
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Return True where the strides are channels last; with one channel or one pixel only they tell, as in torch."""
+    if not tensor.is_contiguous(memory_format=CHANNELS_LAST[tensor.dim() - 2]):
+        return False
+    inner = 1  # number of elements that the axes so far span, the channels first
+    for axis in (1, *range(tensor.dim() - 1, 1, -1), 0):
+        if tensor.stride(axis) < inner:
+            return False
+        inner = tensor.stride(axis) * tensor.shape[axis]
+    return tensor.stride(0) > tensor.stride(1)

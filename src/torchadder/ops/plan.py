@@ -1,7 +1,7 @@
-"""What a call of an operator needs beside its tensors' addresses, checked and made once for each kind of call.
+"""Plan a call of an operator: check it, and choose memory formats, once for each combination of shapes and strides.
 
-Shapes, strides and dtypes decide everything here, and a network has few kinds of call: on a small layer looking the
-plan up costs a tenth of making it.
+Geometry, shapes, strides and dtypes decide everything here, and a network has few combinations: on a small layer
+finding the plan in the cache costs a tenth of making it.
 """
 
 import ctypes
@@ -13,45 +13,45 @@ from torch import Tensor
 
 from torchadder import kernels
 
-from .geometry import NARROW, Geometry
+from .geometry import CHANNELS_LAST, NARROW, Geometry, memory_format
 
-CHANNELS_LAST = {0: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
-_SMALL = 16 * 1024  # floats of all images: torch's own conversions would cost as much as the kernel
+_SMALL = 16 * 1024  # elements of all images up to which converting them would cost as much as the kernel
 
 
-class Made(NamedTuple):
-    """How a kernel's result lies, and the format that it must have in the end (None: it has it)."""
+class ResultLayout(NamedTuple):
+    """Hold the layout that a kernel writes a result in, and the format to convert it to (None: as it is)."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    then: torch.memory_format | None
+    final_format: torch.memory_format | None
 
 
-class Plan(NamedTuple):
-    """`layout` is the memory format of results that lie like the input, `weight_layout` of those like the weight.
+class CallPlan(NamedTuple):
+    """Hold the plan of a call.
 
-    The rest is for the native kernels: tensors that they cannot take as they are need a conversion (None: they can).
+    The fields after weight_layout are for the native kernels. A `..._format` is the memory format that the tensor must
+    be converted to before the kernel takes it (None: as it is).
     """
 
-    native: bool
-    layout: torch.memory_format
-    weight_layout: torch.memory_format
+    native: bool  # the native CPU kernels compute it
+    layout: torch.memory_format  # of the output and of dX
+    weight_layout: torch.memory_format  # of dW
     shape: Any = None  # a ctypes reference to a kernels.Convolution
     input_format: torch.memory_format | None = None
     weight_format: torch.memory_format | None = None
     grad_format: torch.memory_format | None = None
-    output: Made | None = None
-    grad_input: Made | None = None
+    output: ResultLayout | None = None
+    grad_input: ResultLayout | None = None
 
 
-_plans: dict[tuple[object, ...], Plan] = {}
-_MOST_KEPT = 4096
+_plans: dict[tuple[object, ...], CallPlan] = {}
+_MAX_PLANS = 4096
 
 
-def plan_of(
+def plan_call(
     geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None = None, grad: Tensor | None = None
-) -> Plan:
-    """The plan of a call, whose tensors are on one device. Raises what check raises."""
+) -> CallPlan:
+    """Return the plan of a call whose tensors are on one device. Raise what `check` raises."""
     key = (
         geometry,
         x.shape,
@@ -67,84 +67,75 @@ def plan_of(
     plan = _plans.get(key)
     if plan is None:
         check(geometry, x, weight, bias, grad)
-        if len(_plans) >= _MOST_KEPT:
+        if len(_plans) >= _MAX_PLANS:
             _plans.clear()
-        plan = _plans[key] = _make(geometry, x, weight, grad)
+        plan = _plans[key] = _make_plan(geometry, x, weight, grad)
     return plan
 
 
 def check(
     geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None = None, grad: Tensor | None = None
 ) -> None:
-    """Raise what geometry.check raises, and TypeError for a dtype that is no floating-point one."""
+    """Raise what Geometry.check raises, and TypeError for a dtype that is not a floating-point one."""
     if x.dtype not in (torch.float32, torch.float64, *NARROW):
         raise TypeError(f"{x.dtype} input: adder layers compute in float32; cast input and weight with .float()")
     geometry.check(x, weight, bias, grad, wide_weights=True)
 
 
-def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """torch's choice for a convolution: channels last if the input's or the weight's strides are, else contiguous."""
-    last = x.dim() > 2 and (is_channels_last(x) or is_channels_last(weight))
-    return CHANNELS_LAST[x.dim() - 2] if last else torch.contiguous_format
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the strides say so, as in torch: one channel or one pixel is dense either way, differently strided."""
-    if not tensor.is_contiguous(memory_format=CHANNELS_LAST[tensor.dim() - 2]):
-        return False
-    outer = 1  # extent of what is inside of an axis, beginning with the channels
-    for axis in (1, *range(tensor.dim() - 1, 1, -1), 0):
-        if tensor.stride(axis) < outer:
-            return False
-        outer = tensor.stride(axis) * tensor.shape[axis]
-    return tensor.stride(0) > tensor.stride(1)
-
-
-def _make(geometry: Geometry, x: Tensor, weight: Tensor, grad: Tensor | None) -> Plan:
-    if geometry.dims == 1:  # runs on images of height 1, which have plans of their own
-        return Plan(False, torch.contiguous_format, torch.contiguous_format)
+def _make_plan(geometry: Geometry, x: Tensor, weight: Tensor, grad: Tensor | None) -> CallPlan:
+    if geometry.dims == 1:  # the caller repeats the call on images of height 1, with a plan of their own
+        return CallPlan(False, torch.contiguous_format, torch.contiguous_format)
     last = CHANNELS_LAST[geometry.dims]
     layout, weight_layout = memory_format(x, weight), memory_format(weight, weight)
     if x.dtype != torch.float32 or not x.is_cpu:
-        return Plan(False, layout, weight_layout)
+        return CallPlan(False, layout, weight_layout)
     output_shape = geometry.output_shape(x, weight)
-    floats = x.numel() + prod(output_shape)
-    first = layout is torch.contiguous_format and floats <= _SMALL
-    images = torch.contiguous_format if first else last
+    elements = x.numel() + prod(output_shape)
+    channels_first = layout is torch.contiguous_format and elements <= _SMALL
+    images = torch.contiguous_format if channels_first else last
     weight_is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
-    return Plan(
+    return CallPlan(
         True,
         layout,
         weight_layout,
-        shape=_native_shape(geometry, x, weight, output_shape, weight_is_last, first),
-        input_format=_unless(x, images),
-        grad_format=None if grad is None else _unless(grad, images),
-        weight_format=None if weight_is_last else _unless(weight, torch.contiguous_format),
-        output=_made(output_shape, layout, images),
-        grad_input=_made(x.shape, layout, images),
+        shape=_native_shape(geometry, x, weight, output_shape, weight_is_last, channels_first),
+        input_format=_conversion(x, images),
+        grad_format=None if grad is None else _conversion(grad, images),
+        weight_format=None if weight_is_last else _conversion(weight, torch.contiguous_format),
+        output=_result_layout(output_shape, layout, images),
+        grad_input=_result_layout(x.shape, layout, images),
     )
 
 
 def _native_shape(
-    geometry: Geometry, x: Tensor, weight: Tensor, output_shape: tuple[int, ...], weight_is_last: bool, first: bool
+    geometry: Geometry,
+    x: Tensor,
+    weight: Tensor,
+    output_shape: tuple[int, ...],
+    weight_is_last: bool,
+    channels_first: bool,
 ) -> Any:
-    lacking = 3 - geometry.dims
-    ones, zeros = (1,) * lacking, (0,) * lacking
+    missing = 3 - geometry.dims
+    ones, zeros = (1,) * missing, (0,) * missing
     convolution = kernels.Convolution(
         *(x.shape[0], x.shape[1], weight.shape[0], geometry.groups),
         *((*ones, *axes) for axes in (x.shape[2:], output_shape[2:], weight.shape[2:], geometry.stride)),
         *((*zeros, *geometry.padding), (*ones, *geometry.dilation)),
-        *(int(weight_is_last), int(first)),
+        *(int(weight_is_last), int(channels_first)),
     )
     return ctypes.byref(convolution)
 
 
-def _unless(tensor: Tensor, layout: torch.memory_format) -> torch.memory_format | None:
+def _conversion(tensor: Tensor, layout: torch.memory_format) -> torch.memory_format | None:
+    """Return the format that the tensor must be converted to, or None."""
     return None if tensor.is_contiguous(memory_format=layout) else layout
 
 
-def _made(shape: tuple[int, ...], layout: torch.memory_format, images: torch.memory_format) -> Made:
-    """A kernel writes `images`; where that and `layout` are the same numbers in the same order, only strides differ."""
+def _result_layout(shape: tuple[int, ...], layout: torch.memory_format, images: torch.memory_format) -> ResultLayout:
+    """Return the layout of a result that a kernel writes in the format `images` and the caller gets in `layout`.
+
+    With one channel or one pixel both formats are the same numbers in the same order: only the strides differ.
+    """
     one = shape[1] == 1 or all(size == 1 for size in shape[2:])
     like = torch.empty(shape, memory_format=layout if one else images, device="meta")
-    return Made(tuple(shape), like.stride(), None if one or images is layout else layout)
+    return ResultLayout(tuple(shape), like.stride(), None if one or images is layout else layout)

@@ -1,6 +1,6 @@
-"""The operator in plain torch, one filter tap at a time: any device, any float dtype, slow and plain.
+"""Compute the operators in plain torch, one filter tap at a time: any device, any float dtype, slow.
 
-It serves what has no kernel of its own (float64, other devices), and it is what the kernels are read against.
+This backend serves what has no kernel of its own (float64, other devices) and is the readable form of the kernels.
 """
 
 import itertools
@@ -17,7 +17,7 @@ Index = tuple[Any, ...]  # along the axes of an image
 
 
 def forward(x: Tensor, weight: Tensor, geometry: Geometry, recenter: bool) -> Tensor:
-    """Y[o] = - sum over c, a, b of |X[c, i*s + a, j*s + b] - W[o, c, a, b]|  (paper, eq. 2)."""
+    """Compute Y[o] = - sum over c, a, b of |X[c, i*s + a, j*s + b] - W[o, c, a, b]|  (paper, eq. 2)."""
     y = x.new_zeros(geometry.output_shape(x, weight))
     for tap, patch in _taps(_padded(x, geometry), weight, geometry, y.shape):
         for o, source in _filters(patch, weight, geometry):
@@ -28,7 +28,7 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry, recenter: bool) -> Te
 
 
 def grad_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule: str) -> Tensor:
-    """dX[c] = sum over o of rule(W[o, c] - X[c]) * dY[o]; rule is "hardtanh" (eq. 6) or "sign"."""
+    """Compute dX[c] = sum over o of rule(W[o, c] - X[c]) * dY[o]; rule is "hardtanh" (eq. 6) or "sign"."""
     clamp = _sign if rule == "sign" else F.hardtanh
     padded = _padded(x, geometry)
     result = torch.zeros_like(padded, memory_format=torch.contiguous_format)
@@ -42,7 +42,7 @@ def grad_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule
 
 
 def grad_weight_sign(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """dW[o, c, a, b] = sum over positions of sign(X[c] - W[o, c, a, b]) * dY[o]: the true derivative."""
+    """Compute dW[o, c, a, b] = sum over positions of sign(X[c] - W[o, c, a, b]) * dY[o]: the true derivative."""
     result = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     for tap, patch in _taps(_padded(x, geometry), weight, geometry, grad.shape):
         for o, source in _filters(patch, weight, geometry):
@@ -56,7 +56,7 @@ def _sign(t: Tensor) -> Tensor:
 
 
 def _column(weight: Tensor, o: int, tap: Index) -> Tensor:
-    """What filter o has at a tap, by channel, to be subtracted from (N, C, *size)."""
+    """Return filter o at one tap, (C, 1, ...): it broadcasts over (N, C, *size)."""
     return weight[(o, slice(None), *tap)].reshape(-1, *[1] * (weight.dim() - 2))
 
 
@@ -67,7 +67,7 @@ def _padded(x: Tensor, geometry: Geometry) -> Tensor:
 def _taps(
     padded: Tensor, weight: Tensor, geometry: Geometry, output_shape: torch.Size
 ) -> Iterator[tuple[Index, Tensor]]:
-    """Every filter tap with the view of the padded input that it meets, (N, C, *output size)."""
+    """Yield every filter tap with the view of the padded input under it, (N, C, *output size)."""
     for tap in itertools.product(*map(range, weight.shape[2:])):
         axes = zip(tap, output_shape[2:], geometry.stride, geometry.dilation, strict=True)
         window: Index = tuple(slice(a * d, a * d + (size - 1) * s + 1, s) for a, size, s, d in axes)
@@ -75,7 +75,7 @@ def _taps(
 
 
 def _filters(patch: Tensor, weight: Tensor, geometry: Geometry) -> Iterator[tuple[int, Tensor]]:
-    """Every filter o with the channels of its own group, a view (N, C_in / groups, *size)."""
+    """Yield every filter o with the channels of its own group, a view (N, C_in / groups, *size)."""
     depth = weight.shape[1]
     per_group = weight.shape[0] // geometry.groups
     for o in range(weight.shape[0]):

@@ -1,24 +1,24 @@
-"""The operators of an adder convolution on a GPU, in Triton: implicit, tiled, any strides of memory, nothing unfolded.
+"""Compute the operators of an adder convolution on a GPU, in Triton: direct, tiled, for any strides, without im2col.
 
-Images have three axes here (D, H, W); those that a convolution lacks have size 1. A program computes a tile of pixels
-by columns (channels) and adds up tap by tap and term by term, always in the same order: no result depends on the tile.
+Images have three spatial axes here (D, H, W); missing ones have size 1. A program computes a tile of pixels by columns
+(channels). It adds up tap by tap and term by term, always in the same order: no result depends on the tile.
 
-Instructions an element, of the 128 that a multiprocessor issues a clock (float32, Hopper), loads not counted:
+Instructions for each element (a multiprocessor issues 128 a clock; float32, Hopper; loads not counted):
 
-    forward       |x - w|, added up         FADD, FADD with |.| on an operand                           2
+    forward       |x - w|, added up         FADD, FADD with |.| on an operand                          2
     grad_input    HardTanh(w - x) dY        FFMA.SAT, FFMA: HardTanh(z) = 2 sat(z / 2 + 1 / 2) - 1      2
 
-sat clamps to [0, 1] and turns NaN into 0: those of inputs and weights are put back at the end.
+sat clamps to [0, 1] and turns NaN into 0: the end of the kernel restores the NaN of inputs and weights.
 
-Two habits make the compiler's loop a good one. UNROLL terms are loaded as one block, brought into shared memory while
-the block before is at work, and split into its vectors: one wait for all. And a tile begins as a load, even where none
-of it is read: a load lays it out as a few pixels by a few columns a thread; laid out by pixels alone, every weight
-would be read from shared memory for a single sum.
+Two patterns give a fast loop. First, UNROLL terms are loaded as one block, which is copied to shared memory while the
+block before it is computed, and then split into its vectors: one wait serves all. Second, a tile is initialised by a
+load, even where the mask is all false: a load gives each thread a few pixels by a few columns. A tile that is made
+from constants gives each thread pixels alone, and every weight would be read from shared memory for a single sum.
 
-Where groups are narrow, a tile's columns are those of many groups ("narrow"): every element loads an input of its own.
+Where groups are narrow (NARROW), the columns of a tile span many groups, and every element loads its own input.
 
-Triton's own functions in Triton (cdiv, zeros, sum) are not called: its interpreter runs them only where the variable
-that turns it on was set before Triton was first imported.
+The library functions of Triton that are written in Triton (cdiv, zeros, sum) are not called: the interpreter runs them
+only where TRITON_INTERPRET was set before Triton was first imported.
 """
 # mypy: disable-error-code="no-untyped-def"
 # ruff: noqa: N803 (a kernel's constants are arguments in capitals)
@@ -42,7 +42,7 @@ def _four(block, LENGTH: tl.constexpr):
 
 @triton.jit
 def _vectors(block, LENGTH: tl.constexpr, COUNT: tl.constexpr):
-    """The vectors of a (LENGTH, COUNT) block, each (LENGTH,); COUNT is 1, 2, 4 or 8."""
+    """Split a (LENGTH, COUNT) block into COUNT vectors (LENGTH,); COUNT is 1, 2, 4 or 8."""
     if COUNT == 8:
         first, second = _halves(block, LENGTH, 8)
         a, b, c, d = _four(first, LENGTH)
@@ -58,7 +58,7 @@ def _vectors(block, LENGTH: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit
 def _range(first, COUNT: tl.constexpr, WIDE: tl.constexpr):
-    """COUNT numbers from `first` on, of 64 bits where offsets need them."""
+    """Return COUNT numbers from `first` on, of 64 bits where offsets need them."""
     index = first + tl.arange(0, COUNT)
     if WIDE:
         index = index.to(tl.int64)
@@ -72,7 +72,7 @@ def _blocks(count, size):
 
 @triton.jit
 def _tile(groups, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    """First row, columns within their group, and group of this program's tile: neighbours share the rows."""
+    """Return first row, columns within their group, and group of this program's tile; adjacent programs share rows."""
     program = tl.program_id(0)
     if WIDE:
         program = program.to(tl.int64)
@@ -83,7 +83,7 @@ def _tile(groups, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.c
 
 @triton.jit
 def _axes(index, depth, height, width):
-    """(n, d, h, w) of pixels by their number."""
+    """Return (n, d, h, w) of pixels by their index."""
     w = index % width
     h = index // width % height
     d = index // (width * height) % depth
@@ -93,7 +93,7 @@ def _axes(index, depth, height, width):
 
 @triton.jit
 def _loaded(row, mask, PIXELS: tl.constexpr):
-    """A tile with `row` for each pixel, 0 where the mask is not set."""
+    """Load a tile that has `row` for each pixel, 0 where the mask is not set."""
     return tl.load(row[None, :] + tl.full((PIXELS, 1), 0, tl.int32), mask=mask, other=0.0)
 
 
@@ -112,9 +112,10 @@ def forward(
     NARROW: tl.constexpr, WIDE: tl.constexpr,
     PIXELS: tl.constexpr, COLUMNS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Y[o] = bias[o] - sum over c, a, b of |X[c, i*s + a, j*s + b] - W[o, c, a, b]|; `biased` filters have a bias.
+    """Compute Y[o] = bias[o] - sum over c, a, b of |X[c, i*s + a, j*s + b] - W[o, c, a, b]|.
 
-    Columns are filters: those of a group, or in a narrow tile all, of which `share` have the same input channels.
+    Columns are filters: those of a group, or all in a narrow tile, where `share` filters have the same input channels.
+    The first `biased` filters have a bias (all or none).
     """
     first, o, group = _tile(groups, columns, PIXELS, COLUMNS, WIDE)
     n, d, h, w = _axes(first + tl.arange(0, PIXELS), out_depth, out_height, out_width)
@@ -156,7 +157,7 @@ def forward(
 
 @triton.jit
 def _gradient(g, half, coefficient, SIGN: tl.constexpr):
-    """sign(W - X) dY, or sat((W - X) / 2 + 1 / 2) dY; half is X, or 1 / 2 - X / 2."""
+    """Return sign(W - X) dY, or sat((W - X) / 2 + 1 / 2) dY; half is X, or 1 / 2 - X / 2."""
     if SIGN:
         above = coefficient - half
         return ((above > 0).to(tl.float32) - (above < 0).to(tl.float32)) * g
@@ -180,63 +181,65 @@ def grad_input(
     SIGN: tl.constexpr, NARROW: tl.constexpr, WIDE: tl.constexpr,
     PIXELS: tl.constexpr, COLUMNS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """dX[c] = sum over o, a, b of HardTanh(W[o, c, a, b] - X[c]) dY[o], or sign(...) dY[o].
+    """Compute dX[c] = sum over o, a, b of HardTanh(W[o, c, a, b] - X[c]) dY[o], or sign(...) dY[o].
 
-    Columns are input channels: those of a group, or in a narrow tile all, of which `share` have the same filters.
+    Columns are input channels: those of a group, or all in a narrow tile, where `share` channels have the same filters.
 
-    With a stride the pixels fall into classes, by their place within it: those of one class meet the same taps. The
-    pixels of a tile are of one class, so that no tap is computed for a pixel that it does not reach. The largest class
-    has `pixels`.
+    With a stride the pixels fall into classes by their position within the stride: all pixels of a class are under the
+    same taps. A tile holds pixels of one class, so that no tap is computed for pixels that it does not reach. The
+    largest class has `pixels` pixels.
     """
     first, c, group = _tile(groups, columns, PIXELS, COLUMNS, WIDE)
     planes, rows, points = _blocks(depth, STRIDE_D), _blocks(height, STRIDE_H), _blocks(width, STRIDE_W)
-    of_class = _blocks(pixels, PIXELS) * PIXELS
-    kind = first // of_class
+    class_pixels = _blocks(pixels, PIXELS) * PIXELS
+    kind = first // class_pixels
     kind_d = kind // (STRIDE_H * STRIDE_W)
     kind_h = kind // STRIDE_W % STRIDE_H
     kind_w = kind % STRIDE_W
-    n, d, h, w = _axes(first % of_class + tl.arange(0, PIXELS), planes, rows, points)
+    n, d, h, w = _axes(first % class_pixels + tl.arange(0, PIXELS), planes, rows, points)
     d, h, w = d * STRIDE_D + kind_d, h * STRIDE_H + kind_h, w * STRIDE_W + kind_w
     exists, wanted = (n < images) & (d < depth) & (h < height) & (w < width), c < columns
     both = exists[:, None] & wanted[None, :]
     image = x + n * x_n + d * x_d + h * x_h + w * x_w
     value = tl.load(image[:, None] + ((group * columns + c) * x_c)[None, :], mask=both, other=0.0).to(tl.float32)
     half = value if SIGN else 0.5 - 0.5 * value
-    nothing = c < tl.full((COLUMNS,), -images, tl.int32)  # by vectors: the interpreter wants no other masks
+    nothing = c < tl.full(
+        (COLUMNS,), -images, tl.int32
+    )  # all false; made from vectors, since the interpreter accepts no other masks
     total = _loaded(weight + c, both & nothing[None, :], PIXELS)
-    met = tl.full((PIXELS, COLUMNS if NARROW else 1), 0.0, tl.float32)  # sum of dY
-    spoilt = tl.full((COLUMNS,), 0.0, tl.float32)  # NaN where a weight is
+    grad_sum = tl.full((PIXELS, COLUMNS if NARROW else 1), 0.0, tl.float32)  # sum of dY
+    nan_mask = tl.full((COLUMNS,), 0.0, tl.float32)  # NaN where a weight is
     own = (group * columns + c) // share * filters  # first filter of each column
     for tap in range(KERNEL_D * KERNEL_H * KERNEL_W):
         k = tap // (KERNEL_H * KERNEL_W)
         i = tap // KERNEL_W % KERNEL_H
         j = tap % KERNEL_W
-        from_d = kind_d + PADDING_D - k * DILATION_D  # where the class meets this tap, in output pixels times stride
+        from_d = kind_d + PADDING_D - k * DILATION_D  # output position of the class under this tap, times stride
         from_h = kind_h + PADDING_H - i * DILATION_H
         from_w = kind_w + PADDING_W - j * DILATION_W
         if (from_d % STRIDE_D == 0) & (from_h % STRIDE_H == 0) & (from_w % STRIDE_W == 0):
             out_d = (d + PADDING_D - k * DILATION_D) // STRIDE_D
             out_h = (h + PADDING_H - i * DILATION_H) // STRIDE_H
             out_w = (w + PADDING_W - j * DILATION_W) // STRIDE_W
-            meets = exists & (d + PADDING_D >= k * DILATION_D) & (out_d < out_depth)
-            meets &= (h + PADDING_H >= i * DILATION_H) & (out_h < out_height)
-            meets &= (w + PADDING_W >= j * DILATION_W) & (out_w < out_width)
+            inside = exists & (d + PADDING_D >= k * DILATION_D) & (out_d < out_depth)
+            inside &= (h + PADDING_H >= i * DILATION_H) & (out_h < out_height)
+            inside &= (w + PADDING_W >= j * DILATION_W) & (out_w < out_width)
             row = grad + n * g_n + out_d * g_d + out_h * g_h + out_w * g_w
             column = weight + own * w_o + c % share * w_c + k * w_d + i * w_h + j * w_w
             if NARROW:
                 for o in range(filters):
                     at = row[:, None] + ((own + o) * g_c)[None, :]
-                    g = tl.load(at, mask=meets[:, None] & wanted[None, :], other=0.0).to(tl.float32)
+                    g = tl.load(at, mask=inside[:, None] & wanted[None, :], other=0.0).to(tl.float32)
                     coefficient = tl.load(column + o * w_o, mask=wanted, other=0.0)
                     total += _gradient(g, half, coefficient[None, :], SIGN)
-                    met += g
-                    spoilt = tl.where(coefficient == coefficient, spoilt, coefficient)
+                    grad_sum += g
+                    nan_mask = tl.where(coefficient == coefficient, nan_mask, coefficient)
             else:
                 for start in tl.range(0, filters, UNROLL, num_stages=2):
                     o = _range(start, UNROLL, WIDE)
                     known = (o < filters)[None, :]
                     at = row[:, None] + ((group * filters + o) * g_c)[None, :]
-                    gradients = tl.load(at, mask=meets[:, None] & known, other=0.0)
+                    gradients = tl.load(at, mask=inside[:, None] & known, other=0.0)
                     at = column[:, None] + (o * w_o)[None, :]
                     coefficients = tl.load(at, mask=wanted[:, None] & known, other=0.0)
                     gradients = _vectors(gradients, PIXELS, UNROLL)
@@ -244,11 +247,11 @@ def grad_input(
                     for step in tl.static_range(UNROLL):
                         g, coefficient = gradients[step].to(tl.float32)[:, None], coefficients[step]
                         total += _gradient(g, half, coefficient[None, :], SIGN)
-                        met += g
-                        spoilt = tl.where(coefficient == coefficient, spoilt, coefficient)
+                        grad_sum += g
+                        nan_mask = tl.where(coefficient == coefficient, nan_mask, coefficient)
     if not SIGN:
-        total = 2 * total - met
-    total += spoilt[None, :]
+        total = 2 * total - grad_sum
+    total += nan_mask[None, :]
     total = tl.where(value == value, total, value)
     to = dx + n * dx_n + d * dx_d + h * dx_h + w * dx_w
     tl.store(to[:, None] + ((group * columns + c) * dx_c)[None, :], total, mask=both)
@@ -256,7 +259,7 @@ def grad_input(
 
 @triton.jit
 def _signed(difference, g):
-    """sign(difference) g, and NaN where the difference is."""
+    """Return sign(difference) g, and NaN where the difference is NaN."""
     sign = (difference > 0).to(tl.float32) - (difference < 0).to(tl.float32)
     return tl.where(difference == difference, sign * g, difference)
 
@@ -277,11 +280,11 @@ def grad_weight_sign(
     NARROW: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """dW[part, o, c, a, b] = sum over `chunk` pixels of sign(X - W[o, c, a, b]) dY[o]: a program for each tap.
+    """Compute dW[part, o, c, a, b] = sum over `chunk` pixels of sign(X - W[o, c, a, b]) dY[o], one tap a program.
 
     A tile is filters by input channels of a group, and the sums run pixel by pixel. The columns of a narrow tile are
-    pairs of a filter and one of its channels, those of every `share` filters the same; it computes UNROLL pixels side
-    by side, a part each.
+    pairs of a filter and one of its channels (`share` filters have the same channels); it computes UNROLL pixels at a
+    time, each into its own part.
     """
     tap, part = tl.program_id(1), tl.program_id(2)
     if WIDE:
@@ -294,7 +297,7 @@ def grad_weight_sign(
         pair = _range(tl.program_id(0) * COLUMNS, COLUMNS, WIDE)
         o, c = pair // channels, pair % channels
         wanted = o < filters
-        met = o // share * channels + c
+        channel = o // share * channels + c
         coefficient = tl.load(weight + tap_of_weight + o * w_o + c * w_c, mask=wanted, other=0.0)[None, :]
         total = tl.full((UNROLL, COLUMNS), 0.0, tl.float32)
     else:
@@ -302,7 +305,7 @@ def grad_weight_sign(
         o = first + tl.arange(0, ROWS)
         wanted, known = o < filters, c < channels
         o += group * filters
-        met = group * channels + c
+        channel = group * channels + c
         places, both = (o * w_o)[:, None] + (c * w_c)[None, :], wanted[:, None] & known[None, :]
         coefficient = tl.load(weight + tap_of_weight + places, mask=both, other=0.0)
         total = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
@@ -316,11 +319,11 @@ def grad_weight_sign(
         of_x = x + n * x_n + at_d * x_d + at_h * x_h + at_w * x_w
         of_grad = grad + n * g_n + d * g_d + h * g_h + w * g_w
         if NARROW:
-            value = tl.load(of_x[:, None] + (met * x_c)[None, :], mask=inside[:, None] & wanted[None, :], other=0.0)
+            value = tl.load(of_x[:, None] + (channel * x_c)[None, :], mask=inside[:, None] & wanted[None, :], other=0.0)
             g = tl.load(of_grad[:, None] + (o * g_c)[None, :], mask=exists[:, None] & wanted[None, :], other=0.0)
             total += _signed(value.to(tl.float32) - coefficient, g.to(tl.float32))
         else:
-            values = tl.load(of_x[None, :] + (met * x_c)[:, None], mask=inside[None, :] & known[:, None], other=0.0)
+            values = tl.load(of_x[None, :] + (channel * x_c)[:, None], mask=inside[None, :] & known[:, None], other=0.0)
             gradients = tl.load(
                 of_grad[None, :] + (o * g_c)[:, None], mask=exists[None, :] & wanted[:, None], other=0.0
             )
