@@ -41,7 +41,7 @@ def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def describe_gpu(device: torch.device) -> dict[str, Any]:
-    """A GPU, the software between it and the numbers, and the route (ops.gpu) that its adder layers take."""
+    """A GPU, the software between it and the numbers, and the route (ops.triton) that its adder layers take."""
     properties = torch.cuda.get_device_properties(device)
     return {
         "name": properties.name,

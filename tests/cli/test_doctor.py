@@ -126,7 +126,7 @@ def test_without_kernels_it_says_why(monkeypatch):
         warnings.warn("no GPU kernels", RuntimeWarning, stacklevel=2)
         return describe("reference")(device)
 
-    monkeypatch.setattr(doctor.gpu, "triton_problem", lambda: "Triton is not installed")
+    monkeypatch.setattr(doctor.triton, "problem", lambda: "Triton is not installed")
     monkeypatch.setattr(doctor, "describe_gpu", warn)
     check = doctor.check_gpu(CPU)
     assert check.ok is True

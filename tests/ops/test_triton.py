@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, against brute force: the CPU's facts; and compiled for GPUs."""
+"""Test the Triton kernels in the interpreter against brute force, and compile them for GPUs."""
 
 import importlib.util
 from functools import partial
@@ -14,10 +14,9 @@ from torchadder.ops.geometry import Geometry
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from torchadder.ops.gpu import triton as route
-from torchadder.ops.gpu import triton_kernels
-
-from torchadder.ops.plan import CHANNELS_LAST
+from torchadder.ops import triton as route
+from torchadder.ops import triton_kernels
+from torchadder.ops.geometry import CHANNELS_LAST
 from torchadder.ops.triton import Tile
 
 NAMES = (  # the interpreter takes a second for what a GPU does in microseconds
@@ -63,8 +62,8 @@ def interpreted():
 
 @pytest.fixture(autouse=True)
 def few_programs(interpreted, monkeypatch, one_thread):
-    monkeypatch.setattr(route, "kernels", interpreted)
-    monkeypatch.setattr(route, "_ENOUGH", 1)
+    monkeypatch.setattr(route, "kernels", lambda: interpreted)
+    monkeypatch.setattr(route, "_MIN_PROGRAMS", 1)
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -73,10 +72,10 @@ def layouts(request):
 
 
 def results(case, x, weight, grad, layout=torch.contiguous_format, names=Gradients._fields):
-    """What is named, by the names of brute force."""
+    """Return the results that `names` lists, named as in bruteforce.Gradients."""
     geometry = case.geometry
     ways = {
-        "output": lambda: route.forward(x, weight, None, geometry, layout),
+        "output": lambda: route.forward(x, weight, None, geometry, False, layout),
         "grad_input": lambda: route.grad_input(grad, x, weight, geometry, "hardtanh", layout),
         "grad_input_sign": lambda: route.grad_input(grad, x, weight, geometry, "sign", layout),
         "grad_weight_sign": lambda: route.grad_weight_sign(grad, x, weight, geometry, layout),
@@ -150,7 +149,8 @@ def test_bias(case):
     x, weight, _, truth = exact(case)
     bias = torch.arange(case.c_out) / 4
     assert_equal(
-        route.forward(x, weight, bias, case.geometry, torch.contiguous_format), truth.output + by_filter(case, bias)
+        route.forward(x, weight, bias, case.geometry, False, torch.contiguous_format),
+        truth.output + by_filter(case, bias),
     )
 
 
@@ -255,7 +255,7 @@ def test_compiles_to_two_instructions_an_element(capability, monkeypatch, tmp_pa
     x, weight = torch.empty(9, 64, 8, 8, device="meta"), torch.empty(64, 64, 3, 3, device="meta")
     x, weight = (t.to(memory_format=layout) for t in (x, weight))
     with compiling(capability) as kernels:
-        route.forward(x, weight, None, geometry, layout)
+        route.forward(x, weight, None, geometry, False, layout)
         route.grad_input(x, x, weight, geometry, "hardtanh", layout)
         route.grad_weight_sign(x, x, weight, geometry, layout)
     cubins = {name: kernel.result.asm["cubin"] for name, kernel in kernels.items()}

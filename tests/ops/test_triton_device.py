@@ -1,4 +1,4 @@
-"""On a real GPU, by either route: brute force, the CPU's results, CUDA graphs, a network in training."""
+"""Test on a real GPU: brute force, the CPU's results, CUDA graphs, a network in training."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tests.ops.test_conv import CASES, UNIT, assert_all_equal, exact
 
 from torchadder import create_model, ops
 from torchadder.bruteforce import Case
-from torchadder.ops import gpu
+from torchadder.ops import triton
 
 if not torch.cuda.is_available():
     pytest.skip("no GPU that torch can use", allow_module_level=True)
@@ -22,13 +22,11 @@ LARGE = {
 }
 
 
-@pytest.fixture(params=[name for name in gpu.ROUTES if name != "reference"])
-def route(request, monkeypatch):
-    lacks = gpu.lacking()[request.param]
-    if lacks:
-        pytest.skip(lacks)
-    monkeypatch.setattr(gpu, "route", lambda: request.param)
-    return request.param
+@pytest.fixture
+def route():
+    if problem := triton.problem():
+        pytest.skip(problem)
+    return triton.route()
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -42,7 +40,7 @@ def test_equals_brute_force_where_float32_is_exact(case, layout, route):
 
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE.keys())
 @pytest.mark.parametrize("layout", FORMATS.values(), ids=FORMATS.keys())
-@pytest.mark.parametrize("benchmark", [False, True], ids=["counted", "measured"])
+@pytest.mark.parametrize("benchmark", [False, True], ids=["first tile", "fastest tile"])
 def test_agrees_with_the_cpu(case, layout, benchmark, route, monkeypatch):
     """Both sum n terms, each wrong by at most (3 n + 8) UNIT times the sum of what is added up."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
@@ -62,13 +60,6 @@ def test_agrees_with_the_cpu(case, layout, benchmark, route, monkeypatch):
     terms = terms * case.c_out // case.c_in
     size = (1 + x.abs().max()) * grad.abs().max() * terms
     assert (again[0].cpu() - dx).abs().max() <= 2 * (3 * terms + 8) * UNIT * size
-
-
-def test_plain_tensors_need_no_dispatcher():
-    x, weight = torch.zeros(1, 3, 4, 4, device=GPU), torch.zeros(5, 3, 3, 3)
-    assert ops.passes_through(x, weight.to(GPU), torch.nn.Parameter(torch.zeros(5, device=GPU)))
-    for elsewhere in (weight, torch.nn.Parameter(weight)):
-        assert not ops.passes_through(x, elsewhere, None)
 
 
 def test_a_captured_graph_replays(route):
