@@ -224,7 +224,9 @@ def test_registration(name, dtype, layout):
     case = CASES[name]
     x, weight = case.tensors(dtype)
     bias = torch.zeros(case.c_out, dtype=dtype)
-    torch.library.opcheck(ops.binary_conv, (x.contiguous(memory_format=layout), weight, bias, *case.geometry))
+    torch.library.opcheck(
+        torch.ops.torchadder.binary_conv, (x.contiguous(memory_format=layout), weight, bias, *case.geometry)
+    )
 
 
 X, W = (1, 4, 5, 5), (6, 4, 3, 3)
