@@ -19,7 +19,7 @@ BITS = (8, 6, 5, 4)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Record what quantisation costs trained models.")
+    parser = argparse.ArgumentParser(description="Record the accuracy of quantized models.")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a run or a checkpoint")
     parser.add_argument("-o", "--output", type=Path, required=True, help="e.g. results/quantisation-mnist.json")
     given = list(sys.argv[1:] if arguments is None else arguments)

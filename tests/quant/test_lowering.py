@@ -99,9 +99,9 @@ def test_logits_are_close_to_those_of_the_network(name, op, least):
 @pytest.mark.parametrize("op", ["adder", "conv", "binary"])
 @pytest.mark.parametrize("name", ["vgg_small", "resnet18", "resnet50"])
 def test_every_network_has_a_program(name, op):
-    size = 32 if name == "vgg_small" else 64
-    model = trained(create_model(name, op), torch.randn(2, 3, size, size, generator=seeded()))
-    program = quantize(model, [torch.randn(2, 3, size, size, generator=seeded())], method="max")
+    images = torch.randn(2, 3, 32, 32, generator=seeded())
+    model = trained(create_model(name, op), images)
+    program = quantize(model, [images], method="max")
     layers = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
     assert sum(isinstance(step, Layer) for step in program.steps) == layers
     assert isinstance(program.steps[-1].epilogue, Logits)

@@ -1,0 +1,59 @@
+"""Test deploy: a data set that does not fit is refused, calibration images and metadata are those of the data set."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import patterns
+
+from torchadder.data import registry
+from torchadder.errors import UserError
+from torchadder.quant.deploy import calibration_images, image_metadata, matching_dataset, was_augmented
+
+NAMES = tuple("abcdefghij")
+PIXELS = patterns("pixels", 0.5, 70, 30, NAMES)
+
+
+@pytest.fixture(autouse=True)
+def dataset(monkeypatch):
+    monkeypatch.setitem(registry._DATASETS, "pixels", lambda data_dir: PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((None, None, 1, 10), r"net does not say what it was trained on: pass dataset=\S*\|mnist"),
+        (("pixels", None, 3, 10), "net takes 3 channels and knows 10 classes; dataset=pixels has 1 and 10"),
+        (("pixels", None, 1, 5), "net takes 1 channels and knows 5 classes; dataset=pixels has 1 and 10"),
+        (("pixels", None, 1, 10, (28, 28)), "net takes images of 28 x 28; those of dataset=pixels have 32 x 32"),
+    ],
+)
+def test_a_data_set_that_does_not_fit_is_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        matching_dataset(Path("net"), *arguments)
+
+
+@pytest.mark.parametrize("size", [None, (32, 32)])
+def test_a_data_set_that_fits_is_returned(size):
+    assert matching_dataset(Path("net"), "pixels", None, 1, 10, size) is PIXELS
+
+
+@pytest.mark.parametrize(("count", "expected"), [(7, [7]), (64, [32, 32]), (50, [25, 25]), (512, [23, 23, 23])])
+def test_calibration_images_come_in_batches_of_one_size(count, expected):
+    batches = calibration_images(PIXELS, count)
+    assert [len(batch) for batch in batches] == expected
+    assert all(torch.equal(one, other) for one, other in zip(batches, calibration_images(PIXELS, count), strict=True))
+    assert not torch.equal(batches[0], calibration_images(PIXELS, count, seed=1)[0])
+
+
+def test_metadata_of_the_images():
+    found = image_metadata(PIXELS)
+    assert (found["mean"].item(), found["std"].item()) == (0.5, 0.25)
+    assert (found["part"], found["classes"]) == ("whole", [*NAMES])
+    float_images = replace(PIXELS.test, pixels=PIXELS.test.images, normalization=None)
+    assert image_metadata(replace(PIXELS, test=float_images, classes=())) == {}
+
+
+def test_a_checkpoint_without_a_run_counts_as_augmented(tmp_path):
+    assert was_augmented(tmp_path / "net.safetensors")
