@@ -1,6 +1,6 @@
-"""The adder convolution by brute force, in float64: every difference of a patch and a filter, held in memory.
+"""Compute the adder convolution by brute force, in float64: every difference of a patch and a filter, in memory.
 
-It shares nothing but Geometry with the operator's backends, so that kernels can be checked against it on any machine.
+It shares only Geometry with the operator's backends, so that kernels can be checked against it on any machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ Axes = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One convolution: input (n, c_in, *size), weight (c_out, c_in / groups, *kernel); no stride, padding, dilation
-    given means none."""
+    """Describe one convolution: input (n, c_in, *size), weight (c_out, c_in / groups, *kernel).
+
+    An empty stride, padding or dilation stands for 1, 0 and 1 along each axis.
+    """
 
     n: int
     c_in: int
@@ -47,7 +49,7 @@ class Case:
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
     def tensors(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Input, weight and output gradient, standard normal, float32."""
+        """Return input, weight and output gradient, standard normal, float32."""
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(self.n, self.c_in, *self.size, generator=generator)
         weight = torch.randn(self.c_out, self.c_in // self.groups, *self.kernel, generator=generator)
@@ -55,7 +57,7 @@ class Case:
 
 
 class Gradients(NamedTuple):
-    """Output and gradients: `grad_input` by HardTanh, the `sign` ones by the true derivative."""
+    """Hold output and gradients: ``grad_input`` by HardTanh, the ``sign`` ones by the true derivative."""
 
     output: Tensor
     grad_input: Tensor
@@ -64,12 +66,12 @@ class Gradients(NamedTuple):
 
 
 def brute_force(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> Gradients:
-    """Output (N, C_out, *size) and gradients, all float64; holds every patch C_out times in memory."""
+    """Return output (N, C_out, *size) and gradients, all float64; every patch is C_out times in memory."""
     x, weight, grad = x.double(), weight.double(), grad.double()
     groups, taps, places = case.groups, prod(case.kernel), grad[0, 0].numel()
     margins = [p for p in reversed(case.padding) for _ in range(2)]
     numbers = torch.arange(1, x[0, 0].numel() + 1).view(1, 1, *case.size)
-    met = _windows(case, pad(numbers, margins))[0, 0]  # the input's pixels, from 1; 0 is padding
+    pixel_index = _windows(case, pad(numbers, margins))[0, 0]  # of each patch element, from 1; 0 is padding
     patches = _windows(case, pad(x, margins)).reshape(case.n, groups, 1, -1, places)  # (N, G, 1, K, L)
     filters = weight.reshape(1, groups, case.c_out // groups, -1, 1)  # (1, G, O / G, K, 1)
     dy = grad.reshape(case.n, groups, case.c_out // groups, 1, places)  # (N, G, O / G, 1, L)
@@ -78,7 +80,7 @@ def brute_force(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> Gradient
     def input_gradient(terms: Tensor) -> Tensor:
         columns = (terms * dy).sum(2).view(case.n, case.c_in, taps * places)
         pixels = torch.zeros(case.n, case.c_in, numbers.numel() + 1, dtype=torch.float64)
-        return pixels.index_add_(2, met.flatten(), columns)[:, :, 1:].view(x.shape)
+        return pixels.index_add_(2, pixel_index.flatten(), columns)[:, :, 1:].view(x.shape)
 
     return Gradients(
         output=-difference.abs().sum(3).view(grad.shape),  # eq. 2
@@ -89,7 +91,7 @@ def brute_force(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> Gradient
 
 
 def _windows(case: Case, padded: Tensor) -> Tensor:
-    """(N, C, T, L): what each of the T taps meets at each of the L places."""
+    """Return (N, C, T, L): the elements under each of the T taps at each of the L output positions."""
     for axis, (k, s, d) in enumerate(zip(case.kernel, case.stride, case.dilation, strict=True)):
         padded = padded.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
     return padded.reshape(*padded.shape[:2], -1, prod(case.kernel)).transpose(2, 3)

@@ -1,4 +1,4 @@
-"""Is this installation sound? Versions, processor, GPUs, data, and its kernels against brute force."""
+"""Check this installation: versions, processor, GPUs, data, and its kernels against the brute-force reference."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ OPTIONAL = {
     "hf": ("huggingface_hub",),
     "dev": ("pytest", "ruff", "mypy", "clang-format"),
 }
-TOLERANCE = 1e-4  # of the largest value: fp32 kernels stay two orders below, a wrong one is orders above
-GPU_TOLERANCES = {torch.float32: TOLERANCE, torch.bfloat16: 2**-7}  # (rounding a result is up to half of the latter)
+TOLERANCE = 1e-4  # of the largest value: errors of fp32 kernels are 100 times smaller, those of a wrong one far larger
+GPU_TOLERANCES = {torch.float32: TOLERANCE, torch.bfloat16: 2**-7}  # twice the largest error of rounding a result
 CPU = torch.device("cpu")
 
-CASES = [  # sizes beside the tiles, every option of the geometry once
+CASES = [  # sizes that no tile divides, every option of the geometry once
     Case(2, 3, 5, size=(9, 8), kernel=(3, 3), padding=(1, 1)),
     Case(1, 16, 33, size=(7, 7), kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
     Case(1, 64, 64, size=(8, 8), kernel=(3, 3), padding=(1, 1)),
@@ -52,7 +52,7 @@ CASES = [  # sizes beside the tiles, every option of the geometry once
 
 @dataclass
 class Check:
-    """`ok`: True, False, or None for what could not be checked here."""
+    """Hold the result of one check. ``ok``: None where it could not be done on this machine."""
 
     name: str
     ok: bool | None
@@ -61,7 +61,7 @@ class Check:
 
 @dataclass
 class Diagnosis:
-    """What `torchadder doctor` prints. `sound`: no check failed; what is merely absent fails nothing."""
+    """Hold all results. ``sound``: no check failed; a check that could not be done is no failure."""
 
     environment: dict[str, Any]
     checks: list[Check]
@@ -76,14 +76,14 @@ class Diagnosis:
 
 
 def diagnose(data_dir: Path | None = None) -> Diagnosis:
-    """Examine this installation on this machine; `data_dir` as --data. Fetches nothing."""
+    """Check this installation on this machine. ``data_dir``: where to look for data files first. Fetches nothing."""
     checks = [*check_kernels(), *check_gpus(), check_mnist(data_dir)]
     optional = {extra: {name: _version(name) for name in names} for extra, names in OPTIONAL.items()}
     return Diagnosis(_environment(), checks, optional)
 
 
 def check_kernels() -> list[Check]:
-    """One check for the library, and one for each instruction set that it was built with."""
+    """Check that the native library loads, and the kernels of each instruction set that it was built with."""
     path = kernels.library_path()
     try:
         chosen = kernels.isa()
@@ -97,7 +97,7 @@ def check_kernels() -> list[Check]:
 
 
 def _check_isa(isa: str) -> Check:
-    """Every kernel of one instruction set, in all the variants that can be selected."""
+    """Check every kernel of one instruction set, in all variants that can be selected."""
     if isa not in kernels.available():
         return Check(f"kernels {isa}", None, "not checked: this CPU cannot run them")
     errors: dict[str, float] = {}
@@ -112,25 +112,27 @@ def _check_isa(isa: str) -> Check:
                     errors[what] = max(error, errors.get(what, 0.0))
     wrong = [what for what, error in errors.items() if not error <= TOLERANCE]
     if wrong:
-        return Check(f"kernels {isa}", False, f"WRONG against brute force: {', '.join(wrong)}; please report it")
+        return Check(
+            f"kernels {isa}", False, f"WRONG against the brute-force reference: {', '.join(wrong)}; please report it"
+        )
     detail = f"{len(checked)} kernels, {len(CASES)} shapes, forward and gradients"
     detail += f"; largest relative error {max(errors.values()):.0e}"
     return Check(f"kernels {isa}", True, detail)
 
 
 def check_gpus() -> list[Check]:
-    """One check for each GPU that torch can use."""
+    """Check each GPU that torch can use."""
     if reason := lacks_gpu():
         return [Check("GPU", None, f"not checked: {reason}")]
     return [check_gpu(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
 
 
 def check_gpu(device: torch.device) -> Check:
-    """What computes adder layers on a GPU, and whether it computes what it should."""
+    """Check the results of adder layers on a GPU, and name the route that computes them."""
     name = f"GPU {device.index}"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # that no route is there: said below
+            warnings.simplefilter("ignore", RuntimeWarning)  # of the reference route, which the check names
             about = describe_gpu(device)
         where = f"{about['name']}, compute capability {about['compute_capability']}, route {about['route']}"
         if about["route"] == "reference":
@@ -138,16 +140,21 @@ def check_gpu(device: torch.device) -> Check:
         wrong, largest = compare(device)
     except UserError as error:
         return Check(name, False, str(error))
-    except Exception as error:  # of a compiler, a driver or a kernel: whatever it is, this GPU is not sound
+    except Exception as error:  # from a compiler, a driver or a kernel: any of them means that this GPU is not sound
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
     if wrong:
-        return Check(name, False, f"{where}; WRONG against brute force: {', '.join(wrong)}; please report it")
+        return Check(
+            name, False, f"{where}; WRONG against the brute-force reference: {', '.join(wrong)}; please report it"
+        )
     errors = ", ".join(f"{error:.0e} in {_called(dtype)}" for dtype, error in largest.items())
     return Check(name, True, f"{where}; {len(CASES)} shapes, forward and gradients; largest relative error {errors}")
 
 
 def compare(device: torch.device) -> tuple[list[str], dict[torch.dtype, float]]:
-    """Which results are wrong on a device, of all shapes in both memory formats, and the largest error of a dtype."""
+    """Compare all shapes, in both memory formats, with the brute-force reference.
+
+    Returns the results that are wrong on the device, and the largest error of each dtype.
+    """
     wrong: dict[str, None] = {}
     largest = dict.fromkeys(GPU_TOLERANCES, 0.0)
     for case in CASES:
@@ -174,7 +181,7 @@ def _errors(
     dtype: torch.dtype = torch.float32,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> dict[str, float]:
-    """Largest error of each result, relative to the largest value of its brute-force twin; recentred in 16 bits."""
+    """Return the largest error of each result, relative to the largest value of the reference; recentred in 16 bits."""
     x, weight, grad = (tensor.to(dtype) for tensor in case.tensors())
     truth = brute_force(case, x, weight, grad)
     recenter = dtype is not torch.float32
@@ -203,24 +210,24 @@ def _run(
 
 def _relative_error(ours: Tensor, theirs: Tensor) -> float:
     error = ((ours.cpu().double() - theirs).abs().max() / theirs.abs().max()).item()
-    return float("inf") if error != error else error  # max() of floats would lose a NaN
+    return float("inf") if error != error else error  # max() of floats would drop a NaN
 
 
 def check_mnist(data_dir: Path | None = None) -> Check:
-    """Whether the four files are there; their content is checked when they are read."""
+    """Check that the four files are there; their content is checked when they are read."""
     try:
         paths = mnist.find_files(mnist.MNIST, data_dir)
     except UserError as error:
         return Check("data mnist", False, str(error))
     if paths is None:
-        return Check("data mnist", None, "not found; training fetches it, or name its folder in TORCHADDER_DATA")
+        return Check("data mnist", None, "not found; training fetches it, or set TORCHADDER_DATA to its folder")
     return Check("data mnist", True, f"found in {paths[0].parent}")
 
 
 def _environment() -> dict[str, Any]:
     try:
         environment = describe_environment()
-    except UserError:  # without the native library: what can be said all the same
+    except UserError:  # without the native library
         environment = {
             "torchadder": __version__,
             "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""The environment of a run: versions, processor, threads and kernels, as recorded beside its numbers."""
+"""Describe the environment of a run, for its records: versions, processor, threads, kernels and GPU."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torchadder.version import __version__
 
 
 def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
-    """What a reader needs in order to trust or repeat the run's numbers; plain values for JSON.
+    """Return what a reader needs in order to trust or repeat the numbers of a run, as plain values for JSON.
 
-    Where a GPU made them, it stands under "gpu", and no instruction set of the CPU under "kernels".
+    For a run on a GPU, "gpu" describes it, and "kernels", the instruction set of the CPU, is None.
     """
     place = device if device is not None and device.type == "cuda" else None
     about: dict[str, Any] = {
@@ -41,7 +41,7 @@ def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def describe_gpu(device: torch.device) -> dict[str, Any]:
-    """A GPU, the software between it and the numbers, and the route (ops.triton) that its adder layers take."""
+    """Describe a GPU, its software, and the route (ops.triton) that computes adder layers on it."""
     properties = torch.cuda.get_device_properties(device)
     return {
         "name": properties.name,
@@ -56,21 +56,21 @@ def describe_gpu(device: torch.device) -> dict[str, Any]:
 
 
 def title_of_gpu(about: dict[str, Any]) -> str:
-    """What describe_gpu says, in a line."""
+    """Return a line from the values of describe_gpu."""
     return f"{about['name']} (route {about['route']})"
 
 
 def lacks_gpu() -> str | None:
-    """Why torch computes on no GPU here, and what to do; None where it does."""
+    """Say why torch uses no GPU on this machine, and what to do; None where it uses one."""
     if torch.cuda.is_available():
         return None
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is built without CUDA: install a build with it (pytorch.org/get-started)"
-    return f"torch {torch.__version__} finds no GPU that it can use: see whether nvidia-smi lists one, with its driver"
+    return f"torch {torch.__version__} finds no GPU that it can use: check that nvidia-smi lists one and its driver"
 
 
 def available_cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -82,13 +82,13 @@ def _version(distribution: str) -> str | None:
 
 
 def _program() -> str:
-    """What was started; ``python -m torchadder`` is the command torchadder."""
+    """Return the name of the program; that of ``python -m torchadder`` is torchadder."""
     path = Path(sys.argv[0])
     return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def _driver() -> str | None:
-    """The version of NVIDIA's kernel module."""
+    """Return the version of NVIDIA's kernel module; None where there is none."""
     path = Path("/proc/driver/nvidia/version")
     found = re.search(r"\d+(\.\d+)+", path.read_text()) if path.is_file() else None
     return found[0] if found else None

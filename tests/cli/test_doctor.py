@@ -118,7 +118,10 @@ def test_a_wrong_device_is_noticed(monkeypatch, dtype, damage):
     monkeypatch.setattr(doctor.functional, "adder_conv1d", only(dtype, damage))
     check = doctor.check_gpu(CPU)
     assert check.ok is False
-    assert f"route triton; WRONG against brute force: forward in {dtype}".replace("torch.", "") in check.detail
+    assert (
+        f"route triton; WRONG against the brute-force reference: forward in {dtype}".replace("torch.", "")
+        in check.detail
+    )
 
 
 def test_without_kernels_it_says_why(monkeypatch):
