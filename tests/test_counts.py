@@ -19,7 +19,7 @@ from torchadder.nn import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLin
 
 
 class Halves(nn.Conv2d):
-    """A subclass that runs its convolution twice."""
+    """Run the convolution of the superclass twice."""
 
     def forward(self, x):
         return super().forward(x[..., ::2]) + super().forward(x[..., 1::2])
@@ -89,7 +89,7 @@ def test_layers_by_hand(layer, size, mul, add, xnor):
 
 
 def attention(batch, queries, keys, width):
-    """Products of a multi-head attention: projections of query, keys, values and output; scores; weighted sums."""
+    """Count the products of a multi-head attention: projections of query, keys, values and output; scores; sums."""
     return batch * (2 * (queries + keys) * width * width + 2 * queries * keys * width)
 
 
@@ -155,7 +155,7 @@ def test_the_model_is_left_as_it_was_after_a_failure():
 
 
 class OfficialAdder(nn.Module):
-    """An adder layer in plain torch, which has no operator with a rule."""
+    """Compute an adder layer in plain torch, whose operators have no rule."""
 
     def __init__(self):
         super().__init__()
@@ -166,14 +166,14 @@ class OfficialAdder(nn.Module):
 
 
 class Distance(nn.Module):
-    """Computes without a parameter of its own."""
+    """Compute without parameters."""
 
     def forward(self, x):
         return torch.cdist(x, x)
 
 
 class Functional(nn.Module):
-    """Calls the product of a child without calling the child; another child is idle."""
+    """Use the weight of a child without calling the child; another child does not run."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a run says of its surroundings: the command as a reader would give it again."""
+"""Test the description of the environment of a run."""
 
 import sys
 from types import SimpleNamespace

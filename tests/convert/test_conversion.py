@@ -1,4 +1,4 @@
-"""convert: what it exchanges, what it leaves, and that nothing else changes."""
+"""Test convert: the layers that it replaces and leaves, that nothing else changes, and its report."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from torchadder.nn import AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear, Bi
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAYERS = {  # torch's layer, its adder and binary twins, arguments, an input
+LAYERS = {  # torch's layer, its adder and binary counterparts, arguments, shape of an input
     "conv1d": (nn.Conv1d, AdderConv1d, None, (4, 6, 3), (2, 4, 7)),
     "conv2d": (nn.Conv2d, AdderConv2d, BinaryConv2d, (4, 6, (3, 2), 2, 1, 1, 2, False, "reflect"), (2, 4, 7, 5)),
     "conv2d, same": (nn.Conv2d, AdderConv2d, BinaryConv2d, (4, 6, 3, 1, "same", 2), (2, 4, 7, 5)),
@@ -34,7 +34,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("start", "end", "conv", "adder", "binary", "args", "shape"), PAIRS)
-def test_a_layer_becomes_its_twin_and_nothing_else_of_it_changes(start, end, conv, adder, binary, args, shape):
+def test_a_layer_becomes_its_counterpart_and_nothing_else_of_it_changes(start, end, conv, adder, binary, args, shape):
     classes = dict(zip(OPS, (conv, adder, binary), strict=True))
     layer, expected = classes[start](*args), classes[end](*args)
     expected.load_state_dict(layer.state_dict())
@@ -50,7 +50,7 @@ def test_a_layer_becomes_its_twin_and_nothing_else_of_it_changes(start, end, con
 
 
 def network():
-    """Layers of every kind, nested, one of them shared, with a normalisation behind each."""
+    """Build a network with layers of every kind, nested, one of them shared, and a normalisation after each."""
     shared = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.LeakyReLU())
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1),
@@ -71,7 +71,7 @@ MIDDLE = ["2.0", "3.0", "6"]  # all but the first and the last layer
 
 
 def outcomes(module):
-    """Names of the layers by what became of them."""
+    """Return the names of the layers by outcome."""
     found = {}
     for row in module.conversion.rows:
         found.setdefault(row.outcome, []).append(row.name)
@@ -265,7 +265,7 @@ def test_fused_inference_of_torch_does_not_multiply_past_adder_layers():
 
 
 class Foreign(nn.Module):
-    """Written as many are: containers, functions between modules, attention, heads that share a block."""
+    """A network as others write them: containers, functions between modules, attention, heads that share a block."""
 
     def __init__(self):
         super().__init__()
@@ -297,8 +297,8 @@ def test_a_network_in_foreign_style_is_converted_trains_and_comes_back():
         "left": ["attention.self_attn", "attention.self_attn.out_proj", "mixer", "mixer.out_proj"],
         "kept": ["head.max", "stem"],
     }
-    twin = convert(copy.deepcopy(model), "conv")
-    assert torch.equal(twin(IMAGE), expected)
+    restored = convert(copy.deepcopy(model), "conv")
+    assert torch.equal(restored(IMAGE), expected)
     optimizer = torch.optim.Adam(model.train().parameters(), lr=0.01)
     AdaptiveLR(optimizer)
     losses = []

@@ -1,4 +1,4 @@
-"""The order of layers and what follows each, found in three ways, on networks written as other people write them."""
+"""Test the order of layers and what follows each, recorded, traced and defined, on networks as others write them."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def conv(inputs=3, outputs=3):
 
 
 class Net(nn.Module):
-    """Modules by name and the function that runs them."""
+    """Hold modules by name and the function that runs them."""
 
     def __init__(self, run, **modules):
         super().__init__()
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 class Norm(nn.Module):
-    """A library's own, childless and with a name that says what it is."""
+    """A normalisation of another library, without children, recognised by its name."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ class Norm(nn.Module):
 
 
 class ConvNormAct(nn.Sequential):
-    """A block around a layer, which no name makes a normalisation."""
+    """A block with a layer, which is no normalisation whatever its name."""
 
     def __init__(self):
         super().__init__(conv(), nn.BatchNorm2d(3), nn.ReLU())
@@ -183,7 +183,7 @@ def test_first_and_last_are_those_that_run_first_and_last(run, example, found, f
     assert (flow.found, flow.first, flow.last) == (found, getattr(net, first), getattr(net, last))
 
 
-def test_a_first_layer_that_has_no_twin_is_the_first_all_the_same():
+def test_a_first_layer_without_counterpart_is_the_first_all_the_same():
     model = nn.Sequential(nn.ConvTranspose2d(3, 3, 1), nn.BatchNorm2d(3), conv(), nn.BatchNorm2d(3), conv())
     convert(model)
     assert [row.outcome for row in model.conversion.rows] == ["left", "converted", "kept"]
@@ -221,7 +221,7 @@ def test_a_layer_whose_weight_is_used_past_it_is_left_alone(run, left, found):
 
 
 class Restless(nn.Module):
-    """Changes with every run whatever a module can hold."""
+    """Change with every run all that a module can hold."""
 
     def __init__(self):
         super().__init__()
@@ -243,7 +243,7 @@ class Restless(nn.Module):
 
 
 @pytest.mark.parametrize("example", [None, IMAGE], ids=["traced", "recorded"])
-def test_looking_leaves_everything_as_it_was(example):
+def test_finding_the_flow_changes_nothing(example):
     net = Restless()
     net.layers[1].eval()
     net.train()

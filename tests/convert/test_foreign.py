@@ -1,4 +1,4 @@
-"""Networks that nobody here wrote: transformers' definitions, with random weights."""
+"""Convert networks of the transformers library, with random weights."""
 
 import copy
 import warnings
@@ -49,10 +49,10 @@ def test_it_is_converted_trains_and_comes_back(architecture, options, count, bar
     assert sum(isinstance(layer, Adder) for layer in model.modules()) == count
     assert [row.note for row in model.conversion.rows] == ["runs first", *[""] * count, "runs last"]
 
-    twin = convert(copy.deepcopy(model), "conv")
+    restored = convert(copy.deepcopy(model), "conv")
     with torch.no_grad():
-        assert torch.equal(twin(IMAGES).logits, expected)
-    assert all(torch.equal(value, state[name]) for name, value in twin.state_dict().items())
+        assert torch.equal(restored(IMAGES).logits, expected)
+    assert all(torch.equal(value, state[name]) for name, value in restored.state_dict().items())
 
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)

@@ -1,4 +1,4 @@
-"""convert: what it leaves alone, what it warns of, what it refuses, and that nothing changes then."""
+"""Test the layers that convert leaves as they are, its warnings, and its errors, after which nothing is changed."""
 
 import warnings
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class StandardisedConv2d(nn.Conv2d):
-    """As in several model libraries: a forward of its own."""
+    """A subclass with its own forward, as in several model libraries."""
 
     def forward(self, x):
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
@@ -40,7 +40,7 @@ def parametrised():
 
 LEFT = {  # a layer that stays what it is: why
     "subclass": (lambda: StandardisedConv2d(4, 4, 1), "adder", "a subclass of Conv2d; only torch's own"),
-    "subclass of a twin": (lambda: type("Mine", (AdderLinear,), {})(4, 4), "conv", "a subclass of AdderLinear"),
+    "subclass of an adder layer": (lambda: type("Mine", (AdderLinear,), {})(4, 4), "conv", "a subclass of AdderLinear"),
     "transposed": (lambda: nn.ConvTranspose2d(4, 4, 1), "adder", "no adder counterpart"),
     "recurrent": (lambda: nn.LSTM(4, 4), "adder", "no adder counterpart"),
     "bilinear": (lambda: nn.Bilinear(4, 4, 4), "adder", "no adder counterpart"),
@@ -60,7 +60,7 @@ LEFT = {  # a layer that stays what it is: why
 
 
 @pytest.mark.parametrize(("make", "to", "why"), LEFT.values(), ids=LEFT.keys())
-def test_what_has_no_twin_is_left_alone_and_named(make, to, why):
+def test_what_has_no_counterpart_is_left_and_named(make, to, why):
     odd = make()
     kind, attributes = type(odd), list(vars(odd))
     model = nn.ModuleDict({"plain": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "odd": odd})

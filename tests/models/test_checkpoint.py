@@ -1,4 +1,4 @@
-"""Checkpoints: the same model comes back, and every way to be no checkpoint gets one line that names it."""
+"""Test checkpoints: saving and loading give the same model, and each damaged or wrong file one line of error."""
 
 import json
 import subprocess
@@ -86,7 +86,7 @@ def test_loading_takes_no_random_numbers_and_keeps_the_mark_of_adder_weights(run
 
 
 def test_loading_imports_neither_the_compiler_nor_the_hub(run):
-    """The first takes seconds; a random number on the meta device would import it."""
+    """The compiler takes seconds to import; a random number on the meta device would import it."""
     code = f"import sys, torchadder; torchadder.load_checkpoint({str(run)!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torchadder.models.hub" in done.stdout.split()
@@ -98,7 +98,7 @@ class Anything:
 
 
 def edit(change):
-    """Rewrite best.safetensors with its tensors changed."""
+    """Return a function that changes the tensors in best.safetensors."""
 
     def apply(run):
         tensors = load_file(run / "best.safetensors")
@@ -124,7 +124,7 @@ def cut(run):
 
 
 def config(text):
-    """Leave the configuration to config.json, with ``text`` in it."""
+    """Return a function that moves the configuration to config.json, with ``text`` in it."""
 
     def apply(run):
         (run / "config.json").write_text(text)

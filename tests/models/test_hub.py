@@ -1,4 +1,4 @@
-"""Pretrained models: the same model comes back from a directory and from the hub, which no test reaches."""
+"""Test pretrained models: the same model comes back from a directory and from the hub, which is replaced here."""
 
 import builtins
 import json
@@ -39,6 +39,7 @@ def same(a, b):
     )
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("op", ["adder", "conv", "binary"])
 @pytest.mark.parametrize("name", list_models())
 def test_every_model_comes_back(tmp_path, name, op):
@@ -49,7 +50,7 @@ def test_every_model_comes_back(tmp_path, name, op):
     assert type(loaded) is type(model)
     assert loaded.input_size == model.input_size
     channels, size, _ = model.input_size
-    x = torch.randn(1, channels, min(size, 64), min(size, 64))
+    x = torch.randn(1, channels, min(size, 32), min(size, 32))
     assert torch.equal(loaded(x), model(x))
 
 
@@ -77,7 +78,7 @@ def test_a_run_directory_is_a_pretrained_one_too(tmp_path, model):
     assert same(from_pretrained(tmp_path), model)
 
 
-def test_every_door_is_the_same(tmp_path, model):
+def test_all_functions_load_the_same_model(tmp_path, model):
     model.save_pretrained(str(tmp_path))
     for load in (torchadder.from_pretrained, Model.from_pretrained, LeNet5BN.from_pretrained):
         assert same(load(str(tmp_path)), model)
@@ -177,7 +178,7 @@ def test_names_that_are_refused(tmp_path, monkeypatch, name, revision, words):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch, model):
-    """A folder that stands for the snapshot of any repository; calls are checked against the real signature."""
+    """Replace the download from the hub by a folder; calls are checked against the real signature."""
     folder = tmp_path / "snapshot"
     model.save_pretrained(folder)
     download = create_autospec(huggingface_hub.snapshot_download, return_value=str(folder))
@@ -226,7 +227,7 @@ def test_a_repository_of_something_else(repository, file, content, words):
 
 
 def refusal(kind, text="first line\nsecond line"):
-    """An error of the hub, whose constructors differ between versions."""
+    """Make an error of the hub without its constructor, which differs between versions."""
     error = kind.__new__(kind)
     error.args = (text,)
     return error
@@ -282,7 +283,7 @@ def test_without_huggingface_hub(monkeypatch, model, call):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The hub's API, calls checked against its real signatures; ``files`` is what the repository holds."""
+    """Replace the API of the hub, with its real signatures; ``files`` is the content of the repository."""
     api = create_autospec(huggingface_hub.HfApi)
     files = {}
 

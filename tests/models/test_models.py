@@ -1,4 +1,4 @@
-"""The registry and the networks: exact shapes, names, parameters and operations, and what is refused."""
+"""Test the registry and the networks: exact shapes, names, parameters, operations, and errors."""
 
 import json
 
@@ -50,17 +50,17 @@ REFUSED = [  # arguments -> the words that the message must contain
 ]
 
 
-SECTORS = ("lenetpp", "lenetpp_3d")  # whose ordinary classifier no normalisation follows
+SECTORS = ("lenetpp", "lenetpp_3d")  # no normalisation follows their ordinary classifier
 
 
 def on_meta(name: str, op: str = "adder", **arguments):
-    """The network without its numbers: shapes and counts of the big ones cost nothing."""
+    """Build a network without memory for its weights."""
     with torch.device("meta"):
         return create_model(name, op=op, **arguments)
 
 
 def small_images(n: int, in_chans: int):
-    """What every network takes: ResNets run on any size."""
+    """Return images for any network: the ResNets for ImageNet run on any size."""
     return torch.randn(n, in_chans, 32, 32)
 
 

@@ -1,4 +1,4 @@
-"""The published layout: every model is recognised by its tensors, and nothing in a file is ever run."""
+"""Test the published layout: every model is recognised by its tensors, and no code in a file is run."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ CASES = [
 
 
 def published(model, prefix="module."):
-    """The state of ``model`` in the names of the AdderNet authors."""
+    """Return the state of ``model`` in the names of the AdderNet authors."""
     adder = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adder)}
     return OrderedDict(
         (prefix + (key.removesuffix("weight") + "adder" if key in adder else key), value)
@@ -63,7 +63,7 @@ def test_wrappings(tmp_path, model, wrap, prefix, legacy, name):
 
 
 @pytest.mark.parametrize("op", ["adder", "conv", "binary"])
-def test_without_published_names_the_operator_is_the_caller_s_word(tmp_path, op):
+def test_without_published_names_the_operator_is_that_of_the_caller(tmp_path, op):
     model = create_model("resnet20", op=op)
     loaded = load_checkpoint(write(tmp_path / "model.pth", model.state_dict()), op)
     assert loaded.config == model.config
@@ -76,7 +76,7 @@ def test_half_precision_becomes_float32(tmp_path, model):
 
 
 class Code:
-    """Unpickling it would write a file."""
+    """Make a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -86,7 +86,7 @@ class Code:
 
 
 def change(**tensors):
-    """A state in which some tensors are another (None: missing)."""
+    """Return a function that replaces tensors of a state (None: removes them)."""
 
     def apply(state):
         for name, tensor in tensors.items():

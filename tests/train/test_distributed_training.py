@@ -385,7 +385,7 @@ def started(tmp_path_factory):
         name: subprocess.Popen(command, cwd=folder, env=environment, **piped) for name, command in commands.items()
     }
     try:
-        ended = {name: (*process.communicate(timeout=120), process.returncode) for name, process in running.items()}
+        ended = {name: (*process.communicate(timeout=600), process.returncode) for name, process in running.items()}
     finally:
         for process in running.values():
             process.kill()

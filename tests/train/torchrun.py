@@ -15,7 +15,7 @@ from torchadder.train import distributed
 WORLD = 2
 
 
-def run_together(cases, *arguments, limit_s=120):
+def run_together(cases, *arguments, limit_s=600):
     """Call each of ``cases`` with ``arguments`` in WORLD processes, each case like a new start of one command.
 
     Raises what a process raised, and AssertionError where they do not end in ``limit_s`` seconds.
