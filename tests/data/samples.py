@@ -1,10 +1,12 @@
 """Make small files for tests: CIFAR as it is published, images of one colour, and damaged copies of bytes."""
 
 import io
+import multiprocessing
 import struct
 import tarfile
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 
 from torchadder.data import cifar
@@ -117,6 +119,45 @@ def numbers_of(images, normalization):
     distances = np.abs(colours[:, None] - known).max(2)
     assert distances.min(1).max() < 4  # JPEG's error
     return distances.argmin(1).tolist()
+
+
+class Files:
+    """Hold PNG files of 16 x 12 in memory, as a Source. The red channel and the label of each are its index."""
+
+    def __init__(self, count, damaged=()):
+        self.labels = np.arange(count)
+        self.reads = multiprocessing.Value("q", 0)
+        self.contents = [self.content(i) if i not in damaged else b"junk" for i in range(count)]
+
+    @staticmethod
+    def pixels(index):
+        pixels = np.random.default_rng(index).integers(0, 256, (12, 16, 3), np.uint8)
+        pixels[..., 0] = index
+        return pixels
+
+    def content(self, index):
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(self.pixels(index)).save(file, "PNG")
+        return file.getvalue()
+
+    def read(self, index):
+        with self.reads.get_lock():
+            self.reads.value += 1
+        return self.contents[index]
+
+    def name(self, index):
+        return f"{index}.png"
+
+
+def labels_of(batches):
+    return [labels.tolist() for _, labels in batches]
+
+
+def everything(batches):
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def mutated(original, positions=None):
