@@ -1,4 +1,4 @@
-"""AdaptiveLR: the paper's per-layer learning rate, as a step pre-hook on any torch optimiser."""
+"""Rescale the gradients of adder weights before each step of any torch optimiser: AdaptiveLR and IncreasedLR."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 
 
 class _AdderGradientHook:
-    """Rescales the gradients of the adder weights just before each step of ``optimizer``."""
+    """Rescale the gradients of the adder weights just before each step of ``optimizer``."""
 
     def __init__(self, optimizer: Optimizer, params: Iterable[Tensor] | None):
         self._optimizer = optimizer
         self._chosen = None if params is None else {id(p) for p in params}
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if self._chosen is not None and not self._chosen <= held:
-            raise ValueError(f"{len(self._chosen - held)} of the given params are not in the optimizer")
+        present = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if self._chosen is not None and not self._chosen <= present:
+            raise ValueError(f"{len(self._chosen - present)} of the given params are not in the optimizer")
         if not any(True for _ in self._weights()):
             raise ValueError(
                 f"{type(self).__name__} found no adder weight in the optimizer: build the optimizer from a "
@@ -28,7 +28,7 @@ class _AdderGradientHook:
         self._handle = optimizer.register_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
-        """Detach from the optimiser; gradients are left alone from now on."""
+        """Detach the hook from the optimiser: later steps use the gradients as they are."""
         self._handle.remove()
 
     def _weights(self) -> Iterator[Tensor]:
@@ -53,42 +53,42 @@ class _AdderGradientHook:
 
 
 class AdaptiveLR(_AdderGradientHook):
-    """Per-layer adaptive learning rate of an AdderNet (eq. 13): just before each optimiser step,
+    """Give each adder layer l its own learning rate (eq. 13): rescale its gradient just before each optimiser step.
 
         grad_l <- eta * sqrt(k_l) / max(||grad_l||_2, 1e-12) * grad_l     k_l = elements of the weight
 
-    so it runs after all-reduce, unscaling and accumulation: the step does not depend on loss scale, world
-    size or the number of micro-batches. Weight decay and momentum see the rescaled gradient.
+    This happens after all-reduce, unscaling and accumulation, so the step does not depend on loss scale, world size or
+    the number of micro-batches. Weight decay and momentum see the rescaled gradient.
 
-    It finds the adder weights by itself, at each step, by the mark ``weight.adder`` that every adder layer
-    sets and that survives ``.to()``, ``load_state_dict``, deepcopy, pickle and ``fully_shard`` of the model. Name
-    them with ``params`` where the optimiser holds other tensors than the layers' own weights, as after weight_norm.
+    It finds the adder weights at each step by the mark ``weight.adder``. Every adder layer sets it, and it survives
+    ``.to()``, ``load_state_dict``, deepcopy, pickle and ``fully_shard`` of the model. Pass ``params`` where the
+    optimiser holds other tensors than the layers' own weights, as after weight_norm.
 
     Shapes and dtypes: any; the norm and the product are taken in float32 (float64 for float64 gradients) and
     never leave the device. The norm of a sharded gradient is that of all shards. A zero gradient stays zero, a
-    missing one (None) is skipped, and NaN or infinity turns into NaN: never hidden, so that a gradient scaler or
-    the loss check can act on it.
+    missing one (None) is skipped. NaN or infinity turns into NaN, so that a gradient scaler or the loss check can act
+    on it.
 
-    Copies and pickles of an optimiser lose their hooks (torch's rule): attach a new AdaptiveLR to those.
+    torch drops the hooks of an optimiser when it is copied or pickled: attach a new AdaptiveLR to the copy.
 
     Args:
         optimizer: any torch optimiser, stepped without a closure.
-        eta: the common size of the update, > 0; the official code uses 0.2.
-        params: the weights to rescale; None finds them.
+        eta: the root mean square of each rescaled gradient, > 0; the official code uses 0.2.
+        params: the weights to rescale; None finds the marked ones.
 
     Raises ValueError for eta <= 0, when no adder weight is found, and for params that the optimiser lacks.
     """
 
     def __init__(self, optimizer: Optimizer, eta: float = 0.2, params: Iterable[Tensor] | None = None):
         if not (eta > 0 and math.isfinite(eta)):
-            raise ValueError(f"eta must be a finite number above 0, got {eta}")
+            raise ValueError(f"eta={eta} is out of range: expected a finite number above 0")
         self.eta = eta
         super().__init__(optimizer, params)
 
     def _rescale(self, grad: Tensor) -> None:
         wide = torch.promote_types(grad.dtype, torch.float32)
         norm = torch.linalg.vector_norm(grad, dtype=wide)
-        # a fused optimiser under GradScaler divides by the loss scale itself, after us
+        # A fused optimiser under GradScaler divides by the loss scale itself, after this hook.
         loss_scale = getattr(self._optimizer, "grad_scale", None)
         if loss_scale is not None:
             norm = norm / loss_scale
@@ -99,7 +99,7 @@ class AdaptiveLR(_AdderGradientHook):
             grad.copy_(grad.to(wide) * scale)
 
     def state_dict(self) -> dict[str, float]:
-        """``{"eta": eta}``, to be saved beside the optimiser's own state."""
+        """Return ``{"eta": eta}``, to be saved beside the optimiser's own state."""
         return {"eta": self.eta}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -107,7 +107,7 @@ class AdaptiveLR(_AdderGradientHook):
 
 
 class IncreasedLR(_AdderGradientHook):
-    """The ablation (ILR): the adder weights' gradients times one constant, grad_l <- factor * grad_l.
+    """Multiply the gradients of the adder weights by one constant, grad_l <- factor * grad_l (ILR in the ablation).
 
     It scales the gradient, not the group's rate: a larger rate would multiply weight decay as well, and the
     filters would shrink to nothing. Arguments and errors as AdaptiveLR.
@@ -115,7 +115,7 @@ class IncreasedLR(_AdderGradientHook):
 
     def __init__(self, optimizer: Optimizer, factor: float = 100.0, params: Iterable[Tensor] | None = None):
         if not (factor > 0 and math.isfinite(factor)):
-            raise ValueError(f"factor must be a finite number above 0, got {factor}")
+            raise ValueError(f"factor={factor} is out of range: expected a finite number above 0")
         self.factor = factor
         super().__init__(optimizer, params)
 
@@ -123,7 +123,7 @@ class IncreasedLR(_AdderGradientHook):
         grad.mul_(self.factor)
 
     def state_dict(self) -> dict[str, float]:
-        """``{"factor": factor}``, to be saved beside the optimiser's own state."""
+        """Return ``{"factor": factor}``, to be saved beside the optimiser's own state."""
         return {"factor": self.factor}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -109,7 +109,7 @@ def test_folders_are_searched_in_order(published, tmp_path, monkeypatch):
 
 def test_partial_files_are_accepted_only_on_request(tmp_path):
     unpacked(tmp_path, cifar.BINARY, contents(cifar.BINARY))
-    words = "data_batch_1.bin is not the published file .*: replace it, or accept a set .* with partial=True"
+    words = "data_batch_1.bin is not the published file .*: replace it, or pass partial=True"
     with pytest.raises(UserError, match=words):
         load_dataset("cifar10", tmp_path)
     assert_is_the_data(load_dataset("cifar10", tmp_path, partial=True))

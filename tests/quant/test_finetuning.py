@@ -145,7 +145,7 @@ BAD = [  # options, error, words of the message
     ({"bits": 1}, UserError, "bits=1 is out of range: expected 2 to 8"),
     ({"method": "entropy"}, UserError, "method=entropy is unknown"),
     ({"epochs": 0}, UserError, "epochs=0 is out of range: expected at least 1"),
-    ({"eta": 0.0}, ValueError, "eta must be a finite number above 0"),
+    ({"eta": 0.0}, ValueError, r"eta=0.0 is out of range: expected a finite number above 0"),
     ({"lr": 0.0}, UserError, "lr=0.0 is out of range: expected a finite number above 0"),
     ({"lr": float("nan")}, UserError, "lr=nan is out of range"),
     ({"lr": 1e38}, UserError, "NaN or infinite numbers in epoch 1 of fine-tuning"),

@@ -35,9 +35,9 @@ CLASSES_10 = (
     "horse",
     "ship",
     "truck",
-)  # The classes of CIFAR-10.
+)
 MAX_FILE_BYTES = 160_000_000  # The largest published file has 155,249,918.
-MAX_ARCHIVE_BYTES = 1 << 28  # Uncompressed. The limit keeps a small archive from filling the memory.
+MAX_ARCHIVE_BYTES = 1 << 28  # Uncompressed; the limit keeps a small archive from filling the memory.
 
 Records = tuple[np.ndarray, np.ndarray]  # Pixels uint8 (N, 3072), labels (N,) of any integer type.
 
@@ -197,7 +197,7 @@ def _search(published: Published, data_dir: Path | None) -> Found | None:
 
 
 def _find(published: Published, folder: Path) -> Found | None:
-    """Return the layout in ``folder``, its exact place, and the content of its files that are there."""
+    """Return the layout in ``folder``, the path of its files, and their contents; None where there are none."""
     for layout in published.layouts:
         for place in (folder / layout.folder, folder):
             paths = {name: place / name for name in layout.md5 if (place / name).is_file()}
@@ -222,11 +222,11 @@ def _limited(content: bytes, source: object) -> bytes:
 
 
 def _unpack(published: Published, path: Path) -> Found | None:
-    """Read the files of the data set from an archive; None where it holds something else."""
+    """Read the files of the data set from an archive; return None where it holds something else."""
     layout, files = None, {}
-    uncompressed = gzip.open if path.suffix == ".gz" else lzma.open
+    open_stream = gzip.open if path.suffix == ".gz" else lzma.open
     try:
-        with uncompressed(path) as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as archive:  # type: ignore[call-overload]
+        with open_stream(path) as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as archive:  # type: ignore[call-overload]
             for member in archive:
                 if not member.isfile():
                     continue  # Links are never followed.
@@ -276,7 +276,7 @@ class _BatchUnpickler(pickle.Unpickler):
 
 
 class _Recorded:
-    """Record the arguments that a pickle passes to numpy's classes, in their place, so that a file calls nothing."""
+    """Stand for a class of numpy in a pickle: record its arguments, so that the file calls nothing."""
 
     def __init__(self, *arguments: Any):
         self.arguments = arguments
@@ -296,8 +296,8 @@ def _dataset(
         source, content = f"{place}: {name}", files[name]
         if not partial and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
             raise UserError(
-                f"{source} is not the published file (md5 {found}, expected {md5}): replace it, or accept a set "
-                "that holds only a part of the images with partial=True"
+                f"{source} is not the published file (md5 {found}, expected {md5}): replace it, or pass "
+                "partial=True for a set that holds only a part of the images"
             )
         batches.append(_checked(layout.read(content, source), published.num_classes, source))
     return Dataset(

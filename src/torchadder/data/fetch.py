@@ -81,7 +81,7 @@ def fetch_archive(dataset: str, archive: Archive) -> Path | None:
 
 
 def first_answer(dataset: str, what: str, mirrors: Sequence[str], read: Callable[[str], Content]) -> Content | None:
-    """Return read(mirror) of the first mirror that serves the published content, or None. Reports on stderr."""
+    """Return read(mirror) of the first mirror that has the published content, or None. Reports on stderr."""
     for mirror in mirrors:
         say(dataset, f"fetching {what} from {mirror}")
         try:

@@ -59,9 +59,9 @@ def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop")
     of train, numbered in the order of their names.
 
     With size= the images are streamed, of any size, cropped and resized to that one: by RandomResizedCrop where
-    training images are augmented, else centrally. normalize= names published statistics, by default ImageNet's.
+    training images are augmented, else at the centre. normalize= names published statistics, by default ImageNet's.
 
-    Without it all images have one size and are held in memory, uint8 (N, 3, H, W), with labels int64 (N,). They are
+    Without size= all images have one size and are held in memory, uint8 (N, 3, H, W), with labels int64 (N,). They are
     normalised by the mean and standard deviation of each channel of the training pixels, or as normalize= says.
     Training images are augmented with a padding of an eighth of the shorter side: 4 for 32 x 32.
 

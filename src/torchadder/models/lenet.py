@@ -16,7 +16,9 @@ from .registry import Layers, Model, register
 
 
 class LeNet5BN(nn.Sequential, Model):
-    """C5(6)-BN-ReLU-MP2, C5(16)-BN-ReLU-MP2, C5(120)-BN-ReLU, FC84-BN-ReLU, FC-BN (paper, section 4.1).
+    """Build LeNet-5-BN (paper, section 4.1).
+
+    C5(6)-BN-ReLU-MP2, C5(16)-BN-ReLU-MP2, C5(120)-BN-ReLU, FC84-BN-ReLU, FC-BN.
 
     Shapes: (N, in_chans, 32, 32) -> (N, num_classes). fc1 raises an error for other sizes: the third convolution
     must end at one pixel. No layer has a bias, since a batch normalisation follows each.
@@ -41,13 +43,13 @@ class LeNet5BN(nn.Sequential, Model):
                 bn4=nn.BatchNorm1d(84),
                 relu4=layers.activation(),
                 fc2=layers.last(84, num_classes, bias=False),
-                bn5=nn.BatchNorm1d(num_classes),  # logits of an adder layer are negative and large without it
+                bn5=nn.BatchNorm1d(num_classes),  # Without it the logits of an adder layer are negative and large.
             )
         )
 
 
 class LeNetPP(Model):
-    """LeNet++, whose features have two or three dimensions, to be drawn: clusters of an AdderNet, sectors of a CNN.
+    """Build LeNet++. Its features have two or three dimensions, so that they can be drawn.
 
     Three stages of two 5x5 layers, 2x32C5-MP2-2x64C5-MP2-2x128C5-MP2, a feature layer with 2 or 3 outputs and the
     classifier. BN follows every layer except an ordinary classifier; an activation follows every convolution. Widths

@@ -15,9 +15,9 @@ OPS = ("adder", "conv", "binary")
 
 
 class Model(nn.Module):
-    """A network of the registry. ``create_model(**model.config)`` builds the same one again, weights aside.
+    """Define the base class of the networks; ``create_model(**model.config)`` builds the same one, with new weights.
 
-    ``config``: name, op, num_classes, in_chans, grad, recenter; plain values, which a checkpoint can hold as JSON.
+    ``config``: the arguments of create_model, as plain values, which a checkpoint can hold as JSON.
     ``input_size``: (C, H, W) of the paper's images for this network.
     """
 
@@ -31,12 +31,12 @@ class Model(nn.Module):
 
 
 class Layers(NamedTuple):
-    """The layer classes of a network with one operator.
+    """Hold the layer classes of a network with one operator.
 
     ``conv2d`` and ``linear`` take the arguments of nn.Conv2d and nn.Linear, ``activation`` takes none. The
     activation of a binary network is the identity: a binary layer takes the sign of its input, which is the
-    nonlinearity, and after a ReLU every sign would be +1. ``first`` and ``last`` build the outermost layers of the
-    LeNets: with the operator of the others, but ordinary ones in a binary network, as in XNOR-Net
+    nonlinearity, and after a ReLU every sign would be +1. ``first`` and ``last`` build the first and the last
+    layer of a LeNet: with the operator of the network, but ordinary layers in a binary network, as in XNOR-Net
     (Rastegari et al., ECCV 2016, arXiv 1603.05279).
     """
 
@@ -48,7 +48,7 @@ class Layers(NamedTuple):
 
 
 class Builder(NamedTuple):
-    """A registered network: the function that builds it, and its task in the paper (images of size x size)."""
+    """Hold the function that builds a registered network, and its task in the paper (images of size x size)."""
 
     build: Callable[[Layers, int, int], Model]
     num_classes: int

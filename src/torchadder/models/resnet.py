@@ -15,7 +15,7 @@ from .registry import Layers, Model, register
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 layers beside a shortcut: (N, C_in, H, W) -> (N, channels, H / stride, W / stride)."""
+    """Add two 3x3 layers to a shortcut: (N, C_in, H, W) -> (N, channels, H / stride, W / stride)."""
 
     expansion = 1
 
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 beside a shortcut: (N, C_in, H, W) -> (N, 4 * channels, H / stride, W / stride).
+    """Add layers of 1x1, 3x3 and 1x1 to a shortcut: (N, C_in, H, W) -> (N, 4 * channels, H / stride, W / stride).
 
     The 3x3 layer has the stride, as in the authors' code and torchvision; He et al. have it in the first 1x1 layer.
     """
@@ -69,7 +69,7 @@ def _shortcut(layers: Layers, in_channels: int, channels: int, stride: int) -> n
 
 
 class ResNet(nn.Sequential, Model):
-    """Stem, stages of blocks, average pool, 1x1 classifier, BN on the logits.
+    """Build a ResNet: stem, stages of blocks, average pool, 1x1 classifier, BN on the logits.
 
     Shapes: (N, in_chans, H, W) -> (N, num_classes), any H and W.
 

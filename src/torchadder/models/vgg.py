@@ -12,10 +12,12 @@ WIDTHS = (128, 128, 256, 256, 512, 512)
 
 
 class VGGSmall(nn.Sequential, Model):
-    """2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-FC, with BN and an activation after each 3x3 layer (paper, section 4.2).
+    """Build VGG-small (paper, section 4.2): 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-FC.
 
-    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). fc raises an error for other sizes. The paper's notation says
-    only FC for the head: as in the authors' ResNets, it has no activation and ends in BN.
+    BN and an activation follow each 3x3 layer.
+
+    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). fc raises an error for other sizes. The paper only
+    writes FC for the classifier; as in the authors' ResNets, no activation but BN follows it.
     """
 
     def __init__(self, layers: Layers, num_classes: int, in_chans: int):

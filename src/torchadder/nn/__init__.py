@@ -1,4 +1,4 @@
-"""Layers that add instead of multiply, with the signatures of their torch.nn twins."""
+"""Define adder and binary layers, with the signatures of their torch.nn counterparts."""
 
 from torchadder.functional import GradientRule
 

@@ -1,4 +1,4 @@
-"""Adder layers: torch.nn's layers with the L1 distance in place of the product.
+"""Define the adder layers: torch.nn's layers with the negative L1 distance in place of the product.
 
 "AdderNet: Do We Really Need Multiplications in Deep Learning?", Chen et al., CVPR 2020, arXiv 1912.13200.
 """
@@ -14,17 +14,17 @@ from torchadder.functional import DEFAULT_RULE, GradientRule
 
 
 class Adder(nn.Module):
-    """The method: what every adder layer shares. Subclasses carry torch's signature.
+    """Hold what all adder layers share. A subclass adds the layer of torch.nn whose arguments it takes.
 
-    The weight is marked (`weight.adder = True`), which is how torchadder.AdaptiveLR finds it in an optimiser.
+    Each layer marks its weight, `weight.adder = True`: torchadder.AdaptiveLR finds it in an optimiser by this mark.
     """
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        twin = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.modules."))
-        if twin is not nn.Module and "__init__" not in vars(cls):
-            ours = [p for p in inspect.signature(Adder).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            parameters = [*inspect.signature(twin).parameters.values(), *ours]
+        counterpart = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.modules."))
+        if counterpart is not nn.Module and "__init__" not in vars(cls):
+            own = [p for p in inspect.signature(Adder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            parameters = [*inspect.signature(counterpart).parameters.values(), *own]
             cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, grad: GradientRule = DEFAULT_RULE, recenter: bool = False, **kwargs: Any):
@@ -38,7 +38,7 @@ class Adder(nn.Module):
             param.adder = True  # type: ignore[attr-defined]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """torch's; that it is overridden makes fully_shard set its parameters by register_parameter."""
+        """Do as nn.Module does. Because it is overridden, fully_shard sets parameters by register_parameter."""
         super().__setattr__(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -50,13 +50,14 @@ class Adder(nn.Module):
         self._mark()
         return self
 
-    def _mark(self) -> None:  # copies, pickles and to_empty() make a new parameter, which loses the mark
+    def _mark(self) -> None:
+        """Mark the weight again: copies, pickles and to_empty() make a new parameter, without the mark."""
         for name, param in self.named_parameters():
-            if name in ("weight", "weight_orig", "parametrizations.weight.original"):  # itself, pruned, parametrized
+            if name in ("weight", "weight_orig", "parametrizations.weight.original"):  # plain, pruned, parametrized
                 param.adder = True  # type: ignore[attr-defined]
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight)  # type: ignore[arg-type]  # paper: N(0, 1) whatever the fan-in
+        nn.init.normal_(self.weight)  # type: ignore[arg-type]  # The paper: N(0, 1) for any fan-in.
         if self.bias is not None:
             nn.init.zeros_(self.bias)  # type: ignore[arg-type]
 
@@ -68,9 +69,9 @@ class Adder(nn.Module):
 
 
 class _AdderConv(Adder):
-    """What the convolutions share."""
+    """Define the forward pass of the adder convolutions."""
 
-    _operator: str  # its name in torchadder.functional, looked up at each call: torch.fx replaces it there
+    _operator: str  # The name in torchadder.functional, looked up at each call because torch.fx replaces it there.
 
     def forward(self, input: Tensor) -> Tensor:
         padding = self.padding
@@ -92,21 +93,21 @@ class _AdderConv(Adder):
 
 
 class AdderConv1d(_AdderConv, nn.Conv1d):
-    """1-d convolution by negative L1 distance; arguments are those of torch.nn.Conv1d.
+    """Convolve in 1-d by negative L1 distance; the arguments are those of torch.nn.Conv1d.
 
-    Shapes: input (N, C_in, L) or (C_in, L) -> (N, C_out, L_out). All else as in AdderConv2d.
+    Shapes: input (N, C_in, L) or (C_in, L) -> (N, C_out, L_out). The rest is as in AdderConv2d.
     """
 
     _operator = "adder_conv1d"
 
 
 class AdderConv2d(_AdderConv, nn.Conv2d):
-    """2-d convolution by negative L1 distance; arguments are those of torch.nn.Conv2d.
+    """Convolve in 2-d by negative L1 distance; the arguments are those of torch.nn.Conv2d.
 
         Y[n, o, i, j] = bias[o] - sum_{c, a, b} |X[n, c, i*s + a, j*s + b] - W[o, c, a, b]|     (eq. 2)
 
     Shapes: input (N, C_in, H, W) or (C_in, H, W) -> (N, C_out, H_out, W_out) as nn.Conv2d, float32. A padded
-    position holds 0 and contributes -|W|. Follow it with a normalisation: outputs are all negative and large.
+    position holds 0 and contributes -|W|. Put a normalisation after it, because outputs are all negative and large.
     Keyword-only: `grad`, the gradient rule, and `recenter`, both as in torchadder.functional.adder_conv2d.
     Raises ValueError where nn.Conv2d does, and for an unknown gradient rule.
     """
@@ -115,21 +116,22 @@ class AdderConv2d(_AdderConv, nn.Conv2d):
 
 
 class AdderConv3d(_AdderConv, nn.Conv3d):
-    """3-d convolution by negative L1 distance; arguments are those of torch.nn.Conv3d.
+    """Convolve in 3-d by negative L1 distance; the arguments are those of torch.nn.Conv3d.
 
-    Shapes: input (N, C_in, D, H, W) or (C_in, D, H, W) -> (N, C_out, D_out, H_out, W_out). All else as in AdderConv2d.
+    Shapes: input (N, C_in, D, H, W) or (C_in, D, H, W) -> (N, C_out, D_out, H_out, W_out). The rest is as in
+    AdderConv2d.
     """
 
     _operator = "adder_conv3d"
 
 
 class AdderLinear(Adder, nn.Linear):
-    """Fully connected layer by negative L1 distance; arguments are those of torch.nn.Linear.
+    """Compute a fully connected layer by negative L1 distance; the arguments are those of torch.nn.Linear.
 
         Y[..., o] = bias[o] - sum_k |X[..., k] - W[o, k]|
 
-    Shapes: input (..., in_features) -> (..., out_features), float32. `grad`, `recenter` and the advice to follow
-    it with a normalisation as in AdderConv2d.
+    Shapes: input (..., in_features) -> (..., out_features), float32. `grad`, `recenter` and the need of a
+    normalisation are as in AdderConv2d.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Binary layers: torch.nn's layers with signs in place of inputs and weights.
+"""Define the binary layers: torch.nn's layers with signs in place of inputs and weights.
 
 "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks", Rastegari et al., ECCV 2016, arXiv
 1603.05279.
@@ -10,24 +10,24 @@ from torchadder import functional as F
 
 
 class Binary:
-    """The method: what every binary layer is. Subclasses carry torch's signature.
+    """Mark a binary layer. A subclass adds the layer of torch.nn whose arguments it takes.
 
         Y = alpha * conv(sign(X), sign(W)) + bias        alpha[o] = mean |W[o]|
 
-    The weight is an ordinary float parameter, of which the forward pass uses sign and mean; its initial values are
-    torch's. The order of a block is normalisation, then binary layer, without a ReLU between the two: the sign is the
-    nonlinearity, and after a ReLU every sign is +1.
+    The weight is an ordinary float parameter with torch's initial values; the forward pass uses its signs and the mean
+    of its magnitudes. Put a normalisation before the layer, and no ReLU between the two: the sign is the nonlinearity,
+    and after a ReLU every sign is +1.
     """
 
 
 class BinaryConv2d(Binary, nn.Conv2d):
-    """2-d convolution of signs, scaled by filter; arguments are those of torch.nn.Conv2d.
+    """Convolve signs in 2-d, scaled by filter; the arguments are those of torch.nn.Conv2d.
 
         Y[n, o, i, j] = bias[o] + alpha[o] * sum_{c, a, b} sign(X[n, c, i*s + a, j*s + b]) * sign(W[o, c, a, b])
 
     Shapes: input (N, C_in, H, W) or (C_in, H, W) -> (N, C_out, H_out, W_out) as nn.Conv2d, any floating dtype. sign(0)
     is +1. A padded position contributes 0; the other padding modes pad the input before its sign is taken. Gradients
-    as in torchadder.functional.binary. Raises ValueError where nn.Conv2d does.
+    are those of torchadder.functional.binary. Raises ValueError where nn.Conv2d does.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -39,11 +39,11 @@ class BinaryConv2d(Binary, nn.Conv2d):
 
 
 class BinaryLinear(Binary, nn.Linear):
-    """Fully connected layer of signs; arguments are those of torch.nn.Linear.
+    """Compute a fully connected layer of signs; the arguments are those of torch.nn.Linear.
 
         Y[..., o] = bias[o] + alpha[o] * sum_k sign(X[..., k]) * sign(W[o, k])
 
-    Shapes: input (..., in_features) -> (..., out_features), any floating dtype. The rest as in BinaryConv2d.
+    Shapes: input (..., in_features) -> (..., out_features), any floating dtype. The rest is as in BinaryConv2d.
     """
 
     def forward(self, input: Tensor) -> Tensor:
