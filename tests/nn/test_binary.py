@@ -320,7 +320,7 @@ REFUSED = [  # call of a layer pair, exception, words that the message must cont
     (lambda conv, linear: conv(6, 7), TypeError, ["kernel_size"]),
     (lambda conv, linear: conv(6, 7, 3, grad=None), TypeError, ["grad"]),
     (lambda conv, linear: conv(6, 7, 3, stride=(1, 1, 1))(image()), ValueError, ["(1, 1, 1)", "one or 2"]),
-    (lambda conv, linear: conv(6, 7, 3, stride=1.5)(image()), RuntimeError, ["stride", "1.5"]),
+    (lambda conv, linear: conv(6, 7, 3, stride=1.5)(image()), TypeError, ["stride", "1.5"]),
     (lambda conv, linear: conv(6, 7, 3, stride=0)(image()), ValueError, ["stride is (0, 0)"]),
     (lambda conv, linear: conv(6, 7, 3, padding=-1)(image()), ValueError, ["padding is (-1, -1)"]),
     (lambda conv, linear: conv(6, 7, 3, dilation=0)(image()), ValueError, ["dilation is (0, 0)"]),

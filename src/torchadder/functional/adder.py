@@ -156,11 +156,11 @@ def _adder_conv(
         return _adder_conv(dims, input, w, b, stride, padding, dilation, groups, grad, recenter)  # type: ignore[arg-type]
     if input.dim() == dims + 1:
         return _adder_conv(dims, input[None], weight, bias, stride, padding, dilation, groups, grad, recenter)[0]
-    stride, dilation = by_axis(stride, dims), by_axis(dilation, dims)
+    stride, dilation = by_axis("stride", stride, dims), by_axis("dilation", dilation, dims)
     if isinstance(padding, str):
         input, padding = pad_by_name(input, weight, padding, stride, dilation)
     else:
-        padding = by_axis(padding, dims)
+        padding = by_axis("padding", padding, dims)
     if grad is not DEFAULT_RULE:
         grad.check()
     return ops.adder_conv(input, weight, bias, Geometry(stride, padding, dilation, groups), recenter, *grad)

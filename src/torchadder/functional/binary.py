@@ -78,9 +78,9 @@ def _geometry(
     that zero would count as +1. Both sides get one after the sign instead, and the first row or column of outputs is
     dropped.
     """
-    stride, dilation = by_axis(stride, 2), by_axis(dilation, 2)
+    stride, dilation = by_axis("stride", stride, 2), by_axis("dilation", dilation, 2)
     if not isinstance(padding, str):
-        return Geometry(stride, by_axis(padding, 2), dilation, groups), (0, 0)
+        return Geometry(stride, by_axis("padding", padding, 2), dilation, groups), (0, 0)
     padded, (vertical, horizontal) = pad_by_name(x, weight, padding, stride, dilation)
     if padded is x:
         return Geometry(stride, (vertical, horizontal), dilation, groups), (0, 0)

@@ -107,14 +107,17 @@ def _shape(first: str, second: str, dims: int, prefix: str = "") -> str:
     return f"({', '.join([first, second, *axes])})"
 
 
-def by_axis(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
-    """Return one integer an axis. Raise ValueError for another count, TypeError for other numbers."""
+def by_axis(name: str, value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+    """Return one integer for each axis. Raise ValueError for another count, TypeError for other numbers.
+
+    ``name``: of the parameter, for messages.
+    """
     values = tuple(value) * (dims if len(value) == 1 else 1) if isinstance(value, (tuple, list)) else (value,) * dims
     if len(values) != dims:
-        raise ValueError(f"{values} has {len(values)} values: expected one or {dims}")
+        raise ValueError(f"{name}={values} has {len(values)} values: expected one or {dims}")
     for number in values:
         if not isinstance(number, int | torch.SymInt):
-            raise TypeError(f"{values}: expected integers")
+            raise TypeError(f"{name}={value}: expected integers")
     return values
 
 
