@@ -1,4 +1,4 @@
-"""The native kernel library: loading it, its instruction sets, and the list of its kernels.
+"""Load the native kernel library, choose its instruction set, and list its kernels.
 
 The library starts with the best instruction set that the CPU can run. TORCHADDER_ISA=reference|avx2|avx512 in the
 environment, or select(name), forces one. The number of threads is always torch.get_num_threads().
@@ -17,7 +17,7 @@ from .errors import UserError
 
 
 class Convolution(ctypes.Structure):
-    """torchadder_convolution of include/torchadder.h."""
+    """Mirror torchadder_convolution of include/torchadder.h."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("images", "c_in", "c_out", "groups")),
@@ -27,13 +27,13 @@ class Convolution(ctypes.Structure):
 
 
 def library_path() -> Path:
-    """Where the native library was installed."""
+    """Return the path at which the native library was installed."""
     return Path(__file__).parent / "lib" / "libtorchadder.so"
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The loaded library, torch's OpenMP runtime under it. Raises UserError if it cannot be loaded."""
+    """Return the loaded library. It shares torch's OpenMP runtime. Raises UserError if it cannot be loaded."""
     try:
         native = ctypes.CDLL(str(library_path()))
     except OSError as error:
@@ -66,32 +66,32 @@ def library() -> ctypes.CDLL:
 
 
 def compiled() -> list[str]:
-    """The instruction sets that the library was built with, the reference first."""
+    """Return the instruction sets that the library was built with, the reference first."""
     native = library()
     return [native.torchadder_isa_name(i).decode() for i in range(native.torchadder_isa_count())]
 
 
 def available() -> list[str]:
-    """Those of compiled() that this CPU can run."""
+    """Return those of compiled() that this CPU can run."""
     native = library()
     return [name for i, name in enumerate(compiled()) if native.torchadder_isa_runs_here(i)]
 
 
 def variants() -> list[str]:
-    """What select() can be given so that every kernel that runs on this CPU is reached: for tests and measurements."""
-    both = [f"{name}:{sum}" for name in available() if name != "reference" for sum in ("fma", "add")]
+    """Return arguments of select() that together reach every kernel that this CPU can run: for tests and benchmarks."""
+    both = [f"{name}:{addition}" for name in available() if name != "reference" for addition in ("fma", "add")]
     return ["reference", *both]
 
 
 def isa() -> str:
-    """The instruction set in use."""
+    """Return the name of the instruction set in use."""
     return library().torchadder_selected_isa().decode()
 
 
 def select(name: str) -> None:
     """Use one instruction set from now on, in the whole process; "" is the best. Raises UserError if it cannot run.
 
-    "avx2:fma" and "avx2:add" also choose how partial results are added up, which otherwise follows the CPU's maker.
+    "avx2:fma" and "avx2:add" also choose how partial results are added up, which otherwise follows the vendor of the CPU.
     """
     native = library()
     if native.torchadder_select_isa(name.encode()):
@@ -100,7 +100,7 @@ def select(name: str) -> None:
 
 @contextlib.contextmanager
 def using(name: str) -> Iterator[None]:
-    """select(name) for the length of a with block."""
+    """Select ``name`` for the length of a with block."""
     native = library()
     before = native.torchadder_selected_variant().decode()
     select(name)
@@ -111,7 +111,7 @@ def using(name: str) -> Iterator[None]:
 
 
 def names(in_use: bool = False) -> list[str]:
-    """Every kernel of the library, or those that the instruction set in use chooses from."""
+    """Return the names of all kernels, or of those that the instruction set in use chooses from."""
     native = library()
     return [
         native.torchadder_kernel_name(i).decode()
@@ -121,7 +121,7 @@ def names(in_use: bool = False) -> list[str]:
 
 
 def threads() -> int:
-    """Threads that a kernel may use: torch's number, or 1 where the library was built without threads."""
+    """Return how many threads a kernel may use: torch's number, or 1 where the library was built without threads."""
     return torch.get_num_threads() if _has_threads() else 1
 
 

@@ -57,7 +57,7 @@ class Step(NamedTuple):
 
 
 class Flow:
-    """The connections between steps. ``found``: how the steps were found, "recorded", "traced" or "defined".
+    """Hold the connections between steps. ``found``: how the steps were found, "recorded", "traced" or "defined".
 
     ``first``, ``last``: the weighted modules that run first and last; each run of a module counts.
     ``before``, ``after``: the targets that a target's input comes from and that its output goes to, without those
