@@ -91,7 +91,7 @@ def isa() -> str:
 def select(name: str) -> None:
     """Use one instruction set from now on, in the whole process; "" is the best. Raises UserError if it cannot run.
 
-    "avx2:fma" and "avx2:add" also choose how partial results are added up, which otherwise follows the vendor of the CPU.
+    "avx2:fma" and "avx2:add" also choose how partial results are summed; the vendor of the CPU decides otherwise.
     """
     native = library()
     if native.torchadder_select_isa(name.encode()):
