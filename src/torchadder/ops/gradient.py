@@ -57,7 +57,9 @@ def differentiable(operator: Any, save: Save, backward: Backward, library: torch
             return operator(x, weight, bias, *options)
         try:
             return EagerRule.apply(x, weight, bias, options)
-        except RuntimeError:  # Under torch.func's transforms apply() refuses a Function without setup_context.
+        except RuntimeError as error:  # torch.func's transforms refuse a Function without setup_context.
+            if "setup_context" not in str(error):
+                raise
             return Rule.apply(x, weight, bias, options)
 
     return call
