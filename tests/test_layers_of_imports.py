@@ -86,8 +86,8 @@ def test_optional_packages_are_imported_on_use():
         for name in MODULES
         if room(name) not in ("cli", "lab") and {found.partition(".")[0] for found in imported(name, top=True)} - ours
     }
-    assert optional == {"torchadder.ops.triton", "torchadder.ops.triton_kernels"}
-    assert [name for name in MODULES if optional & {*imported(name, top=True)}] == ["torchadder.ops.triton"]
+    assert optional == {"torchadder.ops.triton_kernels"}  # a kernel is a decorated function at the top of its file
+    assert [name for name in MODULES if optional & {*imported(name, top=True)}] == []
 
 
 WITHOUT = """
@@ -110,7 +110,7 @@ def test_library_works_without_lab_and_command_line(tmp_path):
         sys.executable,
         "-c",
         WITHOUT,
-        *(name for name in names if "triton" not in name and "__main__" not in name),
+        *(name for name in names if name != "torchadder.ops.triton_kernels" and "__main__" not in name),
     ]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -251,7 +251,7 @@ def test_data_set_with_other_classes(run, capsys, monkeypatch):
     other = dataclasses.replace(datasets._DATASETS["tiny"](), name="other", num_classes=100)
     monkeypatch.setitem(datasets._DATASETS, "other", lambda data_dir: other)
     assert main(["eval", "run", "--dataset", "other"]) == 2
-    assert_one_line(capsys, "knows 10 classes; other has 1 and 100: choose another --dataset")
+    assert_one_line(capsys, "knows 10 classes; --dataset other has 1 and 100: choose another")
 
 
 def test_full_disk_is_one_line(capsys, tmp_path):

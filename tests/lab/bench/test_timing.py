@@ -132,7 +132,7 @@ def test_a_single_gpu_is_named(two_gpus, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("version", "words"), [(None, "is built without CUDA: install"), ("13.0", "finds no GPU that it can use: see")]
+    ("version", "words"), [(None, "is built without CUDA: install"), ("13.0", "finds no GPU that it can use: check")]
 )
 def test_no_gpu(monkeypatch, version, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
