@@ -1,7 +1,7 @@
-"""Every layer of the family against everything that torch does with nn.Conv2d: the numbers are always the eager ones.
+"""Test every layer with everything that torch does with nn.Conv2d: the numbers are always the eager ones.
 
 Inputs and weights are multiples of 1/4, gradients whole numbers, binary filters have 2^n elements: float32 sums of
-these are exact in every order, so that each way of running a layer must give the same bits.
+these are exact in every order, so that each variant of a layer must give the same bits.
 """
 
 import copy
@@ -23,7 +23,7 @@ from torchadder.nn import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLin
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    # torch's own, of itself
+    # torch's own warnings about itself
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
@@ -48,12 +48,12 @@ layers = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS.
 
 
 def numbers(shape, step=0.25, seed=0):
-    """Multiples of `step` between -2 and 2."""
+    """Return multiples of `step` between -2 and 2."""
     return torch.randint(int(-2 / step), int(2 / step) + 1, shape, generator=torch.Generator().manual_seed(seed)) * step
 
 
-def made(make, **options):
-    layer = make(**options)
+def build(make):
+    layer = make()
     with torch.no_grad():
         for seed, parameter in enumerate(layer.parameters()):
             parameter.copy_(numbers(parameter.shape, seed=seed))
@@ -61,11 +61,11 @@ def made(make, **options):
 
 
 def pair(make, shape):
-    return made(make), numbers(shape, seed=7)
+    return build(make), numbers(shape, seed=7)
 
 
 def results(call, parameters, x):
-    """Output, gradient of the input, gradient of each parameter."""
+    """Return the output, the gradient of the input, and that of each parameter."""
     x, parameters = x.clone().requires_grad_(), list(parameters)
     for p in parameters:
         p.grad = None
@@ -93,13 +93,13 @@ def compiled(layer, x):
 
 
 def exported(layer, x):
-    """Exported for one batch, saved, loaded; run at another."""
+    """Export for one batch size, save and load; the caller runs another."""
     program = torch.export.export(layer, (torch.cat([x, x]),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     return through_bytes(program, torch.export.save, torch.export.load).module()
 
 
 def blank(layer):
-    """The same layer with other numbers."""
+    """Return the same layer with other numbers."""
     other = copy.deepcopy(layer)
     other.reset_parameters()
     return other
@@ -116,6 +116,23 @@ def through_meta(layer, x):
     return other
 
 
+def replaced(layer, x):
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    return layer
+
+
+def assigned(layer, x):
+    (other := blank(layer)).load_state_dict(copy.deepcopy(layer.state_dict()), assign=True)
+    return other
+
+
+def negated(tensor):
+    """Return a view with the same numbers that torch has yet to negate."""
+    view = torch.complex(tensor, -tensor).conj().imag
+    assert view.is_neg()
+    return view
+
+
 def offloaded(layer, x):
     def call(x):
         with torch.autograd.graph.save_on_cpu():
@@ -129,11 +146,18 @@ def averaged(layer, x):
     return model
 
 
-WAYS = {  # layer, example input -> a module of the same parameters, or a function that calls the layer
-    "deepcopy": lambda layer, x: copy.deepcopy(layer),
+VARIANTS = {  # layer, example input -> a module of the same parameters, or a function that calls the layer
+    "copy": lambda layer, x: copy.copy(layer),
     "pickle": lambda layer, x: pickle.loads(pickle.dumps(layer)),
+    "deepcopy of a pickle": lambda layer, x: copy.deepcopy(pickle.loads(pickle.dumps(layer))),
     "torch.save": lambda layer, x: through_bytes(layer, torch.save, functools.partial(torch.load, weights_only=False)),
     "state_dict": reloaded,
+    "load_state_dict(assign=True)": assigned,
+    "another parameter": replaced,
+    "to float64 and back": lambda layer, x: layer.double().float(),
+    "share_memory": lambda layer, x: layer.share_memory(),
+    "requires_grad_": lambda layer, x: layer.requires_grad_(False).requires_grad_(),
+    "train and eval": lambda layer, x: layer.eval().train(),
     "meta and to_empty": through_meta,
     "functional_call": lambda layer, x: functools.partial(
         functional_call, blank(layer), dict(layer.named_parameters())
@@ -141,6 +165,10 @@ WAYS = {  # layer, example input -> a module of the same parameters, or a functi
     "checkpoint": lambda layer, x: functools.partial(checkpoint, layer, use_reentrant=False),
     "save_on_cpu": offloaded,
     "not contiguous": lambda layer, x: lambda x: layer(torch.stack([x, x + 1], -1)[..., 0]),
+    "transposed": lambda layer, x: lambda x: layer(x.transpose(-1, -2).contiguous().transpose(-1, -2)),
+    "negated view": lambda layer, x: (
+        lambda x: functional_call(layer, {name: negated(p) for name, p in layer.named_parameters()}, negated(x))
+    ),
     "AveragedModel": averaged,
     "compile": compiled,
     "fx": lambda layer, x: torch.fx.symbolic_trace(layer),
@@ -149,14 +177,17 @@ WAYS = {  # layer, example input -> a module of the same parameters, or a functi
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 @layers
-def test_the_numbers_are_the_eager_ones(make, shape, way):
+def test_the_numbers_are_the_eager_ones(make, shape, variant):
     layer, x = pair(make, shape)
     expected = results(layer, layer.parameters(), x)
-    call = way(layer, x)
+    call = variant(layer, x)
     found = results(call, (call if isinstance(call, nn.Module) else layer).parameters(), x)
     assert_same(found, expected)
+    if isinstance(call, Adder):  # the options, and the mark by which AdaptiveLR finds the weight
+        assert (call.grad, call.recenter, repr(call)) == (layer.grad, layer.recenter, repr(layer))
+        assert [name for name, p in call.named_parameters() if getattr(p, "adder", False)] == ["weight"]
 
 
 @layers
@@ -237,7 +268,7 @@ def test_device_and_dtype(make, shape):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @layers
 def test_autocast_computes_in_float32(make, shape, dtype):
-    """The output stays float32, or is rounded once if it is small; each gradient has the dtype of its tensor."""
+    """Test that outputs stay float32, or are rounded once if small, and that a gradient has the dtype of its tensor."""
     layer, x = pair(make, shape)
     small = getattr(layer, "recenter", False)
     y, dx, *expected = results(layer, layer.parameters(), x)
@@ -250,7 +281,7 @@ def test_autocast_computes_in_float32(make, shape, dtype):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 @layers
 def test_gradient_scaler(make, shape, dtype):
-    """A step with a loss scale is the step without; the scale is a power of two, so that no bit changes."""
+    """Test that a loss scale, a power of two, changes no bit of a step."""
     layer, x = pair(make, shape)
     y, _, *gradients = results(layer, layer.parameters(), x)
     expected = [p.detach() - 0.5 * grad for p, grad in zip(layer.parameters(), gradients, strict=True)]
@@ -292,17 +323,17 @@ def test_gradient_of_each_sample(make, shape):
         assert_same([of_all[i] for of_all in found.values()], [p.grad for p in layer.parameters()])
 
 
-@pytest.mark.parametrize("own_input", [False, True])
+@pytest.mark.parametrize("separate_inputs", [False, True])
 @layers
-def test_ensemble_by_vmap(make, shape, own_input):
-    """Several layers of one shape as one, on the same input or each on its own."""
-    members = [made(make), made(make), made(make)]
+def test_ensemble_by_vmap(make, shape, separate_inputs):
+    """Test several layers of one shape as one, on the same input or each on its own."""
+    members = [build(make), build(make), build(make)]
     for k, member in enumerate(members):
         member.weight.data += k
     stacked, _ = torch.func.stack_module_state(members)
-    inputs = torch.stack([numbers(shape, seed=k * own_input) for k in range(3)]).requires_grad_()
-    call = torch.func.vmap(functools.partial(functional_call, members[0]), (0, 0 if own_input else None))
-    y = call(stacked, inputs if own_input else inputs[0])
+    inputs = torch.stack([numbers(shape, seed=k * separate_inputs) for k in range(3)]).requires_grad_()
+    call = torch.func.vmap(functools.partial(functional_call, members[0]), (0, 0 if separate_inputs else None))
+    y = call(stacked, inputs if separate_inputs else inputs[0])
     y.backward(numbers(y.shape, 1.0))
     for k, member in enumerate(members):
         one = member(inputs[k].detach())
@@ -342,7 +373,7 @@ def test_refused(make, shape, call):
 
 
 class Doubled(nn.Module):
-    """A parametrization: the weight is twice the parameter."""
+    """Parametrize a weight as twice a parameter."""
 
     def forward(self, parameter):
         return parameter * 2
@@ -359,7 +390,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 @layers
 def test_weight_made_of_other_parameters(make, shape, change):
-    """The numbers of a layer with that weight, whose gradient goes on to the parameters it is made of."""
+    """Test that the numbers are those of a layer with that weight, and that the gradient reaches its parameters."""
     layer, x = pair(make, shape)
     change(layer)
     layer.eval()  # the power iteration of spectral_norm stands still
@@ -381,7 +412,7 @@ def test_weight_made_of_other_parameters(make, shape, change):
 
 
 class Calls(TorchDispatchMode):
-    """Keeps the calls of the project's operators."""
+    """Record the calls of the project's operators."""
 
     def __init__(self):
         super().__init__()
@@ -409,19 +440,24 @@ def test_opcheck(make, shape):
             torch.library.opcheck(operator, args)
 
 
-def test_every_operator_is_checked():
-    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("torchadder::")}
+def test_every_operator_is_checked_and_seen_by_the_profiler():
+    registered = {f"torchadder::{name}" for name in torch.ops.torchadder}
     assert {operator.name() for row in LAYERS.values() for operator, _ in calls(*row)} == registered
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for case in ("conv2d", "binary conv2d"):
+            layer, x = pair(*LAYERS[case])
+            results(layer, layer.parameters(), x)
+    assert {event.key for event in profile.key_averages() if event.key.startswith("torchadder::")} == registered
 
 
 def test_inductor():
-    """One graph with every operator, forward and backward, for two sizes of the batch."""
+    """Test one graph with every operator, forward and backward, for two sizes of the batch."""
     net = nn.Sequential(
-        made(functools.partial(AdderConv2d, 2, 4, 3, recenter=True)),
+        build(functools.partial(AdderConv2d, 2, 4, 3, recenter=True)),
         nn.ReLU(),
-        made(functools.partial(BinaryConv2d, 4, 3, 2)),
+        build(functools.partial(BinaryConv2d, 4, 3, 2)),
         nn.Flatten(),
-        made(functools.partial(AdderLinear, 48, 5, bias=False)),
+        build(functools.partial(AdderLinear, 48, 5, bias=False)),
     )
     torch.compiler.reset()
     compiled = torch.compile(copy.deepcopy(net), fullgraph=True, dynamic=True)

@@ -1,4 +1,4 @@
-"""BinaryConv2d and BinaryLinear: nn.Conv2d and nn.Linear to everything around them, signs inside."""
+"""Test that BinaryConv2d and BinaryLinear are nn.Conv2d and nn.Linear to everything around them, with signs inside."""
 
 import copy
 import inspect
@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.nn.test_adder import padded
 from torch import nn
 
 from torchadder import BinaryConv2d, BinaryLinear
@@ -46,14 +47,14 @@ def conv_of(layer, options):
 
 
 def numbers(*shape, seed=0):
-    """Multiples of 1/4 between -2 and 2, the places where sign and clipping change among them: 0, -0, 1, -1."""
+    """Return multiples of 1/4 between -2 and 2, among them 0, -0, 1 and -1, where sign and clipping change."""
     generator = torch.Generator().manual_seed(seed)
     quarters = torch.randint(-8, 9, shape, generator=generator) / 4
     return torch.where(quarters == 0, torch.copysign(quarters, torch.randn(shape, generator=generator)), quarters)
 
 
 def numbered(layer):
-    """The layer with such numbers for its weight and bias."""
+    """Give the weight and bias of a layer such numbers."""
     with torch.no_grad():
         for seed, parameter in enumerate(layer.parameters(), 1):
             parameter.copy_(numbers(*parameter.shape, seed=seed))
@@ -68,34 +69,21 @@ def image():
 
 
 def signs(x):
-    """sign(X), with the derivative 1{|X| <= 1}."""
+    """Return sign(X), with the derivative 1{|X| <= 1}."""
     return x.clamp(-1, 1) + (torch.where(x < 0, -1.0, 1.0) - x.clamp(-1, 1)).detach()
 
 
 def estimate(weight):
-    """W~ = alpha sign(W), with the derivative 1."""
+    """Return W~ = alpha sign(W), with the derivative 1."""
     alpha = weight.detach().abs().flatten(1).mean(1).view(-1, *[1] * (weight.dim() - 1))
     return weight + (alpha * torch.where(weight < 0, -1.0, 1.0) - weight).detach()
 
 
-def padded(layer, x):
-    """The signs of the input with its padding made visible, by torch's own padding."""
-    if isinstance(layer.padding, str):
-        total = [
-            d * (k - 1) * (layer.padding == "same") for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-        ]
-        sides = (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
-    else:
-        (vertical, horizontal) = layer.padding
-        sides = (horizontal, horizontal, vertical, vertical)
-    return F.pad(signs(x), sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-
-
 def reference(layer, x):
-    """Y[o] = sum of sign(X) W~[o] + bias[o], differentiable."""
+    """Compute Y[o] = sum of sign(X) W~[o] + bias[o], differentiable."""
     if isinstance(layer, nn.Linear):
         return (signs(x)[..., None, :] * estimate(layer.weight)).sum(-1) + (0 if layer.bias is None else layer.bias)
-    x = padded(layer, x)
+    x = padded(layer, signs(x))
     patches = F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride).unflatten(1, (layer.groups, 1, -1))
     filters = estimate(layer.weight).flatten(1).unflatten(0, (layer.groups, -1))[..., None]
     height = (x.shape[2] - layer.dilation[0] * (layer.kernel_size[0] - 1) - 1) // layer.stride[0] + 1
@@ -104,7 +92,7 @@ def reference(layer, x):
 
 
 def gradients(forward, layer, x, dtype):
-    """Output and the gradients of input and parameters, for an output gradient of whole numbers."""
+    """Return the output and the gradients of input and parameters, for an output gradient of integers."""
     layer, x = copy.deepcopy(layer).to(dtype), x.detach().to(dtype).requires_grad_()
     y = forward(layer, x)
     y.backward((numbers(*y.shape, seed=9) * 4).to(y))
@@ -120,7 +108,7 @@ def assert_near(found, expected, tolerance):
         torch.testing.assert_close(ours.double(), truth, rtol=tolerance, atol=tolerance * truth.abs().max().item())
 
 
-# 16 bits: what comes in is rounded already, everything is computed in float32 and rounded once
+# 16-bit inputs are rounded already; everything is computed in float32 and rounded once.
 PRECISION = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 dtypes = pytest.mark.parametrize("dtype", PRECISION, ids=str)
 
@@ -143,11 +131,11 @@ def test_linear_and_its_gradients_equal_the_reference(shape, bias, dtype):
     assert_near(found, gradients(reference, layer, numbers(*shape), torch.float64), PRECISION[dtype])
 
 
-def test_linear_lies_in_memory_as_the_twin_and_takes_an_empty_batch():
-    ours, twin = BinaryLinear(13, 5), nn.Linear(13, 5)
+def test_linear_has_the_strides_of_its_counterpart_and_takes_an_empty_batch():
+    ours, counterpart = BinaryLinear(13, 5), nn.Linear(13, 5)
     for x in (numbers(3, 7, 13), numbers(3, 13, 7).transpose(1, 2), numbers(1, 13), numbers(0, 13)):
-        assert ours(x).shape == twin(x).shape
-        assert ours(x).stride() == twin(x).stride()
+        assert ours(x).shape == counterpart(x).shape
+        assert ours(x).stride() == counterpart(x).stride()
     ours(numbers(0, 13)).sum().backward()
     assert not ours.weight.grad.any()
 
@@ -160,7 +148,7 @@ def test_empty_batch_has_a_gradient_of_0():
 
 
 def test_gradients_by_hand():
-    """One filter of four weights on one image: alpha = 1, W~ = (1, 1, -1, -1), dY = 2."""
+    """Test one filter of four weights on one image: alpha = 1, W~ = (1, 1, -1, -1), dY = 2."""
     x = torch.tensor([1.0, -1.25, 0.0, 0.5]).view(1, 4, 1, 1).requires_grad_()
     weight = torch.tensor([0.0, 1.0, -1.0, -2.0]).view(1, 4, 1, 1).requires_grad_()
     bias = torch.zeros(1, requires_grad=True)
@@ -183,31 +171,31 @@ def test_nan_gradient_is_not_clipped_away():
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's convolution says that it makes a copy
 @convs
 def test_shapes_and_state_are_those_of_conv2d(options):
-    ours, twin = conv_of(BinaryConv2d, options), conv_of(nn.Conv2d, options)
-    ours.load_state_dict(twin.state_dict())
+    ours, counterpart = conv_of(BinaryConv2d, options), conv_of(nn.Conv2d, options)
+    ours.load_state_dict(counterpart.state_dict())
     for name in ("stride", "padding", "dilation", "groups", "padding_mode", "in_channels", "out_channels"):
-        assert getattr(ours, name) == getattr(twin, name)
-    assert repr(ours) == repr(twin).replace("Conv2d", "BinaryConv2d")
+        assert getattr(ours, name) == getattr(counterpart, name)
+    assert repr(ours) == repr(counterpart).replace("Conv2d", "BinaryConv2d")
     x = image()
-    assert ours(x).shape == twin(x).shape
+    assert ours(x).shape == counterpart(x).shape
     assert torch.equal(ours(x[1]), ours(x)[1])  # without a batch
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = x.contiguous(memory_format=memory_format)
-        assert ours(x).stride() == twin(x).stride()
+        assert ours(x).stride() == counterpart(x).stride()
 
 
 @pytest.mark.parametrize(
-    ("ours", "twin"), [(BinaryConv2d(4, 6, 3), nn.Conv2d(4, 6, 3)), (BinaryLinear(4, 6), nn.Linear(4, 6))]
+    ("ours", "counterpart"), [(BinaryConv2d(4, 6, 3), nn.Conv2d(4, 6, 3)), (BinaryLinear(4, 6), nn.Linear(4, 6))]
 )
-def test_layer_is_its_twin_to_the_eye(ours, twin):
-    assert inspect.signature(type(ours)) == inspect.signature(type(twin))
-    assert repr(ours) == "Binary" + repr(twin)
+def test_signature_and_printed_form_are_those_of_the_counterpart(ours, counterpart):
+    assert inspect.signature(type(ours)) == inspect.signature(type(counterpart))
+    assert repr(ours) == "Binary" + repr(counterpart)
     assert isinstance(ours, Binary)
-    assert isinstance(ours, type(twin))
-    ours.load_state_dict(twin.state_dict())
+    assert isinstance(ours, type(counterpart))
+    ours.load_state_dict(counterpart.state_dict())
 
 
-def test_initial_weights_are_those_of_the_twin():
+def test_initial_weights_are_those_of_the_counterpart():
     layers = []
     for one in (BinaryConv2d, nn.Conv2d):
         torch.manual_seed(0)
@@ -223,30 +211,6 @@ LAYERS = {  # layer and an input for it
 layers = pytest.mark.parametrize(("layer", "x"), LAYERS.values(), ids=LAYERS.keys())
 
 
-VIEWS = {  # the same numbers, laid out differently
-    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "every second column": lambda x: torch.stack([x, -x], -1).flatten(3)[..., ::2],
-    "rows and columns exchanged": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-}
-
-
-@layers
-@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
-def test_order_in_memory_changes_no_number(view, layer, x):
-    expected = gradients(call, layer, x, torch.float64)
-    found = gradients(lambda layer, x: layer(view(x)), layer, x, torch.float64)
-    assert_near(found, expected, 1e-14)
-
-
-def test_channels_last_is_kept():
-    layer = BinaryConv2d(6, 7, 3, padding=1).to(memory_format=torch.channels_last)
-    x = image().contiguous(memory_format=torch.channels_last).requires_grad_()
-    y = layer(x)
-    y.sum().backward()
-    for tensor in (y, x.grad, layer.weight, layer.weight.grad):
-        assert tensor.is_contiguous(memory_format=torch.channels_last)
-
-
 @layers
 def test_memory_of_the_forward_pass_is_input_and_weight(layer, x):
     x = x.clone().requires_grad_()
@@ -254,60 +218,6 @@ def test_memory_of_the_forward_pass_is_input_and_weight(layer, x):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         layer(x)
     assert {t.data_ptr() for t in kept} == {x.data_ptr(), layer.weight.data_ptr()}
-
-
-@layers
-def test_gradients_of_what_needs_one(layer, x):
-    """Of a frozen layer the input's, of a first layer the parameters'."""
-    expected = gradients(call, layer, x, torch.float32)
-    frozen, first = copy.deepcopy(layer).requires_grad_(False), copy.deepcopy(layer)
-    y = frozen(wanted := x.clone().requires_grad_())
-    grad = numbers(*y.shape, seed=9) * 4
-    y.backward(grad)
-    first(x).backward(grad)
-    for found, truth in zip([wanted.grad, *(p.grad for p in first.parameters())], expected[1:], strict=True):
-        torch.testing.assert_close(found, truth)
-    assert all(p.grad is None for p in frozen.parameters())
-
-
-def test_the_rule_has_no_derivative():
-    x = image().requires_grad_()
-    (dx,) = torch.autograd.grad(BinaryConv2d(6, 7, 3)(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="no derivative"):
-        dx.sum().backward()
-
-
-@layers
-def test_autocast_computes_in_float32(layer, x):
-    narrow = x.bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(narrow)
-        other = layer(x)
-    assert y.dtype == other.dtype == torch.float32
-    assert torch.equal(y, layer(x))  # multiples of 1/4: the same in 16 bits
-    assert torch.equal(other, layer(x))
-    layer = copy.deepcopy(layer)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = layer(narrow.requires_grad_()).square().mean()
-    loss.backward()
-    assert narrow.grad.dtype == torch.bfloat16
-    assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
-
-
-@layers
-def test_gradients_by_image_with_torch_func(layer, x):
-    layer, x = layer.double(), x.double()  # sums in another order: what float32 rounds is no matter of this test
-    parameters = {name: p.detach() for name, p in layer.named_parameters()}
-
-    def loss(parameters, one):
-        return torch.func.functional_call(layer, parameters, (one[None],)).square().sum()
-
-    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
-    for i, one in enumerate(x):
-        single = copy.deepcopy(layer)
-        single(one[None]).square().sum().backward()
-        for name, parameter in single.named_parameters():
-            torch.testing.assert_close(found[name][i], parameter.grad)
 
 
 DOUBLE, BRAIN = torch.float64, torch.bfloat16
@@ -341,7 +251,7 @@ REFUSED = [  # call of a layer pair, exception, words that the message must cont
 
 
 @pytest.mark.parametrize(("attempt", "error", "words"), REFUSED, ids=range(len(REFUSED)))
-def test_what_the_twin_refuses_is_refused(attempt, error, words):
+def test_what_the_counterpart_refuses_is_refused(attempt, error, words):
     with pytest.raises((ValueError, TypeError, RuntimeError)):
         attempt(nn.Conv2d, nn.Linear)
     with pytest.raises(error) as raised:

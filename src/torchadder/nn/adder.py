@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchadder import functional as F
 from torchadder.functional import DEFAULT_RULE, GradientRule
+from torchadder.ops.geometry import pad_by_mode
 
 
 class Adder(nn.Module):
@@ -76,8 +77,8 @@ class _AdderConv(Adder):
     def forward(self, input: Tensor) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
-            sides, mode = self._reversed_padding_repeated_twice, self.padding_mode
-            input, padding = nn.functional.pad(input, sides, mode=mode), 0  # type: ignore[arg-type,assignment]
+            input = pad_by_mode(input, self.kernel_size, padding, self.dilation, self.padding_mode)  # type: ignore[arg-type]
+            padding = 0  # type: ignore[assignment]
         known = self._parameters  # nn.Module finds them here too, but only after it failed to find an attribute
         return getattr(F, self._operator)(
             input,

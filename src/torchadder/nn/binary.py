@@ -7,6 +7,7 @@
 from torch import Tensor, nn
 
 from torchadder import functional as F
+from torchadder.ops.geometry import pad_by_mode
 
 
 class Binary:
@@ -30,12 +31,12 @@ class BinaryConv2d(Binary, nn.Conv2d):
     are those of torchadder.functional.binary. Raises ValueError where nn.Conv2d does.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
-            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            input = pad_by_mode(input, self.kernel_size, padding, self.dilation, self.padding_mode)
             padding = (0, 0)
-        return F.binary_conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        return F.binary_conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
 
 
 class BinaryLinear(Binary, nn.Linear):

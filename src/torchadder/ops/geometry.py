@@ -144,6 +144,21 @@ def pad_by_name(
     return x, tuple(size // 2 for size in total)
 
 
+def pad_by_mode(
+    x: Tensor, kernel: tuple[int, ...], padding: tuple[int, ...] | str, dilation: tuple[int, ...], mode: str
+) -> Tensor:
+    """Return the input padded as torch's layers do it for padding_mode "reflect", "replicate" and "circular".
+
+    With padding="same" and an even kernel, the end of an axis gets one more element than its beginning.
+    """
+    if isinstance(padding, str):
+        total = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, kernel, strict=True)]
+        sides = [(size // 2, size - size // 2) for size in total]
+    else:
+        sides = [(size, size) for size in padding]
+    return nn.functional.pad(x, [size for both in reversed(sides) for size in both], mode=mode)
+
+
 def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
     """Return torch's choice for a convolution: channels last if the strides of input or weight are, else contiguous."""
     last = x.dim() > 2 and (is_channels_last(x) or is_channels_last(weight))
