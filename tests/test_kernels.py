@@ -1,4 +1,4 @@
-"""torchadder.kernels: the instruction set in use, how it is chosen, and what cannot be chosen."""
+"""Test how the instruction set is chosen, and the names that are refused."""
 
 import os
 import subprocess
@@ -41,30 +41,19 @@ def test_variants_reach_every_kernel_that_runs_here():
 
 
 @pytest.mark.parametrize("variant", kernels.variants())
-def test_using_is_over_afterwards(variant):
+def test_using_restores_the_variant_after_an_error_too(variant):
     before = kernels.isa(), kernels.names(in_use=True)
     with kernels.using(variant):
-        assert kernels.isa() == variant.split(":")[0]
+        chosen = kernels.isa(), kernels.names(in_use=True)
+        assert chosen[0] == variant.split(":")[0]
         with kernels.using("reference"):
             assert kernels.isa() == "reference"
-        assert kernels.isa() == variant.split(":")[0]
+            assert kernels.names(in_use=True) != chosen[1] or variant == "reference"
+        assert (kernels.isa(), kernels.names(in_use=True)) == chosen
+        with pytest.raises(ZeroDivisionError), kernels.using("reference"):
+            raise ZeroDivisionError
+        assert (kernels.isa(), kernels.names(in_use=True)) == chosen
     assert (kernels.isa(), kernels.names(in_use=True)) == before
-
-
-@pytest.mark.parametrize("variant", kernels.variants())
-def test_using_restores_the_way_of_adding_up(variant):
-    kernels.select(variant)
-    chosen = kernels.names(in_use=True)
-    with kernels.using("reference"):
-        assert kernels.names(in_use=True) != chosen or variant == "reference"
-    assert kernels.names(in_use=True) == chosen
-
-
-def test_using_is_over_after_an_error():
-    before = kernels.isa()
-    with pytest.raises(ZeroDivisionError), kernels.using("reference"):
-        raise ZeroDivisionError
-    assert kernels.isa() == before
 
 
 REFUSED = [  # name -> words that the message must contain
@@ -81,17 +70,13 @@ REFUSED = [  # name -> words that the message must contain
 
 
 @pytest.mark.parametrize(("name", "words"), REFUSED)
-def test_refused(name, words):
+def test_refused_as_argument_and_in_the_environment(name, words, monkeypatch):
     before = kernels.isa(), kernels.names(in_use=True)
     with pytest.raises(UserError, match=words):
         kernels.select(name)
     with pytest.raises(UserError), kernels.using(name):
         pass
     assert (kernels.isa(), kernels.names(in_use=True)) == before
-
-
-@pytest.mark.parametrize(("name", "words"), REFUSED)
-def test_environment_is_refused(name, words, monkeypatch):
     monkeypatch.setenv("TORCHADDER_ISA", name)
     with pytest.raises(UserError, match=words) as raised:
         kernels.library.__wrapped__()

@@ -63,7 +63,7 @@ def _triton_folder():
 
 
 class NoGpu:
-    """A driver that names a compute capability, 90 for 9.0, and runs nothing."""
+    """Replace the driver: name a compute capability, 90 for 9.0, and run nothing."""
 
     def __init__(self, capability):
         self.capability = capability

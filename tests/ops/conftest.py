@@ -1,4 +1,4 @@
-"""Every way to run a kernel: each instruction set with each way of adding up, and several numbers of threads."""
+"""Define the variants of a kernel (instruction set and order of summation), and set numbers of threads."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torchadder import kernels
 
 
 def variants():
-    """kernels.variants(), and a visible skip for each instruction set that this CPU lacks."""
+    """Return kernels.variants(), and a visible skip for each instruction set that this CPU lacks."""
     lacking = [isa for isa in kernels.compiled() if isa not in kernels.available()]
     skipped = [pytest.param(isa, marks=pytest.mark.skip(reason=f"this CPU cannot run {isa}")) for isa in lacking]
     return [*kernels.variants(), *skipped]
@@ -15,14 +15,14 @@ def variants():
 
 @pytest.fixture(params=variants())
 def variant(request):
-    """Runs the test once on each variant, which is in use meanwhile."""
+    """Run the test once on each variant."""
     with kernels.using(request.param):
         yield request.param
 
 
 @pytest.fixture
 def threads():
-    """torch.set_num_threads, undone afterwards."""
+    """Return torch.set_num_threads, undone afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

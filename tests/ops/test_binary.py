@@ -1,5 +1,5 @@
-"""torchadder::binary_conv against explicit loops in float64, in one, two and three dimensions, and as a registered
-operator: its own checks, memory formats, fakes."""
+"""Test torchadder::binary_conv against explicit loops in float64, in one, two and three dimensions, and as a registered
+operator: checks, memory formats, fake tensors."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from torchadder import ops
 
 
 class Case(NamedTuple):
-    """One convolution: input (n, c_in, *size), weight (c_out, c_in / groups, *kernel)."""
+    """Describe one convolution: input (n, c_in, *size), weight (c_out, c_in / groups, *kernel)."""
 
     n: int
     c_in: int
@@ -30,7 +30,7 @@ class Case(NamedTuple):
         return self.stride, self.padding, self.dilation, self.groups
 
     def tensors(self, dtype=torch.float64):
-        """Input and weight, multiples of 1/2: many are 0, some are -0, 1 and -1."""
+        """Return input and weight, multiples of 1/2: many are 0, some are -0, 1 and -1."""
         generator = torch.Generator().manual_seed(0)
         shapes = (self.n, self.c_in, *self.size), (self.c_out, self.c_in // self.groups, *self.kernel)
         return [((torch.randn(s, generator=generator) * 2).round() / 2).to(dtype) for s in shapes]
@@ -56,7 +56,7 @@ table = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 def brute_force(case, x, weight):
-    """Output, position by position; a position outside the image is 0, which is no sign."""
+    """Compute the output position by position; a position outside the image is 0, which is no sign."""
     signs = F.pad(torch.where(x < 0, -1.0, 1.0).double(), [p for p in reversed(case.padding) for _ in range(2)])
     filters = torch.where(weight < 0, -1.0, 1.0).double()
     axes = list(zip(signs.shape[2:], case.kernel, case.stride, case.dilation, strict=True))
@@ -90,7 +90,7 @@ def test_bias_is_added_by_filter(case):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_16_bits_are_rounded_once(dtype):
-    """Sums of 4,099 signs: odd numbers from 2,049 on, which 16 bits do not hold."""
+    """Test sums of 4,099 signs: odd numbers from 2,049 on, which 16 bits do not hold."""
     sums = torch.arange(2049.0, 2089.0, 2)
     x = torch.where(torch.arange(4099) < (4099 + sums[:, None]) / 2, 1.0, -1.0)[..., None, None]
     weight, bias = torch.full((1, 4099, 1, 1), 0.75), torch.tensor([1 / 3], dtype=dtype)
@@ -113,7 +113,7 @@ def test_sign(value, expected):
 
 @signs
 def test_sign_of_a_weight(value, expected):
-    """Beside a weight that makes alpha 4, or what infinity and NaN make it."""
+    """Test the sign together with the scale: a second weight, 8, makes alpha 4 for finite values near 0."""
     weight = torch.tensor([[[value], [8.0]]])
     x = torch.tensor([[[1.0], [0.0]]])
     y = ops.binary_conv(x, weight, None, (1,), (0,), (1,), 1)
@@ -130,7 +130,7 @@ NAN = {  # where -> which outputs of a 3x3 convolution with padding 1, (N, C_out
 
 @pytest.mark.parametrize("where", NAN)
 def test_nan_reaches_the_outputs_that_depend_on_it(where):
-    """A weight's reaches every output of its filter through alpha, those that it does not meet too."""
+    """Test that NaN in a weight reaches every output of its filter, because alpha depends on it."""
     tensors = {"x": torch.randn(2, 2, 4, 5), "weight": torch.randn(3, 2, 3, 3), "bias": torch.randn(3)}
     place, outputs = NAN[where]
     tensors[where][place] = math.nan

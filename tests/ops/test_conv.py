@@ -1,8 +1,8 @@
-"""The three operators against brute force in float64: equal where float32 is exact, within a derived bound elsewhere.
+"""Test the three operators against the brute-force reference in float64: equal where float32 is exact, else in a bound.
 
 On multiples of 1/4 (input, weight, |.| <= 2) and whole numbers (output gradient) every sum, in every order, is exact
-in float32: there the kernels must give brute force's numbers, all of them, bit for bit. Differences of -1, 0 and 1,
-where HardTanh and sign change, are among them by the thousand.
+in float32: there the kernels must equal the reference bit for bit. Thousands of the differences are -1, 0 and 1, where
+HardTanh and sign change.
 """
 
 import functools
@@ -85,25 +85,25 @@ CASES = {
 }
 
 
-def quantised(x, weight, grad):
-    """The same on a grid on which float32 sums are exact; stays dense with differences of -1, 0 and 1."""
+def on_grid(x, weight, grad):
+    """Round to a grid on which float32 sums are exact, and on which many differences are -1, 0 and 1."""
     return (x * 4).round().clamp(-8, 8) / 4, (weight * 4).round().clamp(-8, 8) / 4, (grad * 2).round()
 
 
 @functools.cache
 def exact(case):
-    """Tensors on the grid, and what brute force says about them."""
-    x, weight, grad = quantised(*case.tensors())
+    """Return tensors on the grid, and the results of the reference for them."""
+    x, weight, grad = on_grid(*case.tensors())
     return x, weight, grad, brute_force(case, x, weight, grad)
 
 
 def by_filter(case, values):
-    """(C_out,) so that it adds to an output."""
+    """Reshape (C_out,) so that it adds to an output."""
     return values.view(-1, *[1] * len(case.size))
 
 
 def assert_equal(found, truth):
-    """Equal as numbers, and truth representable: nothing is rounded."""
+    """Compare numbers, and check that the truth is representable: nothing is rounded."""
     assert torch.equal(truth.float().double(), truth)
     torch.testing.assert_close(found.double(), truth, rtol=0, atol=0)
 
@@ -174,7 +174,7 @@ def test_rounding_stays_within_the_derived_bound(case, scale, variant):
     truth = brute_force(case, x, weight, grad)
 
     terms = weight[0].numel()  # K
-    # sum of |x| + |w|: brute force's output for |x| against -|w|
+    # sum of |x| + |w|: the reference's output for |x| and -|w|
     size = -brute_force(case, x.abs(), -weight.abs(), grad).output + by_filter(case, bias.abs()).double()
     found = ops.adder_conv(x, weight, bias, case.geometry, False).double()
     assert ((found - truth.output - by_filter(case, bias)).abs() <= (3 * terms + 8) * UNIT * size).all()
@@ -184,8 +184,8 @@ def test_rounding_stays_within_the_derived_bound(case, scale, variant):
     error = (found - truth.output - constant - by_filter(case, bias)).abs()
     assert (error <= (4 * terms + 8) * UNIT * size).all()
 
-    terms = terms * case.c_out // case.c_in  # most outputs that one input channel and pixel meets
-    above = torch.full_like(weight, 1e9)  # sign(above - x) = 1: brute force sums |dY| itself
+    terms = terms * case.c_out // case.c_in  # most outputs that depend on one input element
+    above = torch.full_like(weight, 1e9)  # sign(above - x) = 1: the reference sums |dY| itself
     total = brute_force(case, x, above, grad.abs()).grad_input_sign
     found = ops.adder_conv_grad_input(grad, x, weight, case.geometry, "hardtanh").double()
     assert ((found - truth.grad_input).abs() <= (2 * terms + 8) * UNIT * (1 + x.double().abs()) * total).all()
@@ -198,7 +198,7 @@ def test_rounding_stays_within_the_derived_bound(case, scale, variant):
     assert ((found - truth.grad_weight_sign).abs() <= terms * UNIT * total).all()
 
 
-UNMET = {  # input pixels that meet no output
+UNUSED = {  # case -> rows and columns of input pixels that no output depends on
     "dilation with gaps": (Case(2, 3, 9, size=(9, 11), kernel=(2, 2), dilation=(5, 7)), (slice(4, 5), slice(4, 7))),
     "stride above the kernel": (Case(2, 3, 9, size=(9, 9), kernel=(2, 2), stride=(4, 4)), (slice(2, 4), slice(2, 4))),
     "rest of the stride": (Case(1, 9, 2, size=(11, 8), kernel=(2, 2), stride=(3, 3)), (slice(8, 9), slice(8, 9))),
@@ -207,11 +207,11 @@ UNMET = {  # input pixels that meet no output
 
 
 @pytest.mark.parametrize("rule", ["hardtanh", "sign", "full"])
-@pytest.mark.parametrize(("case", "unmet"), UNMET.values(), ids=UNMET.keys())
-def test_gradient_of_pixels_that_meet_no_output_is_zero(case, unmet, rule, variant):
+@pytest.mark.parametrize(("case", "unused"), UNUSED.values(), ids=UNUSED.keys())
+def test_gradient_of_unused_pixels_is_zero(case, unused, rule, variant):
     x, weight, grad = case.tensors()
     dx = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule)
-    rows, columns = unmet
+    rows, columns = unused
     assert (dx[:, :, rows] == 0).all()
     assert (dx[:, :, :, columns] == 0).all()
     assert (dx == 0).any()

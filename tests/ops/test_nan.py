@@ -1,4 +1,4 @@
-"""NaN and infinity: every number that depends on a NaN is NaN, and infinity never becomes a wrong finite number."""
+"""Test that every number that depends on a NaN is NaN, and that infinity never becomes a wrong finite number."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torchadder import ops
 from torchadder.bruteforce import Case, brute_force
 from torchadder.ops.geometry import Geometry
 
-CASES = {  # every input pixel meets an output
+CASES = {  # in each, some output depends on every input pixel
     "3x3": Case(2, 5, 11, size=(6, 5), kernel=(3, 3), padding=(1, 1)),
     "stride 2": Case(2, 9, 3, size=(7, 7), kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
     "padding above the kernel": Case(1, 3, 9, size=(4, 5), kernel=(2, 2), padding=(3, 2)),
@@ -30,7 +30,7 @@ places = pytest.mark.parametrize("where", WHERE)
 
 
 def poisoned(case, where, value):
-    """Tensors with `value` at two places of one of them."""
+    """Return tensors with `value` at two places of one of them."""
     tensors = case.tensors()
     flat = tensors[WHERE[where]].view(-1)
     flat[[flat.numel() // 7, flat.numel() // 2]] = value
@@ -38,7 +38,7 @@ def poisoned(case, where, value):
 
 
 class Dependence(NamedTuple):
-    """Which numbers depend on a number that is not finite."""
+    """Hold masks of the numbers that depend on a number that is not finite."""
 
     output: Tensor
     grad_input: Tensor
@@ -101,7 +101,7 @@ def test_nan_in_float64(case, where):
 
 @pytest.mark.parametrize("groups", [1, 9])
 def test_nan_gradient_where_input_equals_weight(groups, variant):
-    """The sign is 0 there, and 0 * NaN is NaN."""
+    """Test sign 0 times NaN, which is NaN."""
     x, weight = torch.ones(1, 9, 1, 2), torch.ones(9, 9 // groups, 1, 1)
     grad = torch.full((1, 9, 1, 2), math.nan)
     for rule in ("hardtanh", "sign"):
@@ -110,7 +110,7 @@ def test_nan_gradient_where_input_equals_weight(groups, variant):
 
 
 @pytest.mark.parametrize("recenter", [False, True])
-def test_nan_in_a_weight_that_meets_only_padding(recenter, variant):
+def test_nan_in_a_weight_beside_padding_only(recenter, variant):
     x, weight = torch.zeros(1, 1, 1, 1), torch.zeros(2, 1, 3, 3)
     weight[1, 0, 0, 0] = math.nan
     y = ops.adder_conv(x, weight, None, Geometry((1, 1), (1, 1), (1, 1), 1), recenter)
@@ -128,7 +128,7 @@ def test_nan_in_bias(variant):
 @places
 @table
 def test_infinity_gives_what_the_formula_gives_or_nan(case, where, value, variant):
-    """|x - w| = 2 max(x, w) - x - w makes NaN of infinity; nothing makes a finite number of it."""
+    """Allow NaN, which |x - w| = 2 max(x, w) - x - w makes of infinity, but no other finite number."""
     x, weight, grad = poisoned(case, where, value)
     truth, depends = brute_force(case, x, weight, grad), dependence(case, x, weight, grad)
 

@@ -1,4 +1,4 @@
-"""16-bit images beside float32 weights: what float32 gives, rounded once; nothing but 16 bits is kept of an image."""
+"""Test 16-bit images with float32 weights: results are those of float32, rounded once; saved images have 16 bits."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_opcheck(dtype):
 
 
 @narrow
-def test_what_is_kept_for_the_backward_pass(dtype):
+def test_images_are_saved_in_16_bits_for_the_backward_pass(dtype):
     x, weight, grad = tensors(dtype)
     bias = torch.ones(7, requires_grad=True)
     kept = []

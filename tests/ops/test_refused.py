@@ -1,5 +1,7 @@
-"""The registered operators are also called without torchadder.functional (exported programs): they read no memory that
-is not theirs."""
+"""Test that the registered operators refuse tensors beyond whose end they would read.
+
+Exported programs call them without the checks of torchadder.functional.
+"""
 
 import pytest
 import torch
@@ -8,8 +10,7 @@ import torchadder  # noqa: F401  registers the operators
 
 registered = torch.ops.torchadder
 
-# Memory that the operators must not read: a wrong call is an error, not a number.
-REFUSED = [  # the operator's tensors
+REFUSED = [  # input, weight, bias
     ("weight of another dtype", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3, dtype=torch.float64), None),
     ("weight of too few channels", torch.zeros(1, 2, 3, 3), torch.zeros(4, 1, 3, 3), None),
     ("weight on another device", torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3, device="meta"), None),

@@ -1,4 +1,4 @@
-"""The number of threads changes no bit."""
+"""Test that the number of threads changes no bit."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,8 +46,8 @@ def test_one_thread_equals_many_bit_for_bit(case, variant, threads):
             assert torch.equal(found, expected), count
 
 
-def test_calls_side_by_side_do_not_meet(variant, threads):
-    """Many Python threads, each in the library at the same time, with as many shapes (calls release the GIL)."""
+def test_simultaneous_calls_are_independent(variant, threads):
+    """Test many Python threads in the library at the same time, with many shapes (calls release the GIL)."""
     threads(1)
     cases = [
         Case(2, 5, 9, size=(5 + i, 7), kernel=(3, 2), stride=(1 + i % 3, 1), padding=(1, i % 2)) for i in range(40)
@@ -60,7 +60,7 @@ def test_calls_side_by_side_do_not_meet(variant, threads):
                 assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_more_shapes_than_the_library_remembers(threads):
+def test_more_shapes_than_the_library_caches(threads):
     first = Case(1, 2, 3, size=(4, 5), kernel=(2, 3)), Case(1, 2, 3, size=(5, 4), kernel=(2, 3))
     before = [list(results(case, *case.tensors())) for case in first]
     for width in range(3, 603):
@@ -71,7 +71,7 @@ def test_more_shapes_than_the_library_remembers(threads):
         assert all(torch.equal(a, b) for a, b in zip(results(case, *case.tensors()), expected, strict=True))
 
 
-def test_threads_are_torch_s(threads):
+def test_number_of_threads_is_that_of_torch(threads):
     threads(1)
     assert kernels.threads() == 1
     threads(3)

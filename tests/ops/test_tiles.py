@@ -1,4 +1,4 @@
-"""Every kernel of the list, alone and beside its edges: tile - 1, tile, tile + 1 in pixels and in lanes."""
+"""Test every kernel of the list at the edges of its tile: tile - 1, tile, tile + 1 in pixels and in lanes."""
 
 import itertools
 import re
@@ -25,12 +25,12 @@ def beside(size):
 
 
 def forward_case(pixels, lanes):
-    """One row of `pixels` outputs, all of one class: no padding."""
+    """Make a row of `pixels` outputs, all of one class: no padding."""
     return Case(1, DEPTH, lanes, size=(2, pixels + 2), kernel=(2, 3))
 
 
 def gradient_case(pixels, lanes):
-    """Stride = kernel: 6 classes of `pixels` inputs, one tap each."""
+    """Make 6 classes of `pixels` inputs, one tap each: the stride is the kernel."""
     return Case(1, lanes, DEPTH, size=(2, 3 * pixels), kernel=(2, 3), stride=(2, 3))
 
 
@@ -43,7 +43,7 @@ def depthwise_gradient_case(pixels, lanes):
 
 
 def grouped_case(pixels, lanes):
-    """Groups of two channels and one filter: half of a vector's lanes are used."""
+    """Make groups of two channels and one filter, which use half of a vector's lanes."""
     return Case(1, 2 * lanes, lanes, size=(2, pixels + 2), kernel=(2, 3), groups=lanes)
 
 
@@ -51,7 +51,7 @@ def grouped_gradient_case(pixels, lanes):
     return Case(1, lanes, 2 * lanes, size=(2, 3 * pixels), kernel=(2, 3), stride=(2, 3), groups=lanes)
 
 
-OPERATORS = {  # of kernels.inc -> case, operator and brute force's twin
+OPERATORS = {  # of kernels.inc -> case, and result of the brute-force reference
     "forward_f32": (forward_case, "output"),
     "grad_input_f32": (gradient_case, "grad_input"),
     "grad_input_sign_f32": (gradient_case, "grad_input_sign"),

@@ -1,4 +1,4 @@
-"""Test the Triton kernels in the interpreter against brute force, and compile them for GPUs."""
+"""Test the Triton kernels in the interpreter against the brute-force reference, and compile them for GPUs."""
 
 import importlib.util
 from functools import partial
@@ -51,7 +51,7 @@ both = pytest.mark.parametrize("case", [GENERAL, DEPTHWISE], ids=["tiles", "narr
 
 @pytest.fixture(scope="module")
 def interpreted():
-    """A copy of the kernels' module: they are interpreted or compiled as their decorator finds the environment."""
+    """Load a copy of the kernels' module: TRITON_INTERPRET decides, when it is imported, that they are interpreted."""
     spec = importlib.util.spec_from_file_location("interpreted_kernels", triton_kernels.__file__)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patched:
@@ -74,13 +74,13 @@ def layouts(request):
 def results(case, x, weight, grad, layout=torch.contiguous_format, names=Gradients._fields):
     """Return the results that `names` lists, named as in bruteforce.Gradients."""
     geometry = case.geometry
-    ways = {
+    calls = {
         "output": lambda: route.forward(x, weight, None, geometry, False, layout),
         "grad_input": lambda: route.grad_input(grad, x, weight, geometry, "hardtanh", layout),
         "grad_input_sign": lambda: route.grad_input(grad, x, weight, geometry, "sign", layout),
         "grad_weight_sign": lambda: route.grad_weight_sign(grad, x, weight, geometry, layout),
     }
-    return {name: ways[name]() for name in names}
+    return {name: calls[name]() for name in names}
 
 
 def assert_all_equal(case, tensors, truth, layout=torch.contiguous_format, names=Gradients._fields):
@@ -175,7 +175,7 @@ def test_rounding_stays_within_the_derived_bound(case):
     size = -brute_force(case, x.abs(), -weight.abs(), grad).output  # sum of |x| + |w|
     assert ((y - truth.output).abs() <= (terms + 2) * UNIT * size).all()
 
-    terms = terms * case.c_out // case.c_in  # most outputs that one input channel and pixel meets
+    terms = terms * case.c_out // case.c_in  # most outputs that depend on one input element
     total = brute_force(case, x, torch.full_like(weight, 1e9), grad.abs()).grad_input_sign  # sum of |dY|
     assert ((dx - truth.grad_input).abs() <= (3 * terms + 8 + x.double().abs()) * UNIT * total).all()
     assert ((dx_sign - truth.grad_input_sign).abs() <= terms * UNIT * total).all()

@@ -1,4 +1,4 @@
-"""Test on a real GPU: brute force, the CPU's results, CUDA graphs, a network in training."""
+"""Test on a real GPU: the brute-force reference, the CPU's results, CUDA graphs, a network in training."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_equals_brute_force_where_float32_is_exact(case, layout, route):
 @pytest.mark.parametrize("layout", FORMATS.values(), ids=FORMATS.keys())
 @pytest.mark.parametrize("benchmark", [False, True], ids=["first tile", "fastest tile"])
 def test_agrees_with_the_cpu(case, layout, benchmark, route, monkeypatch):
-    """Both sum n terms, each wrong by at most (3 n + 8) UNIT times the sum of what is added up."""
+    """Allow for the rounding of both: sums of n terms are wrong by at most (3 n + 8) UNIT times the sum of |terms|."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
     x, weight, grad = (t.contiguous(memory_format=layout) for t in case.tensors())
     there = [t.to(GPU) for t in (x, weight, grad)]
@@ -74,7 +74,7 @@ def test_a_captured_graph_replays(route):
     assert torch.equal(y, expected)
 
 
-def test_another_stream_waits_for_nothing_but_its_own(route):
+def test_another_stream_waits_for_its_own_kernels_only(route):
     case = LARGE["ResNet-20"]
     x, weight, _ = (t.to(GPU) for t in case.tensors())
     expected = ops.adder_conv(x, weight, None, case.geometry, False)
