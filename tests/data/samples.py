@@ -31,7 +31,7 @@ def binary(images, labels, coarse=()):
     return np.concatenate([*(c[:, None] for c in coarse), labels[:, None], images], axis=1).tobytes()
 
 
-def python(images, labels, *, key=b"labels", fortran=False, dtype=b"u1", name=b"numpy\nndarray"):
+def python(images, labels, *, key=b"labels", fortran=False, name=b"numpy\nndarray"):
     """Return a batch as Python 2 and its numpy pickled it, opcode by opcode."""
 
     def text(value):
@@ -47,7 +47,7 @@ def python(images, labels, *, key=b"labels", fortran=False, dtype=b"u1", name=b"
             text(key) + b"q\x04]q\x05(" + b"".join(b"K" + bytes([label]) for label in labels) + b"e",
             text(b"data") + b"q\x06cnumpy.core.multiarray\n_reconstruct\nq\x07",
             b"c" + name + b"\nq\x08K\x00\x85" + text(b"b") + b"\x87Rq\x09",
-            b"(K\x01" + integers(*images.shape) + b"\x86cnumpy\ndtype\nq\x0a" + text(dtype) + b"K\x00K\x01\x87Rq\x0b",
+            b"(K\x01" + integers(*images.shape) + b"\x86cnumpy\ndtype\nq\x0a" + text(b"u1") + b"K\x00K\x01\x87Rq\x0b",
             b"(K\x03" + text(b"|") + b"NNN" + integers(-1, -1, 0) + b"tb" + (b"\x88" if fortran else b"\x89"),
             b"T" + struct.pack("<i", len(raw)) + raw + b"tb",
             text(b"filenames") + b"q\x0c]q\x0d(" + b"".join(text(b"dog.png") for _ in labels) + b"eu.",

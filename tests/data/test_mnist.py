@@ -36,10 +36,7 @@ def test_idx_round_trip(tmp_path, shape, write):
     (tmp_path / "file").write_bytes(write(array))
     digest = hashlib.md5(format_idx(array)).hexdigest()
     assert np.array_equal(read_idx(tmp_path / "file", md5=digest), array)
-
-
-def test_the_same_array_gives_the_same_file():
-    assert compress_idx(ARRAY) == compress_idx(ARRAY.copy())
+    assert write(array.copy()) == write(array)
 
 
 DAMAGED = [  # content, words in the message
@@ -72,11 +69,6 @@ def test_a_damaged_idx_file_gets_one_line(tmp_path, content, words):
         read_idx(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_missing_idx_file_gets_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*nothing: No such file"):
-        read_idx(tmp_path / "nothing")
 
 
 def test_other_content_gets_both_digests(tmp_path):
@@ -124,6 +116,8 @@ def test_found_in_data_dir(tiny_mnist, tiny_arrays, tmp_path, name, below, packe
 def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     cache = tmp_path / "cache" / "torchadder" / "mnist"
     assert find_files(mnist.MNIST, None) is None
+    remove(tiny_mnist(cache))
+    assert find_files(mnist.MNIST, None) is None  # An incomplete cache counts as empty.
     tiny_mnist(cache)
     assert find_files(mnist.MNIST, None)[0].parent == cache
     monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path / "variable"))
@@ -133,11 +127,6 @@ def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     assert find_files(mnist.MNIST, None)[0].parent == tmp_path / "variable" / "mnist"
     tiny_mnist(tmp_path / "parameter")
     assert find_files(mnist.MNIST, tmp_path / "parameter")[0].parent == tmp_path / "parameter"
-
-
-def test_an_incomplete_cache_counts_as_empty(tiny_mnist, tmp_path):
-    remove(tiny_mnist(tmp_path / "cache" / "torchadder" / "mnist"))
-    assert find_files(mnist.MNIST, None) is None
 
 
 def test_mnist_and_fashion_mnist_in_one_folder(tiny_mnist, tmp_path, monkeypatch):
@@ -166,11 +155,6 @@ def swap(folder):
     (folder / "x").rename(folder / "t10k-labels-idx1-ubyte.gz")
 
 
-def replace_by_folder(folder):
-    remove(folder)
-    (folder / "t10k-labels-idx1-ubyte.gz").mkdir()
-
-
 def empty(folder):
     for path in folder.iterdir():
         path.unlink()
@@ -180,7 +164,6 @@ WRONG = [  # change to a good folder, words in the message
     (remove, "holds a part of mnist, but not t10k-labels-idx1-ubyte.gz"),
     (cut, "train-images-idx3-ubyte.gz: truncated"),
     (swap, "train-labels-idx1-ubyte.gz: not the published content"),
-    (replace_by_folder, "holds a part of mnist, but not t10k-labels-idx1-ubyte.gz"),
     (empty, r"^data_dir=.*data holds no mnist: expected train-images-idx3-ubyte.gz, "),
 ]
 
@@ -326,7 +309,7 @@ def test_mirrors_are_tried_in_order_and_checked(offline, tiny_arrays, tmp_path, 
     assert len(load_dataset("mnist").test) == 5
 
 
-def test_fashion_mnist_is_fetched_only_from_its_own_mirrors(offline, tiny_arrays, tmp_path, monkeypatch, capsys):
+def test_fashion_mnist_is_fetched_only_from_its_own_mirrors(offline, tiny_arrays, monkeypatch):
     monkeypatch.setattr(mnist, "from_package_index", None)  # it holds MNIST
     served = set()
 
@@ -339,12 +322,7 @@ def test_fashion_mnist_is_fetched_only_from_its_own_mirrors(offline, tiny_arrays
     monkeypatch.setattr(fetch.urllib.request, "urlopen", urlopen)
     with pytest.raises(UserError, match=r"no Fashion-MNIST in the cache and no network.*data_dir=DIR"):
         load_dataset("fashion_mnist")
-    assert "fashion_mnist: no answer (no route)" in capsys.readouterr().err
     served.add(mnist.FASHION_MNIST.mirrors[1])
-    assert len(load_dataset("fashion_mnist").train) == 9
-    folder = tmp_path / "cache" / "torchadder" / "fashion_mnist"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.gz" for name in mnist.MNIST.md5)
-    monkeypatch.setattr(mnist, "fetch_fashion_mnist", None)  # the second time nothing is fetched
     assert len(load_dataset("fashion_mnist").train) == 9
 
 
@@ -386,13 +364,3 @@ def test_a_pickle_with_anything_but_arrays_is_refused(content, capsys):
     with pytest.raises(pickle.UnpicklingError, match="is not part of an array"):
         mnist._ArrayUnpickler(io.BytesIO(pickle.dumps(content, protocol=2)), encoding="latin1").load()
     assert capsys.readouterr().out == ""
-
-
-def test_a_full_disk_leaves_no_partial_file(offline, tiny_arrays, tmp_path, monkeypatch):
-    serve_wheel(monkeypatch, wheel_bytes(tiny_arrays))
-    folder = tmp_path / "cache" / "torchadder" / "mnist"
-    folder.mkdir(parents=True)
-    (folder / "train-images-idx3-ubyte.gz.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"cannot write MNIST to .*: No space left on device"):
-        load_dataset("mnist")
-    assert list(folder.iterdir()) == []
