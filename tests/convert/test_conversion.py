@@ -172,11 +172,7 @@ def test_converting_twice_changes_nothing(chosen):
     convert(model, filter_fn=chosen)
     assert repr(model) == repr(before)
     assert outcomes(model) == {"kept": ["0", "9"], "already": MIDDLE}
-
-
-def test_a_network_of_convolutions_converted_to_conv_is_as_it_was():
-    model = network()
-    assert outcomes(convert(model, "conv")) == {"already": ["0", *MIDDLE, "9"]}
+    assert outcomes(convert(network(), "conv")) == {"already": ["0", *MIDDLE, "9"]}
 
 
 def test_grad_and_recenter_reach_the_adder_layers_and_leave_with_them():
@@ -286,7 +282,7 @@ class Foreign(nn.Module):
         return self.head["mean"](tokens.mean(1)) + self.head["max"](tokens.amax(1))
 
 
-def test_a_network_in_foreign_style_is_converted_trains_and_comes_back():
+def test_a_network_in_foreign_style_is_converted_and_comes_back():
     torch.manual_seed(0)
     model = Foreign().eval()
     expected = model(IMAGE)
@@ -299,16 +295,6 @@ def test_a_network_in_foreign_style_is_converted_trains_and_comes_back():
     }
     restored = convert(copy.deepcopy(model), "conv")
     assert torch.equal(restored(IMAGE), expected)
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=0.01)
-    AdaptiveLR(optimizer)
-    losses = []
-    for _ in range(5):
-        loss = nn.functional.cross_entropy(model(IMAGE), torch.arange(4))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
 
 
 # the report
@@ -338,17 +324,6 @@ layer  was           is
 8      Linear        kept: runs last
 
 order of execution, traced by torch.fx"""
-    )
-    assert (
-        str(convert(model, "conv").conversion)
-        == """\
-Sequential to conv: 1 converted, 2 already, 1 left
-
-layer  was           is
-0      Conv2d        already
-2      ScaledConv2d  left: a subclass of Conv2d; only torch's own layer is converted
-6      AdderLinear   Linear
-8      Linear        already"""
     )
     assert str(convert(nn.Linear(2, 2)).conversion).splitlines()[-1] == "(model)  Linear  AdderLinear"
 

@@ -72,16 +72,6 @@ def test_what_has_no_counterpart_is_left_and_named(make, to, why):
     assert why in row.note
 
 
-def test_attention_is_left_alone_and_named():
-    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.LayerNorm(8), nn.Linear(8, 8), nn.LayerNorm(8))
-    convert(model, filter_fn=lambda name, layer: True)
-    assert [(row.name, row.outcome) for row in model.conversion.rows] == [
-        ("0", "left"),
-        ("0.out_proj", "left"),
-        ("2", "converted"),
-    ]
-
-
 def network():
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
