@@ -24,18 +24,7 @@ from torchadder.data.registry import NORMALIZATIONS, Dataset, Split, register
 from torchadder.errors import UserError
 
 PIXELS = 3 * 32 * 32
-CLASSES_10 = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CLASSES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MAX_FILE_BYTES = 160_000_000  # The largest published file has 155,249,918.
 MAX_ARCHIVE_BYTES = 1 << 28  # Uncompressed; the limit keeps a small archive from filling the memory.
 

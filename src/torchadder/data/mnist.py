@@ -71,6 +71,10 @@ MNIST = IdxDataset(
     mean=0.1307,
     std=0.3081,
 )
+FASHION_CLASSES = (
+    *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
 FASHION_MNIST = IdxDataset(  # Xiao et al., "Fashion-MNIST", 2017.
     "fashion_mnist",
     "Fashion-MNIST",
@@ -87,18 +91,7 @@ FASHION_MNIST = IdxDataset(  # Xiao et al., "Fashion-MNIST", 2017.
     ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw"),  # The second is Debian's, the third torchvision's.
     mean=0.2860,
     std=0.3530,
-    classes=(
-        "T-shirt/top",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle boot",
-    ),
+    classes=FASHION_CLASSES,
 )
 
 
@@ -215,8 +208,8 @@ def parse_idx(data: bytes, *, source: object, md5: str | None = None) -> np.ndar
     if len(data) < 4:
         raise UserError(f"{source}: truncated, {len(data)} bytes are no IDX header; replace the file")
     zero, element, rank = struct.unpack(">HBB", data[:4])
-    if zero != 0 or element != UINT8 or rank == 0:
-        raise UserError(f"{source}: no IDX file of bytes (magic {data[:4].hex()}, expected 000008 and a rank)")
+    if zero != 0 or element != UINT8 or rank not in (1, 3):
+        raise UserError(f"{source}: no IDX file of bytes (magic {data[:4].hex()}, expected 00000801 or 00000803)")
     start = 4 + 4 * rank
     if len(data) < start:
         raise UserError(f"{source}: truncated inside the header of {rank} sizes; replace the file")
@@ -229,15 +222,11 @@ def parse_idx(data: bytes, *, source: object, md5: str | None = None) -> np.ndar
         )
     if md5 is not None and (found := hashlib.md5(data, usedforsecurity=False).hexdigest()) != md5:
         raise UserError(f"{source}: not the published content (md5 {found}, expected {md5}); replace the file")
-    if rank > 32:  # The limit of numpy 1.
-        raise UserError(f"{source}: {rank} dimensions, expected at most 32")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def format_idx(array: np.ndarray) -> bytes:
-    """Return the uncompressed IDX bytes of a uint8 array. Raises ValueError for another dtype."""
-    if array.dtype != np.uint8:
-        raise ValueError(f"IDX files here hold uint8, got {array.dtype}")
+    """Return the uncompressed IDX bytes of a uint8 array."""
     header = struct.pack(f">HBB{array.ndim}I", 0, UINT8, array.ndim, *array.shape)
     return header + array.tobytes()
 
