@@ -135,7 +135,7 @@ VARIANTS = (ddp, ddp_accumulated, fsdp, fsdp_accumulated, fsdp_from_meta)
 
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    """In float64, whose rounding of sums in another order three steps enlarge far less than to these tolerances."""
+    """Compare in float64: sums in another order differ in three steps by far less than the tolerances."""
     net = network()
     torch.multiprocessing.spawn(one_of_two_processes, (tmp_path, net, VARIANTS), nprocs=2)
     train(net, optimizer_of(net))

@@ -50,7 +50,7 @@ def test_random_programs(seed, isa, one_thread):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [1, 2, 7, 8, 9, 15, 16, 17, 31, 64, 65])
 def test_edges_of_blocks_and_steps(kind, channels, isa, one_thread):
-    """Channels around every multiple of 8, of the input, of the output, and with a shortcut."""
+    """Test channels around every multiple of 8, of the input, of the output, and with a shortcut."""
     maker = Maker(channels, kinds=(kind,), sizes=(5, 7), channels=(channels, channels), steps=(4, 4))
     program = maker.program()
     assert_equal(program, quantized(program.shape, 2), isa=isa, threads=2)
@@ -59,7 +59,7 @@ def test_edges_of_blocks_and_steps(kind, channels, isa, one_thread):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("width", range(1, 20))
 def test_edges_of_tiles(width, isa):
-    """Every width that leaves a partial tile, with 1 to 3 threads."""
+    """Test every width that leaves a partial tile, with 1 to 3 threads."""
     for threads in (1, 2, 3):
         program = Maker(width, sizes=(width, width), channels=(8, 24), steps=(2, 2)).program()
         assert_equal(program, quantized(program.shape, 1), isa=isa, threads=threads)
@@ -67,8 +67,8 @@ def test_edges_of_tiles(width, isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_extreme_quantized(kind, isa):
-    """Accumulator as large as they get: all differences 255, all products of one sign, all signs apart."""
+def test_extreme_quantized_values(kind, isa):
+    """Test the largest accumulators: all differences 255, all products of one sign, all signs different."""
     extremes = {
         "adder": ((0, 255), (255, 0)),
         "conv": ((255, 127), (255, -128)),
@@ -98,7 +98,7 @@ def test_networks(name, op, isa, one_thread):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_images_are_quantized_as_in_torch(isa):
-    """Ties, clamped numbers, infinities; NaN becomes 0."""
+    """Test ties, clamped numbers and infinities, and NaN, which becomes 0."""
     each, logits = torch.eye(300).view(300, 1, 20, 15).to(torch.int8), Logits(torch.ones(300), torch.zeros(300))
     layer = Layer("conv", [0], each, torch.zeros(1).byte(), (1, 1), (0, 0), logits)
     program = Program((1, 20, 15), torch.tensor([0.1]), torch.tensor([3.5]), [layer], qmax=200)
@@ -179,7 +179,7 @@ def test_profile_and_benchmark():
 
 
 def test_one_engine_in_two_threads_at_once():
-    """Calls of one engine run one after the other."""
+    """Test calls from several threads, which run one after the other."""
     from concurrent.futures import ThreadPoolExecutor
 
     torch.manual_seed(0)
