@@ -303,7 +303,7 @@ def test_average_of_weights_is_that_of_any_network():
 
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
 def test_weight_made_of_other_parameters(norm):
-    """Test that weight_norm's two parameters, no filters, are found by name only, and that spectral_norm's one is found."""
+    """Test that weight_norm's two parameters, which are no filters, have to be named, and spectral_norm's one not."""
     net = nn.Sequential(norm(AdderLinear(5, 4, bias=False)))
     parameters = list(net.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.0)

@@ -24,8 +24,8 @@ class Adder(nn.Module):
         super().__init_subclass__()
         counterpart = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.modules."))
         if counterpart is not nn.Module and "__init__" not in vars(cls):
-            own = [p for p in inspect.signature(Adder).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            parameters = [*inspect.signature(counterpart).parameters.values(), *own]
+            added = [p for p in inspect.signature(Adder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            parameters = [*inspect.signature(counterpart).parameters.values(), *added]
             cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, grad: GradientRule = DEFAULT_RULE, recenter: bool = False, **kwargs: Any):
@@ -79,11 +79,10 @@ class _AdderConv(Adder):
         if self.padding_mode != "zeros":
             input = pad_by_mode(input, self.kernel_size, padding, self.dilation, self.padding_mode)  # type: ignore[arg-type]
             padding = 0  # type: ignore[assignment]
-        known = self._parameters  # nn.Module finds them here too, but only after it failed to find an attribute
         return getattr(F, self._operator)(
             input,
-            known["weight"] if "weight" in known else self.weight,  # noqa: SIM401  get() would look up both
-            known["bias"] if "bias" in known else self.bias,  # noqa: SIM401
+            self.weight,
+            self.bias,
             self.stride,
             padding,
             self.dilation,

@@ -122,10 +122,8 @@ def _tiles(work: Work, source: Tensor) -> list[Tile]:
         columns = min(32, _power(work.columns)) if source.stride(1) == 1 else 1
         return [Tile(pixels // columns, columns) for pixels in (512, 1024, 256)]
     columns, unroll = min(64, _power(work.columns)), 8
-    while (
-        unroll > 1 and work.inner % unroll and work.inner < 8 * unroll
-    ):  # at most an eighth of the unrolled terms idle
-        unroll //= 2
+    while unroll > 1 and work.inner % unroll and work.inner < 8 * unroll:
+        unroll //= 2  # until at most an eighth of the unrolled terms are idle
     pixels, registers = min(512, 4096 // columns), 128 if columns == 64 else 168  # as few as the loop needs
     while pixels > 32 and work.programs(pixels, columns) < _MIN_PROGRAMS:
         pixels //= 2
@@ -255,11 +253,11 @@ def _timed(kernel: Any, tiles: tuple[Tile, ...]) -> Any:
     import triton.testing
 
     configs = [triton.Config(tile.constants, **tile.options) for tile in dict.fromkeys(tiles)]
-    own = ("x", "weight", "bias", "grad", "y", "dx", *tiles[0].constants)
-    key = [name for name in kernel.arg_names if name not in own]
-    kept = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
+    unkeyed = ("x", "weight", "bias", "grad", "y", "dx", *tiles[0].constants)
+    key = [name for name in kernel.arg_names if name not in unkeyed]
+    caching = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
     do_bench = partial(triton.testing.do_bench, warmup=5, rep=20)  # milliseconds
-    return triton.autotune(configs, key, do_bench=do_bench, **kept)(kernel)
+    return triton.autotune(configs, key, do_bench=do_bench, **caching)(kernel)
 
 
 # Arguments of the kernels: geometry, sizes and strides in three spatial axes
