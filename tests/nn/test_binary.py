@@ -203,15 +203,14 @@ def test_initial_weights_are_those_of_the_counterpart():
     assert all(torch.equal(a, b) for a, b in zip(*(one.parameters() for one in layers), strict=True))
 
 
-LAYERS = {  # layer and an input for it
-    "conv": (numbered(BinaryConv2d(6, 7, 3, padding=1)), image()),
-    "conv, same with an even kernel": (numbered(BinaryConv2d(6, 7, 2, padding="same")), image()),
-    "linear": (numbered(BinaryLinear(11, 5)), image()),
-}
-layers = pytest.mark.parametrize(("layer", "x"), LAYERS.values(), ids=LAYERS.keys())
-
-
-@layers
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (BinaryConv2d(6, 7, 3, padding=1), image()),
+        (BinaryConv2d(6, 7, 2, padding="same"), image()),
+        (BinaryLinear(11, 5), image()),
+    ],
+)
 def test_memory_of_the_forward_pass_is_input_and_weight(layer, x):
     x = x.clone().requires_grad_()
     kept = []
