@@ -286,6 +286,14 @@ def test_one_example_is_enough_as_the_run_is_in_evaluation_mode():
     assert all(m.training for m in net.modules())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_part_keeps_its_mode():
+    net = nn.Sequential(conv(), torch.jit.script(nn.Dropout()), nn.BatchNorm2d(3), conv())
+    flow = find_flow(net, IMAGE)
+    assert (flow.first, flow.last) == (net[0], net[3])
+    assert net[1].training
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()

@@ -79,7 +79,7 @@ def read_python(content: bytes, source: object, *, key: bytes = b"labels") -> Re
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
         array, labels = batch[b"data"], batch[key]
         _, (count, width), dtype, fortran, pixels = array.state
-        if dtype.arguments[0] not in (b"u1", b"|u1") or width != PIXELS or len(pixels) != count * PIXELS:
+        if dtype.arguments[0] != b"u1" or width != PIXELS or len(pixels) != count * PIXELS:
             raise ValueError(f"pixels {count} x {width} of {dtype.arguments[0]!r} in {len(pixels)} bytes")
         rows = np.frombuffer(pixels, np.uint8).reshape((count, width), order="F" if fortran else "C")
         return rows, np.array([operator.index(label) for label in labels], np.int64)
