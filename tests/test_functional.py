@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.ops.test_conv import on_grid
 
 from torchadder.bruteforce import Case, brute_force
 from torchadder.functional import GradientRule, adder_conv1d, adder_conv2d, adder_conv3d, adder_linear
@@ -59,12 +60,6 @@ CASES = {
     "3-d, depthwise": Case(1, 5, 5, size=(3, 4, 5), kernel=(2, 3, 2), padding=(1, 1, 1), groups=5),
 }
 table = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-
-
-def on_grid(case):
-    """Return multiples of 1/4 and integer gradients: float32 sums of these are exact in every order."""
-    x, weight, grad = case.tensors()
-    return (x * 4).round() / 4, (weight * 4).round() / 4, (grad * 2).round()
 
 
 @table

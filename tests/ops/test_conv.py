@@ -85,15 +85,16 @@ CASES = {
 }
 
 
-def on_grid(x, weight, grad):
-    """Round to a grid on which float32 sums are exact, and on which many differences are -1, 0 and 1."""
+def on_grid(case):
+    """Return tensors on a grid on which float32 sums are exact, and on which many differences are -1, 0 and 1."""
+    x, weight, grad = case.tensors()
     return (x * 4).round().clamp(-8, 8) / 4, (weight * 4).round().clamp(-8, 8) / 4, (grad * 2).round()
 
 
 @functools.cache
 def exact(case):
     """Return tensors on the grid, and the results of the reference for them."""
-    x, weight, grad = on_grid(*case.tensors())
+    x, weight, grad = on_grid(case)
     return x, weight, grad, brute_force(case, x, weight, grad)
 
 

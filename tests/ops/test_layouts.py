@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.ops.test_conv import on_grid
 
 from torchadder import ops
 from torchadder.bruteforce import Case, brute_force
@@ -22,11 +23,6 @@ CASES = {
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 
 table = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-
-
-def on_grid(case):
-    x, weight, grad = case.tensors()
-    return (x * 4).round() / 4, (weight * 4).round() / 4, (grad * 2).round()
 
 
 def results(case, x, weight, grad):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from tests.ops.test_conv import on_grid
 
 from torchadder import kernels, ops
 from torchadder.bruteforce import Case, brute_force
@@ -77,8 +78,7 @@ def test_tile_and_its_edges(op, isa, pixels, lanes, sum_):
     with kernels.using(isa if sum_ == "any" else f"{isa}:{sum_}"):
         assert f"{op}_{isa}_{pixels}x{lanes}_{sum_}" in kernels.names(in_use=True)
         for case in itertools.starmap(make_case, itertools.product(beside(pixels), beside(lanes))):
-            x, weight, grad = case.tensors()
-            x, weight, grad = (x * 4).round() / 4, (weight * 4).round() / 4, (grad * 2).round()
+            x, weight, grad = on_grid(case)
             truth = getattr(brute_force(case, x, weight, grad), result)
             assert torch.equal(run(result, case, x, weight, grad).double(), truth), case
 
@@ -89,8 +89,7 @@ def test_tile_and_its_edges(op, isa, pixels, lanes, sum_):
 def test_tiles_of_the_sign_gradient_of_the_weight(images, filters, variant):
     for depth in (1, 3, 4, 5, 11, 12, 13, 25):
         case = Case(images, depth, filters, size=(2, 1), kernel=(1, 1))
-        x, weight, grad = case.tensors()
-        x, weight, grad = (x * 4).round() / 4, (weight * 4).round() / 4, (grad * 2).round()
+        x, weight, grad = on_grid(case)
         truth = brute_force(case, x, weight, grad).grad_weight_sign
         found = ops.adder_conv_grad_weight(grad, x, weight, Geometry((1, 1), (0, 0), (1, 1), 1), "sign")
         assert torch.equal(found.double(), truth), case
