@@ -301,8 +301,6 @@ def _step_table(result: dict[str, Any]) -> Cells:
 def _layer_tables(result: dict[str, Any]) -> list[Cells]:
     where = _where(result)
     times, rates = ["adder_ms", "conv_ms"], ["adder_giga_ops", "conv_giga_ops"]
-    if where == "device":
-        times, rates = [*times, "tf32_ms"], rates[:1]
     rows = [
         [
             *(str(row[key]) for key in ("layer", "batch", where, "pass")),
@@ -325,7 +323,7 @@ def _layer_tables(result: dict[str, Any]) -> list[Cells]:
 
 def _train_table(result: dict[str, Any]) -> Cells:
     where = _where(result)
-    times = ["adder_ms", "conv_ms", *["tf32_ms"] * (where == "device")]
+    times = ["adder_ms", "conv_ms"]
     rows = [
         [
             *(str(row[key]) for key in ("model", "batch", where)),

@@ -29,28 +29,17 @@ def test_runs_that_differ_are_noted(collect, finished, tmp_path, capsys):
     assert capsys.readouterr().err == "note: the runs differ in processor, threads: listed run by run\n"
 
 
-def assert_refused(capsys, words):
+@pytest.mark.parametrize(
+    ("epochs", "folder", "words"),
+    [(3, False, "a is not finished (1 of 3 epochs): continue it with resume=True"), (1, True, "")],
+    ids=["a run that is not finished", "an output that cannot be written"],
+)
+def test_refused_in_one_line(collect, finished, tmp_path, capsys, epochs, folder, words):
+    output = tmp_path if folder else tmp_path / "out.json"
+    assert collect.main([str(finished("a", 99.0, epochs=epochs)), "-o", str(output)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert words in err
-
-
-def test_a_run_that_is_not_finished_is_refused(collect, finished, tmp_path, capsys):
-    output = tmp_path / "out.json"
-    assert collect.main([str(finished("a", 99.0, 99.1, epochs=3)), "-o", str(output)]) == 2
-    assert_refused(capsys, "a is not finished (2 of 3 epochs): continue it with resume=True")
-    assert not output.exists()
-
-
-def test_unwritable_output(collect, finished, tmp_path, capsys):
-    assert collect.main([str(finished("a", 99.0)), "-o", str(tmp_path)]) == 2
-    assert_refused(capsys, "")
-
-
-@pytest.mark.parametrize("arguments", [[], ["run"]])
-def test_both_runs_and_output_are_needed(collect, capsys, arguments):
-    with pytest.raises(SystemExit) as exit:
-        collect.main(arguments)
-    assert exit.value.code == 2
+    assert not (tmp_path / "out.json").exists()

@@ -9,39 +9,23 @@ from torch.autograd import DeviceType
 from torchadder.lab.bench import training
 from torchadder.lab.bench.layers import FORMATS
 from torchadder.lab.bench.timing import Cpu
-
-
-@pytest.fixture
-def made(monkeypatch):
-    """Collect the models that the benchmark makes, and the optimizers with an AdaptiveLR."""
-    made = {"models": [], "adaptive": []}
-    create, adaptive = training.create_model, training.AdaptiveLR
-
-    def note_model(name, op):
-        made["models"].append(create(name, op=op))
-        return made["models"][-1]
-
-    def note_adaptive(optimizer):
-        made["adaptive"].append(optimizer)
-        return adaptive(optimizer)
-
-    monkeypatch.setattr(training, "create_model", note_model)
-    monkeypatch.setattr(training, "AdaptiveLR", note_adaptive)
-    return made
+from torchadder.models import create_model
 
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("op", training.OPS)
-def test_a_step_trains_every_weight(made, op, layout):
+def test_a_step_trains_every_weight(monkeypatch, op, layout):
+    model, adaptive, rescale = create_model("lenet5bn", op=op), [], training.AdaptiveLR
+    monkeypatch.setattr(training, "create_model", lambda name, op: model)
+    monkeypatch.setattr(training, "AdaptiveLR", lambda optimizer: adaptive.append(rescale(optimizer)))
     step = training.training_step("lenet5bn", op, layout, 3)
-    (model,) = made["models"]
     before = [p.detach().clone() for p in model.parameters()]
     step()
     step()
     after = list(model.parameters())
     assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert all(p.isfinite().all() for p in after)
-    assert len(made["adaptive"]) == (op == "adder")
+    assert len(adaptive) == (op == "adder")
 
 
 def test_rows(monkeypatch):
@@ -69,17 +53,12 @@ def test_rows(monkeypatch):
     assert asked[:2] == [("lenet5bn", "adder", "channels_last", 2, 1), ("lenet5bn", "conv", "contiguous", 2, 1)]
 
 
-def test_real_steps_are_timed_once_each_repetition(monkeypatch):
-    monkeypatch.setattr(training, "peak_memory", lambda *arguments: {"step": 1.0, "total": 1.0})
+def test_real_steps_are_timed_and_a_step_too_small_to_be_seen_has_no_memory_ratio(monkeypatch):
+    monkeypatch.setattr(training, "peak_memory", lambda *arguments: {"step": 0.0, "total": 1.0})
     (row,) = training.measure("lenet5bn", 2, [Cpu(1)], 2, lambda line: None)
     assert set(row["seconds"]) == {f"{op} {layout}" for op in training.OPS for layout in FORMATS}
     assert all(len(values) == 2 and min(values) > 0 for values in row["seconds"].values())
     assert row["ratio"] > 0
-
-
-def test_a_step_too_small_to_be_seen_has_no_memory_ratio(monkeypatch):
-    monkeypatch.setattr(training, "peak_memory", lambda *arguments: {"step": 0.0, "total": 1.0})
-    (row,) = training.measure("lenet5bn", 2, [Cpu(1)], 1, lambda line: None)
     assert row["memory_ratio"] is None
 
 
@@ -112,52 +91,6 @@ def test_small_operators_are_part_of_other():
     assert "torchadder::adder_conv_grad_input" in times
     assert all(value > 0.005 * sum(times.values()) for name, value in times.items() if name != training.OTHER)
     assert 0 < times[training.OTHER] < sum(times.values())
-
-
-@pytest.fixture
-def allocator(monkeypatch):
-    """Replace a GPU's allocator, in MiB: `held` is allocated, `most` the peak since the last reset."""
-    allocator = SimpleNamespace(held=100.0, most=100.0)
-
-    def take(mib, back=0.0):
-        allocator.held += mib
-        allocator.most = max(allocator.most, allocator.held)
-        allocator.held -= back
-
-    allocator.take = take
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocator.held * 2**20)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: allocator.most * 2**20)
-    monkeypatch.setattr(
-        torch.cuda, "reset_peak_memory_stats", lambda device: setattr(allocator, "most", allocator.held)
-    )
-    return allocator
-
-
-def test_memory_of_a_gpu_leaves_the_first_step_out(allocator):
-    trials = [1000.0]
-
-    def make():
-        allocator.take(7.0)  # weights
-
-        def step():
-            scratch = trials.pop() if trials else 5.0
-            allocator.take(scratch, back=scratch)
-
-        return step
-
-    assert training.gpu_peak_memory(make, torch.device("cpu")) == {"step": 12.0}
-
-
-def test_rows_of_a_gpu(fake_gpu, allocator):
-    (row,) = training.measure("lenet5bn", 2, [fake_gpu], 2, lambda line: None)
-    ops = (*training.OPS, "tf32", "tf32_adder")
-    assert set(row["seconds"]) == {f"{op} {layout}" for op in ops for layout in FORMATS}
-    assert all(len(values) == 2 and min(values) > 0 for values in row["seconds"].values())
-    assert row["device"] == "cpu"
-    assert "threads" not in row
-    assert set(row["images_per_second"]) == set(row["format"]) == set(ops)
-    assert row["tf32_ratio"] == pytest.approx(row["tf32_adder_ms"] / row["tf32_ms"])
-    assert row["memory_mib"] == {"adder": {"step": 0.0}, "conv": {"step": 0.0}}
 
 
 def test_kernels_count_once():

@@ -5,8 +5,6 @@ and torch.cdist, `measure_family` whole modules of every kind (1-d, 3-d, grouped
 
 A rate counts element operations a second: N * C_out * H_out * W_out * C_in / groups * kh * kw, the number of |x - w|
 that the definition asks for, taps in the padding included, whatever a kernel really computes.
-
-On a GPU no cache holds the tensors of a call, and a convolution is timed without and with TF32.
 """
 
 from __future__ import annotations
@@ -103,9 +101,7 @@ def measure(
         show(f"{shape}, batch {batch}, {device}, {pass_name}")
         with device.settings(), torch.no_grad():
             calls = candidates(shape, batch, pass_name, device.device)
-            # TF32 matters to whatever runs on cuDNN: to convolutions, and to the adder layer's weight gradient.
-            on_cudnn = {n: call for n, call in calls.items() if pass_name == "grad_weight" or n.startswith("conv ")}
-            seconds = interleaved(calls | device.tf32_variants(on_cudnn), repetitions, device.clock(flush=True))
+            seconds = interleaved(calls, repetitions, device.clock)
         best = best_by_prefix(medians(seconds))
         row = {
             **_fields(shape, batch, device, pass_name),
@@ -114,8 +110,6 @@ def measure(
             **{f"{op}_giga_ops": shape.operations(batch) / value / 1e9 for op, value in best.items()},
             "ratio": best["adder"] / best["conv"],
         }
-        if "tf32" in best:
-            row["tf32_ratio"] = best.get("tf32_adder", best["adder"]) / best["tf32"]
         rows.append(row)
     return rows
 
@@ -145,12 +139,10 @@ def measure_formulas(
 ) -> list[Row]:
     """Time the forward pass against the formulas that other code uses: broadcasting, and torch.cdist(p=1).
 
-    Return one row for each device. On a GPU the batch is as large as its memory allows for broadcasting, which needs
-    two float32 tensors with one number for each |x - w|.
+    Return one row for each device. Broadcasting needs memory for two float32 numbers for each |x - w|.
     """
     rows = []
     for device in devices:
-        batch = device.largest_batch(batch, 3 * 4 * shape.operations(1))  # one third is left for everything else
         show(f"{shape}, batch {batch}, {device}, formulas")
         x, weight, _ = _tensors(shape, batch, device.device)
         nhwc, w_nhwc = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
@@ -164,7 +156,7 @@ def measure_formulas(
             if not all(torch.allclose(results[0], other, rtol=1e-4, atol=1e-3) for other in results[1:]):  # type: ignore[arg-type]
                 raise RuntimeError("the formulas do not agree")
             del results
-            seconds = interleaved(calls, repetitions, device.clock(flush=True))
+            seconds = interleaved(calls, repetitions, device.clock)
         median = medians(seconds)
         speedup = {name: median[name] / median["adder channels_last"] for name in ("broadcast", "cdist")}
         rows.append({**_fields(shape, batch, device, "forward"), "seconds": seconds, "speedup": speedup})

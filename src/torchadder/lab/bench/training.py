@@ -63,7 +63,7 @@ def measure(
                 for op in OPS
                 for layout in FORMATS
             }
-            seconds = interleaved(steps | device.tf32_variants(steps), repetitions, device.clock(flush=False))
+            seconds = interleaved(steps, repetitions, device.clock)
             median = medians(seconds)
             best = best_by_prefix(median)
             better = {op: min(FORMATS, key=lambda layout: median[f"{op} {layout}"]) for op in best}
@@ -82,8 +82,6 @@ def measure(
             # A very small step fits into memory that the warm-up left free: there is nothing to compare.
             "memory_ratio": memory["adder"]["step"] / memory["conv"]["step"] if memory["conv"]["step"] else None,
         }
-        if "tf32" in best:
-            row["tf32_ratio"] = best["tf32_adder"] / best["tf32"]
         rows.append(row)
     return rows
 
