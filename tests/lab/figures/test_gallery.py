@@ -81,15 +81,3 @@ def test_matplotlib_is_missing(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r'figures need matplotlib: pip install "torchadder\[plot\]"'):
         write_figures(FigureInputs(runs), tmp_path)
-
-
-TITLES = [
-    ("CNN", 40, "CNN"),
-    ("AdderNet, full gradient, ALR, eta 0.1", 22, "AdderNet,\nfull gradient, ALR,\neta 0.1"),
-    ("a_long_folder/of_a_run", 8, "a_long_f\nolder/of\n_a_run"),
-]
-
-
-@pytest.mark.parametrize(("title", "width", "lines"), TITLES)
-def test_titles_break_at_commas(title, width, lines):
-    assert drawing.wrapped(title, width) == lines

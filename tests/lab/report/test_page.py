@@ -190,13 +190,5 @@ def test_a_named_data_folder_without_the_data_is_an_error(world, tmp_path, monke
         report.write([world["adder"]], tmp_path / "page.html", data_dir=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (8.64, "8.6 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3599.6, "1 h 0 min"), (5940, "1 h 39 min")],
-)
-def test_a_duration_has_at_most_two_units(seconds, text):
-    assert page._clock(seconds) == text
-
-
 def test_only_the_last_name_of_a_folder_is_shown(pages):
     assert html.escape(f"adder {FOLDER}") in pages["two"].read_text()

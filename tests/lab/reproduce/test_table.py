@@ -9,10 +9,8 @@ from torchadder.lab.reproduce import EXPERIMENTS, Experiment, Row
 from torchadder.lab.reproduce.runs import effective
 from torchadder.lab.reproduce.table import (
     accuracies,
-    costs,
     document,
     fill,
-    markdown,
     others,
     shortened,
     tables,
@@ -117,19 +115,6 @@ def test_lines_as_plain_values(table):
     assert (missing["paper"], missing["gap"], missing["mean"], missing["threads"]) == (90.0, None, None, None)
 
 
-def test_cells(table):
-    lines = fill(table, {"a.json": record(row("conv", 90.126, 0.5, n=3))})
-    assert accuracies(table, lines) == [
-        ["network", "accuracy, %", "paper, %", "gap", "seeds", "epochs"],
-        ["CNN", "90.13 ± 0.50", "90.00", "+0.13", "3", "2"],
-        ["AdderNet", "not run here", "95.50", "–", "–", "–"],
-    ]
-    assert costs(lines) == [
-        ["network", "minutes", "s an epoch", "images/s", "peak MiB", "threads"],
-        ["CNN", "3.0", "91.2", "4,533", "1,684", "1"],
-    ]
-
-
 @pytest.mark.parametrize("name", [*EXPERIMENTS])
 def test_every_table_fits_a_terminal_of_80_columns(name, capsys):
     experiment = EXPERIMENTS[name]
@@ -152,11 +137,6 @@ def test_top5_where_the_paper_has_it(table):
     cells = top5s(fill(imagenet, {"a.json": record(measured)}))
     assert cells[1:3] == [["ResNet-18 CNN", "not run here", "89.10"], ["ResNet-18 AdderNet", "81.26", "87.60"]]
     assert cells[2] in tables(imagenet, fill(imagenet, {"a.json": record(measured)}))[1]
-
-
-def test_markdown():
-    assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| :-- | --: |\n| 1 | 2 |"
-    assert markdown(["a", "b"], [], left=2) == "| a | b |\n| :-- | :-- |"
 
 
 DOCUMENT = """\
