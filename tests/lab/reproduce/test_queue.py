@@ -100,21 +100,6 @@ def test_killed_in_the_middle_of_writing(table, one):
     assert log.epochs == [("CNN", 0, 2), ("AdderNet", 0, 1), ("AdderNet", 0, 2)]
 
 
-def test_the_record_is_written_after_every_run(table):
-    seen = []
-
-    class Look(Log):
-        def run_begun(self, job):
-            path = Path("results/reproduce-tiny.json")
-            seen.append(sum(row["n"] for row in read(path)["rows"]) if path.exists() else 0)
-
-        def epoch_done(self, row):
-            pass
-
-    Queue(table).run(report=Look())
-    assert seen == [0, 1, 2, 3]
-
-
 def test_tables_share_runs(table):
     other = Experiment("other", "Other", (table.rows[1], Row("BNN", "lenet5bn-tiny", {"op": "binary"})), seeds=1)
     Queue(table, seeds=1).run()
