@@ -17,14 +17,13 @@ uses, with attention counted as the matrix products that it stands for. Activati
 counted operators (Radosavovic et al., "Designing Network Design Spaces", 2020), 4 bytes each in float32. For a layer
 that runs twice, operations and activations count twice and parameters once.
 
-The operators that run are counted, not the modules by their names: a subclass, a functional call and attention count
-like the layers that they amount to. The result names what runs or holds parameters and has no rule; it is never
-silently zero.
+It counts the operators that run, whatever the names of the modules: a subclass, a functional call and attention count
+like the layers that they are equal to. Where an operator or a module with parameters has no rule, the summary names it
+instead of counting 0.
 
-Importing this module registers the library's own operators with FlopCounterMode, which has 2 flops per
-multiply-accumulate of a convolution, in the forward pass and in each gradient. These operators have 2 flops for each
-element that such a multiply-accumulate stands for, so that an AdderNet, a binary network and their CNN counterpart
-have the same number, forward and backward:
+Importing this module registers the library's own operators with FlopCounterMode. It counts 2 flops for each
+multiply-accumulate of a convolution, forward and in each gradient. The library's operators count 2 flops in its place,
+so that an AdderNet, a binary network and their CNN counterpart have the same number of flops:
 
     adder_conv           subtract, accumulate
     binary_conv          XNOR, accumulate (popcount)
@@ -115,7 +114,7 @@ _COUNTS = ("mul", "add", "xnor", "parameters", "activations")
 class Row:
     """Hold the counts of one module that computes or holds parameters.
 
-    ``free``: it costs nothing by the convention. ``unknown``: why its operations are not counted, or not all of them.
+    ``free``: the convention does not count it. ``unknown``: one reason for each operation that has no rule.
     """
 
     name: str
@@ -217,7 +216,7 @@ class Summary:
         return lines
 
     def notes(self) -> list[str]:
-        """Return one line for each thing that the totals leave out, and one where the paper's totals differ."""
+        """Return one line for each operation that the totals leave out, and one where the paper's totals differ."""
         notes = [f"not counted: {row.name} ({row.kind}): {why}" for row in self.unknown for why in row.unknown]
         if self.paper and self.paper.to_dict() != {"mul": self.mul, "add": self.add, "xnor": self.xnor}:
             notes.append(_PUBLISHED_NOTE)
@@ -303,7 +302,7 @@ def _call(model: nn.Module, inputs: Any) -> None:
 
 
 class _Counter(TorchDispatchMode):
-    """See every operator below autograd, and count it for the innermost module that is running."""
+    """Intercept every operator below autograd, and count it for the innermost module that is running."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -340,7 +339,7 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         operator = func.overloadpacket
         if operator not in flop_registry:
-            with self:  # in inference mode aten.linear and the like arrive in one piece
+            with self:  # inference mode does not decompose aten.linear and the like by itself
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
@@ -433,8 +432,8 @@ for _formula, _operators in ((_forward_flops, (_ADDER_CONV, _BINARY_CONV)), (_gr
 def _published(config: dict[str, Any], size: tuple[int, ...]) -> Published | None:
     """Return the paper's counts for a model of this ``config`` on inputs (C, H, W); None where it has no such row.
 
-    In the paper an AdderNet has no multiplication, and a binary network has as many XNORs as the CNN has products, as
-    if the first and the last layer were not ordinary ones. The paper has no binary network for MNIST.
+    The paper counts the first and the last layer like the others, although they are convolutions: an AdderNet has no
+    multiplication, and a binary network as many XNORs as the CNN has products. It has no binary network for MNIST.
     """
     name, op = config["name"], config["op"]
     if name not in _PUBLISHED or (name, op) == ("lenet5bn", "binary"):
@@ -451,8 +450,10 @@ def _published(config: dict[str, Any], size: tuple[int, ...]) -> Published | Non
 
 
 def _number(text: str) -> int:
+    """Return the number that the paper prints as ``text``: "41.17M" -> 41_170_000."""
     return round(float(text[:-1]) * _UNITS[text[-1]]) if text[-1] in _UNITS else int(text)
 
 
 def _times(shape: tuple[int, ...]) -> str:
+    """Return a shape as text: (3, 32, 32) -> "3x32x32"."""
     return "x".join(map(str, shape))

@@ -1,4 +1,10 @@
-"""Run a quantized network on the native kernels: the 8-bit integer engine, bit-equal to the program in torch."""
+"""Run a quantized network on the native kernels: the 8-bit integer engine, bit-equal to the program in torch.
+
+    engine = Engine("net.tadder", threads=4)
+    logits = engine(images)  # (N, C, H, W) -> float32 (N, classes)
+
+A Classifier also prepares the images, as the file describes.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +34,8 @@ class Engine:
 
     Args:
         source: a ``.tadder`` file, which may come from a stranger, or a Program.
-        threads: the images of a batch are shared among them; all of them compute a single image together.
-            Default: torch.get_num_threads().
+        threads: how many share the images of a batch, or the work of a single image. Default:
+            torch.get_num_threads().
         isa: "reference", "avx2", "avx2max", "avx512" or "avx512vnni"; default: the best that this CPU runs (and
             torchadder.kernels allows).
         keep_values: keep every intermediate value in memory, for ``values``.
@@ -60,7 +66,7 @@ class Engine:
         if not self._handle:
             reason = _last_error()
             file.check(content, name)
-            raise UserError(f"cannot run {name}: {reason}")  # nothing is wrong with the file
+            raise UserError(f"cannot run {name}: {reason}")  # the file is sound, an argument is not
         self.about: dict[str, Any] = dict(file.head_of(content, name)["about"])
         found = native.torchadder_engine_describe(self._handle)
         self.shape = (found.channels, found.height, found.width)
@@ -157,7 +163,7 @@ class Classifier:
 
 
 def _names(engine: Engine) -> list[str]:
-    """Return the names of the classes that the file has, if they are names and as many as the logits."""
+    """Return the names of the classes from the file; their numbers unless it has one name for each logit."""
     numbers = [str(label) for label in range(engine.classes)]
     try:
         names = json.loads(engine.about.get("classes", "[]"))

@@ -68,7 +68,11 @@ def test_a_spelling_becomes_a_step(between, numbers, expected):
             27,
             "max_pool2d with dilation or ceil_mode",
         ),
-        (lambda n, x: F.max_pool2d(n.relu(x), (1, 2)).flatten(1), 96, "with sides of two lengths"),
+        (
+            lambda n, x: F.max_pool2d(n.relu(x), (1, 2)).flatten(1),
+            96,
+            "with a kernel, stride or padding that is not square",
+        ),
         (
             lambda n, x: F.avg_pool2d(n.relu(x), 3, padding=1).flatten(1),
             27,

@@ -279,7 +279,9 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
-    expected = r"2 GPUs for more processes: start at most 2 on this machine \(torchrun --nproc-per-node N\), or set"
+    expected = (
+        r"2 GPUs cannot serve more processes: start at most 2 on this machine \(torchrun --nproc-per-node N\), or set"
+    )
     with pytest.raises(UserError, match=expected), joined():
         pass
 

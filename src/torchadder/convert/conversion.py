@@ -27,7 +27,7 @@ Found = Literal["recorded", "traced", "defined"]
 
 
 class Counterparts(NamedTuple):
-    """One layer with each of the three operators; None where there is no such layer."""
+    """Hold the classes of one layer with each of the three operators; None where there is no such layer."""
 
     conv: type[nn.Module]
     adder: type[nn.Module] | None
@@ -47,8 +47,8 @@ _COUNTERPARTS = {
     if kind is not None
 }
 
-# torch's fused inference multiplies by linear1.weight and linear2.weight without calling the layers. It checks these
-# attributes first.
+# torch's fused inference multiplies by linear1.weight and linear2.weight without calling the layers. It runs only where
+# these attributes are true.
 _FUSED = ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor"))
 
 _FOUND = {
@@ -123,10 +123,10 @@ def convert(
     and their counterparts in torchadder.nn are replaced; subclasses, computed weights and the like are left as they
     are, and the report names them.
 
-    A converted network has to be trained: a trained CNN is no trained AdderNet. Its rescaled filters are a good start.
+    Train a converted network: a trained CNN is no trained AdderNet. Its filters are a good start with rescale=True.
 
     Args:
-        module: any module; a layer by itself is converted as such.
+        module: any module; a single layer is converted, although it runs first and last.
         to: "adder", "binary" (2-d convolutions and linear layers only) or "conv".
         filter_fn: called with the dotted name and the layer, returns whether to convert it. Without it the layers that
             run first and last are kept as they are, as in the paper; to="conv" keeps none.
@@ -139,9 +139,10 @@ def convert(
 
     Returns the module, with a Conversion as its attribute ``conversion``.
 
-    Warns of adder layers without a normalisation after them and of binary layers whose input is never negative. Raises
-    TypeError for what is not an nn.Module, UserError (a ValueError) for an unknown operator, a module without
-    convolution or linear layer, and where no layer can be converted; the module is then as it was.
+    Warns of adder layers without a normalisation after them and of binary layers whose input is never negative.
+
+    Raises TypeError for what is not an nn.Module, and UserError (a ValueError) for an unknown operator and where no
+    layer can be converted. The module is then as it was.
     """
     _check(module, to, grad, recenter or rescale)
     network = _unwrapped(module)
@@ -166,6 +167,7 @@ def convert(
 
 @torch.no_grad()
 def _rescale(weight: Tensor) -> None:
+    """Scale ``weight`` to a root mean square of 1; leave zeros as they are."""
     size = weight.float().square().mean().sqrt()
     weight.div_(torch.where(size > 0, size, 1))
 
@@ -192,7 +194,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _row(name: str, layer: nn.Module, to: str, flow: Flow | None, filter_fn: Filter | None) -> Row:
-    """Decide what becomes of a layer. This is done for all layers before the first one is changed."""
+    """Decide what becomes of a layer. convert decides this for all layers before it changes the first one."""
     kind, target = type(layer).__name__, _counterpart(layer, to)
     ends = [] if flow is None else [end for end in ("first", "last") if layer is getattr(flow, end)]
     left = _why_left(layer, to)

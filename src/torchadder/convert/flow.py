@@ -32,9 +32,9 @@ _CONVOLUTIONS = (
 )
 _WEIGHTED = (*_CONVOLUTIONS, nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
-# Names in lower case, without _ and the dimension: MaxPool2d and max_pool2d are the same. Pass-through steps hand their
-# input on, rearranged or averaged, as do all with "pool" or "drop" in their name; queries ask a tensor for something
-# other than its values.
+# Names in lower case, without _ and the dimension: MaxPool2d and max_pool2d are the same. A passthrough step returns
+# its input, rearranged or averaged; so do all steps with "pool" or "drop" in their name. A query returns something
+# other than a tensor's values.
 _PASSTHROUGH = frozenset(
     """
     identity sequential flatten unflatten view viewas reshape reshapeas permute transpose swapaxes swapdims movedim
@@ -49,7 +49,7 @@ _NEVER_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax
 
 
 class Step(NamedTuple):
-    """One call. Numbers identify the tensors that go in and come out."""
+    """Hold one call: what was called, and numbers that identify its input and output tensors."""
 
     target: Target
     inputs: frozenset[int]
@@ -59,9 +59,9 @@ class Step(NamedTuple):
 class Flow:
     """Hold the connections between steps. ``found``: how the steps were found, "recorded", "traced" or "defined".
 
-    ``first``, ``last``: the weighted modules that run first and last; each run of a module counts.
-    ``before``, ``after``: the targets that a target's input comes from and that its output goes to, without those
-    that pass their input through; "output" is the output of the network.
+    ``first``, ``last``: the weighted modules that run first and last; one that runs twice can be both.
+    ``before``, ``after``: for each target, the targets that produce its inputs and that read its outputs. Passthrough
+    steps between two targets are skipped. The target "output" is the output of the network.
     """
 
     def __init__(self, found: Literal["recorded", "traced", "defined"], steps: list[Step]):
@@ -72,18 +72,18 @@ class Flow:
         self.before: dict[Target, set[Target]] = defaultdict(set)
         self.after: dict[Target, set[Target]] = defaultdict(set)
         self._inputs: set[int] = set()
-        makers: dict[int, set[Target]] = defaultdict(set)
+        producers: dict[int, set[Target]] = defaultdict(set)
         for target, inputs, outputs in steps:
             if _names(target) & _QUERIES:
                 continue
             self._inputs |= inputs
-            sources = set().union(*(makers[number] for number in inputs))
+            sources = set().union(*(producers[number] for number in inputs))
             if not _is_passthrough(target):
                 self.before[target] |= sources
                 for source in sources:
                     self.after[source].add(target)
                 sources = {target}
-            makers.update(dict.fromkeys(outputs, sources))
+            producers.update(dict.fromkeys(outputs, sources))
 
     def lacks_normalisation(self, layer: nn.Module) -> bool:
         return not all(map(is_normalisation, self.after[layer]))
@@ -93,12 +93,12 @@ class Flow:
         return bool(sources) and all(_names(source) & _NEVER_NEGATIVE for source in sources)
 
     def takes_weight(self, layer: nn.Module) -> bool:
-        """Say whether a function between the modules takes the layer's weight: it would still multiply by it."""
+        """Say whether a function takes the layer's weight: it would multiply by it after a conversion too."""
         return id(layer.weight) in self._inputs
 
 
 def find_flow(module: nn.Module, example_input: Any = None) -> Flow:
-    """Return the recorded flow with an example input, else the traced or the defined one.
+    """Return the flow: recorded if there is an example input, else traced, else by the order of definition.
 
     Raises UserError where the module does not run on the example input, or has lazy layers.
     """
@@ -117,7 +117,7 @@ def is_weighted(module: nn.Module) -> bool:
 
 
 def is_normalisation(target: Target) -> bool:
-    """Recognise a normalisation by its name, since many libraries have their own. A block with a layer is none."""
+    """Recognise a normalisation by its name, as many libraries have their own. A block that has a layer is not one."""
     if isinstance(target, nn.Module) and any(map(is_weighted, target.modules())):
         return False
     return any("norm" in name for name in _names(target))
@@ -195,7 +195,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self._depth = 0  # number of those modules that are running
+        self._depth = 0  # how many modules that run as a whole are running
         self._tensors: list[Tensor] = []  # kept alive, since the id of a dead tensor may be given to another one
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -236,7 +236,7 @@ def _recorded(module: nn.Module, example_input: Any) -> list[Step]:
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode without gradients; restore attributes, hooks, buffers and random state afterwards."""
+    """Run the block in evaluation mode without gradients; restore attributes, hooks, buffers and random state."""
     parts = list(module.modules())
     flags = [part.training for part in parts]
     attributes = [(vars(part), dict(vars(part))) for part in parts]

@@ -8,9 +8,10 @@ Benchmarks and reproduced tables share the format:
     n             repetitions behind each median; absent where every row has its own
     rows          one dictionary for each measurement
 
-The JSON file of a figure has the same date and environment, "figure" with its name, and what is drawn instead of rows.
+Each kind adds entries of its own. Seconds are floats in seconds; other units stand in the names (`adder_ms`).
 
-Further entries belong to the kind. Seconds are floats in seconds; other units stand in the names (`adder_ms`).
+The JSON file of a figure has the same date and environment. Instead of rows it has its name ("figure") and what it
+draws.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ def quantize(model: nn.Module, calibration: Iterable[Tensor], bits: int = 8, met
         method: how the range of an activation is chosen: "max" covers all numbers, "percentile" all but 0.01% at
             either end, "mse" has the smallest squared error.
 
-    An adder layer compares its filters with its input, so both have one scale; filters are clamped to the range of the
-    input without loss. Raises UserError for a part of the network that has no integer form, which it names.
+    An adder layer compares its filters with its input, so both have one scale. Its filters are clamped to the range of
+    the input; what lies beyond it is a constant for each filter, which the bias takes up without loss.
+
+    Raises UserError for a part of the network that has no integer form; the message names the part.
     """
     return Lowering(copy.deepcopy(model).eval(), list(calibration), bits, method).program()

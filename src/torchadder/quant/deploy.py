@@ -1,4 +1,4 @@
-"""Choose what a trained checkpoint is quantized and tested with: data set, calibration images, metadata of the file."""
+"""Choose data set, calibration images and file metadata for quantizing and testing a trained checkpoint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchadder.data.preprocessing import Preprocessing
 from torchadder.errors import UserError
 from torchadder.train.run import holds_run, saved_recipe
 
-CALIBRATION_BATCH = 32  # images; every value of the network is in memory for so many at a time
-FINETUNE_BATCH = 128
+CALIBRATION_BATCH = 32  # images; small, because all values of the network for one batch are in memory at once
+FINETUNE_BATCH = 128  # images
 
 
 def matching_dataset(
@@ -34,10 +34,10 @@ def matching_dataset(
         source: the checkpoint or program, for messages.
         name: of the data set; None raises UserError.
         channels, classes: of the network's input and output.
-        size: height and width of the images, where the network takes only one.
+        size: height and width of the images; None where the network takes any.
         data_dir, partial, on_error: as in load_dataset.
 
-    Raises UserError where the images or classes are not the network's.
+    Raises UserError where its images or classes do not fit the network.
     """
     if name is None:
         raise UserError(f"{source} does not say what it was trained on: pass dataset={'|'.join(list_datasets())}")
@@ -60,7 +60,7 @@ def matching_dataset(
 def calibration_images(dataset: Dataset, count: int = 512, seed: int = 0, workers: int | None = None) -> list[Tensor]:
     """Return about ``count`` random training images, not augmented, in batches of one size.
 
-    All are taken where there are fewer. ``seed`` decides which; ``workers`` as in open_batches.
+    A smaller data set gives all of its images. ``seed`` chooses them; ``workers`` as in open_batches.
     """
     count = min(count, len(dataset.train))
     number = -(-count // CALIBRATION_BATCH)
@@ -81,9 +81,9 @@ def finetuning_batches(dataset: Dataset, checkpoint: Path, seed: int = 0, worker
 
 
 def was_augmented(checkpoint: Path) -> bool:
-    """Return whether the run that ``checkpoint`` belongs to augmented its images; True where there is no run to ask.
+    """Return whether the run of ``checkpoint`` augmented its images; True for a checkpoint outside a run.
 
-    Batch normalisation has the statistics of such images; with others the network loses accuracy.
+    Fine-tuning must do the same: batch normalisation has the statistics of those images, and loses accuracy on others.
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     return saved_recipe(folder).augment if holds_run(folder) else True

@@ -1,6 +1,7 @@
 """Read and write ``.tadder`` files: a quantized network as safetensors, with a description of its steps as metadata.
 
-    metadata   tadder: JSON {"version", "input", "steps", "about"}; one entry, since the order of several is not fixed
+    metadata   tadder: JSON {"version", "input", "steps", "about"}, called the head here; it is one entry, because
+               safetensors does not fix the order of several
     tensors    input.scale, input.zero float32 (C,); of step i, as its kind needs: i.weight, i.zero, i.multiplier,
                i.offset, i.shift, i.factor, i.gain, i.bias
 
@@ -9,10 +10,13 @@ holds text and numbers by name, which the program runs without:
 
     mode, mean, std, part                     how an image file becomes the input, see data.preprocessing
     classes                                   JSON list of the names of the classes
-    torchadder, model, op, dataset            the version, and what was quantized: from here on, the command line's
-    bits, method, calibration_images          how, as in torchadder.quantize
-    finetune_epochs, finetune_lr              of fine-tuning before; the rate only where there was any
-    float_accuracy                            of the model on the test images, in percent, where it was tested
+
+The command line adds:
+
+    torchadder, model, op, dataset            the version, and what was quantized
+    bits, method, calibration_images          how it was quantized, as in torchadder.quantize
+    finetune_epochs, finetune_lr              how it was fine-tuned; no learning rate for 0 epochs
+    float_accuracy                            accuracy of the float model in percent, if it was tested
 
 A file may come from a stranger. The native engine holds the rules of a sound file and checks every number before use;
 Python reads only what the engine has accepted.
@@ -43,8 +47,9 @@ ByChannel = float | Sequence[float] | Tensor
 
 def pack(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     """Return the content of a file with this head and these tensors."""
+    # Clones, because safetensors refuses tensors that share memory.
     own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    return safetensors.torch.save(own, {FORMAT: json.dumps(head)})  # which refuses tensors that share memory
+    return safetensors.torch.save(own, {FORMAT: json.dumps(head)})
 
 
 def read(path: str | Path) -> bytes:
@@ -90,7 +95,8 @@ def describe_images(
 ) -> dict[str, str]:
     """Return the entries of "about" that say how images are prepared and what the classes are called.
 
-    Arguments as in Program.save, for a program of so many input channels and logits. Raises UserError.
+    Arguments as in Program.save. Raises UserError where they do not fit a program with ``channels`` input channels and
+    ``outputs`` logits.
     """
     about = {}
     if (mean is None) != (std is None):

@@ -2,8 +2,11 @@
 
 In the forward pass every quantized value and every weight is rounded ("fake quantization"). In the backward pass
 rounding is the identity (straight-through estimator; Bengio et al., arXiv 1308.3432), and the gradient is 0 where a
-value lies beyond its range. Filters of an adder layer may lie beyond it, |x - w| = |x - clip(w)| + |w - clip(w)|: they
-are not clamped there, and learn by the layer's own rule. Binary layers round by themselves.
+value lies beyond its range.
+
+Filters of an adder layer are not clamped to the range of x. Clamping would change nothing, since
+|x - w| = |x - clip(w)| + |w - clip(w)|, and without it they learn by the layer's own gradient rule. Binary layers need
+no rounding, because they take the signs of their weights and inputs themselves.
 """
 
 from __future__ import annotations
@@ -60,16 +63,17 @@ def finetune(
     Args:
         model, calibration, bits, method: as in quantize.
         batches: training images float32 (N, C, H, W) and labels int64 (N,), in a new order each epoch, augmented as
-            in the training before: batch normalisation updates its statistics, and takes them once more from up to
-            STATISTICS_BATCHES of them when the weights are final.
-        epochs: passes over ``batches``; their order is the only thing that may be random.
+            in the training before: batch normalisation updates its statistics. When the weights are final, it
+            recomputes them from the first STATISTICS_BATCHES batches.
+        epochs: passes over ``batches``; nothing but the batches may be random.
         lr: learning rate of SGD with momentum 0.9 on the cross-entropy; it falls to 0 in a cosine.
-        eta: of AdaptiveLR for the adder layers; a tenth of what training takes, since filters only have to settle.
+        eta: of AdaptiveLR for the adder layers; a tenth of the default in training, because the filters change little.
         epoch_done: called after each epoch with its number, from 1, and its mean loss.
 
-    The range of each activation is measured at the start of each epoch on the fake-quantized network, and fixed until
-    the next; the program has the last ones. Raises UserError as quantize does, for epochs or lr out of range, and where
-    the loss is not finite.
+    The range of each activation is measured at the start of each epoch on the fake-quantized network and stays fixed
+    during the epoch; the program has the ranges of the last one.
+
+    Raises UserError as quantize does, for epochs or lr out of range, and where the loss is not finite.
     """
     if epochs < 1:
         raise UserError(f"epochs={epochs} is out of range: expected at least 1")
@@ -107,9 +111,9 @@ def finetune(
 
 
 def fake_quantize(model: nn.Module, lowering: Lowering) -> fx.GraphModule:
-    """Return ``model``, sharing its layers, with the rounding of its program, up to that of float32.
+    """Return a module that shares the layers of ``model`` and computes what its program does, in float32.
 
-    ``lowering`` is that of the model, not used before; its program is built here.
+    ``lowering``: a new Lowering of ``model``. This function calls its ``program``, which may be called only once.
     """
     lowering.program()
     module = fx.GraphModule(model, lowering.graph)
@@ -121,10 +125,10 @@ def fake_quantize(model: nn.Module, lowering: Lowering) -> fx.GraphModule:
             assert isinstance(source, QuantizedValue), "a layer reads quantized values"
             node.target = f"{node.name}_rounded"
             module.add_submodule(node.target, _FakeQuantizedLayer(layer, source, lowering.qmax))
-        passed = (
+        is_rounded = (  # flattening and max pooling keep the scale of their input, which is rounded already
             isinstance(source, QuantizedValue) and isinstance(value, QuantizedValue) and source.scale is value.scale
         )
-        if isinstance(value, QuantizedValue) and not passed:
+        if isinstance(value, QuantizedValue) and not is_rounded:
             qmax = lowering.qmax if node.op != "placeholder" else lowering.image_qmax
             module.add_submodule(f"{node.name}_quantized", _FakeQuantize(value, qmax))
             with module.graph.inserting_after(node):
@@ -160,7 +164,9 @@ class _FakeQuantizedLayer(nn.Module):
         weight = self.layer.weight
         rounded = weight + (self._rounded() - weight).detach()
         y = functional_call(self.layer, {"weight": rounded}, (x,))
-        if isinstance(self.layer, Adder) and self.layer.recenter:  # with the weight itself, as the program does
+        if (
+            isinstance(self.layer, Adder) and self.layer.recenter
+        ):  # adds the sum of the weight before rounding, as the program does
             excess = (weight.abs() - rounded.abs()).detach().flatten(1).sum(1)
             y = y + excess.view(-1, *[1] * (y.dim() - 2))
         return y

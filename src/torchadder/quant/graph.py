@@ -24,6 +24,7 @@ MEANS = ("mean", torch.mean)
 
 Pair = tuple[int, int]
 Arguments = tuple[tuple[str, ...], dict[str, Any]]
+# the positional arguments of the pooling functions after the input, and the defaults
 MAX_ARGUMENTS: Arguments = (
     ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False},
@@ -40,7 +41,7 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """Return the graph of ``model``, every ReLU before the max pooling that it followed. Raises UserError."""
+    """Return the graph of ``model``, with each ReLU after a max pooling moved before it. Raises UserError."""
     try:
         graph = _Tracer().trace(model)
     except Exception as error:  # a model's own code may raise anything when it meets a proxy
@@ -95,7 +96,7 @@ def is_size(node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class Pooling:
-    """Describe a pooling: the maximum of each window, or else its mean; kernel, stride and padding (rows, columns)."""
+    """Describe a pooling: the maximum or the mean of each window; kernel, stride and padding are (rows, columns)."""
 
     maximum: bool
     kernel: Pair
@@ -121,7 +122,7 @@ def pooling_of(node: fx.Node, target: Any, size: Pair) -> Pooling | None:
     if options["ceil_mode"] or (maximum and _pair(options["dilation"]) != (1, 1)):
         raise ValueError("with dilation or ceil_mode")
     if maximum and any(a != b for a, b in (kernel, stride, padding)):
-        raise ValueError("with sides of two lengths")
+        raise ValueError("with a kernel, stride or padding that is not square")
     if not maximum and (padding != (0, 0) or options["divisor_override"] is not None):
         raise ValueError("with padding or another divisor")
     return Pooling(maximum, kernel, stride, padding)

@@ -1,7 +1,8 @@
 """Lower a trained network to the steps of an integer program.
 
-The nodes of the traced graph are visited in order. Each becomes a quantized value, or an accumulator whose epilogue is
-not known yet: batch normalisation, bias, shortcut and ReLU that follow become one multiplier and offset by channel.
+Lowering visits the nodes of the traced graph in order. A layer becomes an Accumulator, whose epilogue is not known yet.
+The batch normalisation, bias, shortcut and ReLU that follow are folded into it. When another layer or a pooling reads
+it, the accumulator becomes a QuantizedValue: its epilogue is then one multiplier, offset and shift for each channel.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ from torchadder.quant.program import (
     largest_accumulator,
 )
 
-LARGEST_SHIFT = 24
-ACCUMULATOR_BITS = 21  # that are used: a multiplier keeps 9 bits beside them
-LARGEST_RANGE = 1 << 26  # of an epilogue, in quantized values: leaves more than a bit of 32 for the rest
-TINY = 1e-30
+LARGEST_SHIFT = 24  # fraction bits of an epilogue: a cap for channels whose numbers are so small that more would fit
+ACCUMULATOR_BITS = 21  # largest accumulators after pre_shift: 32-bit arithmetic leaves 9 bits for the multiplier
+LARGEST_RANGE = 1 << 26  # quantized values before the clamp: 32-bit arithmetic leaves a few fraction bits below them
+TINY = 1e-30  # least scale, against division by 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Lowering:
         if target in ADDITIONS:
             return self._add(node)
         if is_relu(target):
-            return self._rectify(node, x)
+            return self._relu(node, x)
         if is_passthrough(node, target):
             return x
         try:
@@ -225,7 +226,7 @@ class Lowering:
                     return replace(x, shortcut=self._materialize(other), node=node)
         raise unsupported(node, node.target, "without a layer on one side")
 
-    def _rectify(self, node: fx.Node, x: QuantizedValue | Accumulator) -> QuantizedValue:
+    def _relu(self, node: fx.Node, x: QuantizedValue | Accumulator) -> QuantizedValue:
         if isinstance(x, QuantizedValue):
             raise unsupported(node, self.target(node), "that does not follow a layer, its normalisation or a sum")
         return self._requantize(replace(x, node=node))  # its range begins at 0, so the clamp to 0 is the ReLU
@@ -270,8 +271,8 @@ class Lowering:
     def _choose_scale(self, node: fx.Node, scale: Tensor, bias: Tensor, largest: int) -> tuple[Tensor, Tensor]:
         """Return scale and zero point for the values of a node, computed from accumulators up to ``largest``.
 
-        The scale is large enough that no accumulator lies more than LARGEST_RANGE quantized values away, however small
-        the range that was observed. The zero point lies between two integers where a binary layer reads the values, so
+        However small the observed range is, the scale is so large that no accumulator becomes more than LARGEST_RANGE
+        quantized values. The zero point lies between two integers where a binary layer reads the values, so
         that rounding changes no sign.
         """
         low, high = self.statistics[node.name].range(self.method, self.qmax)
@@ -301,9 +302,9 @@ def requantization(
 ) -> Requantization:
     """Return the integers that turn accumulators, real = scale * accumulator + bias, into quantized values.
 
-    Each channel uses as many bits as 32-bit arithmetic allows for accumulators up to ``largest``. Of accumulators
-    beyond ACCUMULATOR_BITS the lowest bits are dropped, and half of what that loses is added to the bias. The offset
-    corrects the rounding of the multiplier in the middle of the range 0..qmax.
+    The shift of each channel is as large as 32-bit arithmetic allows for accumulators up to ``largest``. Accumulators
+    of more than ACCUMULATOR_BITS lose their lowest bits; the bias makes up for the mean loss. The offset makes up for
+    the rounding of the multiplier in the middle of the range 0..qmax.
     """
     pre_shift = max(0, largest.bit_length() - ACCUMULATOR_BITS)
     bias, scale = bias + scale * (2**pre_shift - 1) / 2, scale * 2**pre_shift

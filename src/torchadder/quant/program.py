@@ -13,7 +13,7 @@ Its epilogue requantizes the accumulators by channel, together with the values r
 
 No intermediate result overflows 32 bits. pre_shift, one number a layer, is 0 unless the accumulators are so large that
 the multiplier would keep too few bits. qmax is 2**bits - 1. The epilogue of the last layer gives float32 logits
-instead, accumulator * scale + bias, each operation rounded. Every backend computes these very numbers.
+instead, accumulator * scale + bias, each operation rounded. Every backend computes exactly these numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torchadder.functional import adder_conv2d
 from torchadder.quant import file
 
 Kind = Literal["adder", "conv", "binary"]
-EXACT = 1 << 23  # float32 holds integers up to twice this exactly, and an adder kernel computes twice its result
+EXACT = 1 << 23  # float32 is exact to twice this, and adder kernels compute up to twice an accumulator inside
 ON_DISK = {"zero_point": "zero", "scale": "gain"}  # names that a step's tensors have in a file, where they differ
 
 
@@ -84,7 +84,7 @@ class Logits(nn.Module):
 
 
 class Step(nn.Module):
-    """Compute one value of the program from the values that ``sources`` number."""
+    """Compute one value of the program from those whose numbers are ``sources``."""
 
     def __init__(self, sources: Sequence[int]):
         super().__init__()
@@ -98,7 +98,7 @@ class Layer(Step):
         kind: "adder", "conv" or "binary", see the head of this file.
         sources: the input and, where the requantization has a factor, the shortcut.
         weight: (C_out, C_in, kh, kw), uint8 for an adder layer, int8 for the others; -1 or 1 for a binary layer.
-        zero_point: the value that stands for 0 in each input channel, uint8 (C_in,); padding has it.
+        zero_point: the value that stands for 0 in each input channel, uint8 (C_in,); it fills the padding.
         stride, padding: (rows, columns).
         epilogue: Requantization, or Logits for the last layer.
     """
@@ -130,7 +130,7 @@ class Layer(Step):
 
 
 class MaxPool(Step):
-    """Take the largest value of each window; padding is 0, the smallest value. q grows with the real number."""
+    """Take the largest value of each window, which is the largest real number too; padding is 0, the smallest."""
 
     def __init__(self, sources: Sequence[int], kernel: int, stride: int, padding: int):
         super().__init__(sources)

@@ -26,6 +26,7 @@ from torchadder.models.vgg import VGGSmall
 from .optimizer import build_optimizer, clip_gradients
 from .recipe import Recipe
 
+# the last batch normalisation of each stage; stage_ends finds those of a ResNet itself
 _STAGE_ENDS: dict[type[nn.Module], tuple[str, ...]] = {
     LeNet5BN: ("bn1", "bn2", "bn3"),
     LeNetPP: ("stages.bn2", "stages.bn4", "stages.bn6"),
@@ -67,10 +68,11 @@ class Kernel(nn.Module):
         g = exp(-|x - f|_1 / (2 sigma^2))  of an adder layer, y = -|x - f|_1     (Laplace)
         h = exp(-(x * f)   / (2 sigma^2))  of any other,      y = x * f          (Gaussian)
 
-    y is the output of a batch normalisation, since exp of an adder layer's raw outputs would be 0. The scale of the
-    normalisation is then a width of the kernel for each channel, and its shift is a factor, which the normalisation
-    of the result, by channel over the batch, removes. This normalisation and the bound on the exponent keep the learned
-    map stable: the features of a teacher can have any size while its running statistics are not up to date.
+    y is taken after batch normalisation, because exp of the raw outputs of an adder layer would be 0. The scale of
+    that normalisation acts as the width of the kernel in each channel; its shift multiplies g or h by a constant.
+
+    The result is normalised by channel over the batch. This removes the constant. Together with the bound on the
+    exponent it keeps training stable: a teacher whose running statistics are out of date can have features of any size.
 
     Shapes: (N, C, H, W) -> the same. sigma starts at 1 and is learned if ``learned``.
     """
@@ -89,7 +91,7 @@ class Kernel(nn.Module):
 class Alignment(nn.Module):
     """Compute the distance of a stage's features from the teacher's: mean((W g - h)^2), with W and g's sigma learned.
 
-    h has no learned part: with two learned maps the distance would become 0 by mapping everything to 0.
+    h has no parameters to learn: two learned maps could make the distance 0 by mapping every input to 0.
 
     Shapes: (N, C_student, H, W), (N, C_teacher, H, W) -> ().
     """
@@ -118,22 +120,22 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Ten
 
 
 class Distiller(nn.Module):
-    """Hold a teacher, the alignments of a student's features with its features, and the optimiser of both.
+    """Hold a teacher, the alignments of the student's features with the teacher's, and one optimiser for both.
 
-    The loss that it adds to the student's is, with m for the stages of the networks,
+    It adds this loss to the student's own; m counts the stages of the networks:
 
         logit_weight * soft_target_loss + feature_weight * sum_m alignment_m(student_m, teacher_m)
 
-    The teacher is constant, in evaluation mode. With ``recipe.progressive`` it is trained at the same time, from the
-    labels alone, by the student's recipe, so that it is never far ahead of the student.
+    The teacher is constant and in evaluation mode. With ``recipe.progressive`` it trains at the same time instead, from
+    the labels alone and by the student's recipe, so that it is never far ahead of the student.
 
     Args:
         student: the network to be trained, on its device; it is not changed.
         teacher: the network to learn from; the distiller moves, trains and owns it.
         recipe: the student's recipe.
-        digest: state_digest of the teacher's first weights; None if they are random.
+        digest: state_digest of the teacher before the run; None if its first weights are random.
 
-    Raises UserError where ``recipe.feature_weight`` is above 0 and the stages of the two differ in size.
+    Raises UserError where features are compared (``recipe.feature_weight`` above 0) and their sizes differ.
     """
 
     def __init__(self, student: Model, teacher: Model, recipe: Recipe, digest: str | None = None):
@@ -162,14 +164,16 @@ class Distiller(nn.Module):
         with record_outputs(getattr(student, "module", student), self.student_ends) as features:  # DDP has .module
             logits = student(images)
         with torch.set_grad_enabled(recipe.progressive), record_outputs(self.teacher, self.teacher_ends) as targets:
-            answers = self.teacher(images)
+            teacher_logits = self.teacher(images)
         with torch.autocast(images.device.type, enabled=False):
-            loss = recipe.logit_weight * soft_target_loss(_wide(logits), _wide(answers.detach()), recipe.temperature)
+            loss = recipe.logit_weight * soft_target_loss(
+                _wide(logits), _wide(teacher_logits.detach()), recipe.temperature
+            )
             for align, feature, target in zip(self.alignments, features, targets, strict=True):
                 loss = loss + recipe.feature_weight * align(_wide(feature), _wide(target.detach()))
             if recipe.progressive:
-                own = F.cross_entropy(_wide(answers), labels, label_smoothing=recipe.label_smoothing)
-                loss = loss + (own - own.detach())  # adds the gradient and not the value
+                own = F.cross_entropy(_wide(teacher_logits), labels, label_smoothing=recipe.label_smoothing)
+                loss = loss + (own - own.detach())  # adds 0 to the loss, and the gradient of own to the backward pass
         return logits, loss
 
     def step(self, rate: float) -> None:
@@ -181,7 +185,7 @@ class Distiller(nn.Module):
         self.optimizer.zero_grad()
 
     def training_state(self) -> dict[str, Any]:
-        """Return what a run needs to continue with the same numbers; of a constant teacher only the digest."""
+        """Return the state from which a run continues with the same numbers; a constant teacher is only a digest."""
         return {
             "digest": self.digest,
             "teacher": self.teacher.state_dict() if self.recipe.progressive else None,
@@ -190,7 +194,7 @@ class Distiller(nn.Module):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Continue from ``training_state``. Raises UserError where it belongs to another teacher."""
+        """Restore ``training_state``. Raises UserError where it belongs to another teacher."""
         if state["digest"] != self.digest:
             was, now = (d[:12] if d else "random" for d in (state["digest"], self.digest))
             raise UserError(
@@ -206,11 +210,11 @@ class Distiller(nn.Module):
 def build_distiller(student: Model, recipe: Recipe) -> Distiller | None:
     """Build the recipe's distiller for ``student``; None without a teacher.
 
-    ``recipe.teacher`` is the name of a model, for a CNN with random weights, or the path of a checkpoint; of a run
-    directory the last epoch is the teacher.
+    ``recipe.teacher`` is the name of a model (a CNN with random weights is built) or the path of a checkpoint. A run
+    directory stands for the checkpoint of its last epoch.
 
-    Raises UserError for a teacher that cannot be read, that has another task than the student, that is neither trained
-    nor progressive, and whose stages do not fit (Distiller).
+    Raises UserError where the teacher cannot be read, has other images, classes or data than the student, is neither
+    trained nor progressive, or has stages that do not fit (see Distiller).
     """
     if not recipe.teacher:
         return None
@@ -247,11 +251,12 @@ def state_digest(model: nn.Module) -> str:
 
 
 def _wide(x: Tensor) -> Tensor:
+    """Return ``x`` in float32, or unchanged if its dtype is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _data_kind(name: str) -> str:
-    """Return the name of a data set without the folder of its files, which may have moved."""
+    """Return the name of a data set without the folder of its files, because the folder may have moved."""
     kind, _, _ = name.partition(":")
     return kind if kind in ("imagefolder", "wds") else name
 
@@ -264,7 +269,7 @@ def _check_images(given: str, teacher: Model, student: Model) -> None:
 
 @torch.no_grad()
 def _feature_sizes(model: Model, names: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return (C, H, W) of each feature, without a change to ``model``."""
+    """Return (C, H, W) of each feature; ``model`` stays as it is."""
     training = model.training
     with record_outputs(model.eval(), names) as features:
         model(torch.zeros(1, *model.input_size, device=next(model.parameters()).device))

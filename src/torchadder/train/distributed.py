@@ -1,7 +1,7 @@
 """Train in several processes that torchrun started: they share each batch and compute the numbers of one process.
 
-Processes holds what the training loop calls; in a single process its methods do nothing. SyncBatchNorm normalises
-over the batch of all processes on the CPU, where torch's own class does not work.
+The training loop calls the methods of Processes; in a single process they change nothing. SyncBatchNorm normalises over
+the batch of all processes on the CPU, where torch's own class does not work.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ from .run import Run
 
 TIMEOUT = timedelta(hours=2)  # one process of a machine may fetch and decode data while the others wait
 CPU = torch.device("cpu")
-_NEWER = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
-_SYNC_BUFFERS = "forward_sync_buffers" if _NEWER else "broadcast_buffers"
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.13
+_SYNC_BUFFERS = "forward_sync_buffers" if _RENAMED else "broadcast_buffers"
 _CLAIMED, _REPORTED = "claimed", "reported"  # keys of the store
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, as one of them sees them: its rank, and the operations that they do together.
+    """Describe the place of this process among those of a run, and do the operations that they do together.
 
-    For a single process (ALONE) each method returns its arguments. Otherwise every process must call the same methods
-    in the same order.
+    In a single process (ALONE) they change nothing. Several processes must all call the same methods in the same order.
     """
 
     rank: int = 0
@@ -61,12 +60,12 @@ class Processes:
         return Share(self.rank, self.world)
 
     def check(self, recipe: Recipe) -> None:
-        """Raise UserError where the batch of ``recipe`` is so small that parts of one image would be normalised."""
+        """Raise UserError where a batch is too small: batch normalisation needs two images in each part of a share."""
         least = 2 * self.world * recipe.accumulate
         if self.world > 1 and recipe.batch_size < least:
             raise UserError(
-                f"batch_size={recipe.batch_size} counts the images of all {self.world} processes and leaves parts of "
-                f"one image: expected at least {least}"
+                f"batch_size={recipe.batch_size} is shared by {self.world} processes and leaves parts of one image: "
+                f"expected at least {least}"
             )
 
     def open(self, open_run: Callable[[], Run]) -> Run:
@@ -172,7 +171,7 @@ def joined() -> Iterator[Processes]:
         )
         yield Processes(rank, world, local_rank, device)
     except BaseException as error:
-        _claim()  # before the others notice that this process has left, and report that instead
+        _claim()  # claims the report before the others notice that this process has left, and report only that
         if isinstance(error, RuntimeError) and _is_lost_process(error):
             raise UserError(
                 "another process of the run was lost; what was saved is kept: start again with resume=True, or let "
@@ -185,20 +184,20 @@ def joined() -> Iterator[Processes]:
 
 
 def no_sync(model: nn.Module, on: bool) -> AbstractContextManager[None]:
-    """Let the gradients of a parallel ``model`` add up in each process if ``on``: more parts of the batch follow."""
+    """Return a block in which, if ``on``, the gradients of a parallel ``model`` only add up within each process."""
     return model.no_sync() if on and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def restarts() -> bool:
     """Say whether torchrun starts the command again after a failure (torchrun --max-restarts).
 
-    The count of restarts does not tell: it is 0 on a machine that joined later.
+    It reads the restarts that are allowed, because the number of those so far is 0 on a machine that joined later.
     """
     return _started_by_torchrun() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def tell_once(tell: Callable[[], None]) -> None:
-    """Call ``tell`` in the first process that calls this function; the others return after it."""
+    """Call ``tell`` in the first process that calls this function; the others wait for it, at most 10 seconds."""
     if not several() or _claim():
         tell()
     if several():
@@ -228,9 +227,9 @@ def _store() -> dist.Store:
 def _fresh_name(store: dist.Store, rank: int, world: int) -> str:
     """Agree with the other processes of this start on a name that no earlier start has used.
 
-    torchrun keeps one store over all restarts, and torch 2.13 takes addresses of dead processes for those of the new
-    ones. Therefore each process asks under an identifier of its own, and the first one answers with the name until
-    all of them have it.
+    torchrun keeps one store over all restarts, and torch 2.13 would take the addresses that dead processes left there
+    for those of the new ones. Therefore each process asks with a random key, and the process of rank 0 answers under
+    that key until all others have the name.
     """
     if rank > 0:
         question = uuid4().hex
@@ -265,7 +264,7 @@ def _device(local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise UserError(
-            f"{count} GPU{'s' if count > 1 else ''} for more processes: start at most {count} on this machine "
+            f"{count} GPU{'s' if count > 1 else ''} cannot serve more processes: start at most {count} on this machine "
             "(torchrun --nproc-per-node N), or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     torch.cuda.set_device(local_rank)
@@ -314,15 +313,15 @@ class SyncBatchNorm:
 
 
 class SyncBatchNorm1d(SyncBatchNorm, nn.BatchNorm1d):
-    """nn.BatchNorm1d over all processes."""
+    """Normalise as nn.BatchNorm1d does, over all processes."""
 
 
 class SyncBatchNorm2d(SyncBatchNorm, nn.BatchNorm2d):
-    """nn.BatchNorm2d over all processes."""
+    """Normalise as nn.BatchNorm2d does, over all processes."""
 
 
 class SyncBatchNorm3d(SyncBatchNorm, nn.BatchNorm3d):
-    """nn.BatchNorm3d over all processes."""
+    """Normalise as nn.BatchNorm3d does, over all processes."""
 
 
 _SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
@@ -336,7 +335,7 @@ def _moments(x: Tensor) -> tuple[float, Tensor, Tensor]:
     """Return count, mean and biased variance of the values of each channel of ``x`` (N, C, ...) over all processes.
 
     Mean and variance are float64 (C). Each process sums the squares around its own mean: the mean of adder outputs is
-    up to a thousand standard deviations, so that sums of squares around 0 would cancel.
+    up to a thousand times their standard deviation, so that a variance from squares around 0 would cancel.
     """
     axes = [0, *range(2, x.dim())]
     wide = x.to(torch.promote_types(x.dtype, torch.float32))

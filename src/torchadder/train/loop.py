@@ -38,8 +38,8 @@ from .recipe import Recipe
 from .run import Outcome, Run, rng_state, set_rng_state
 
 REPORT_EVERY = 20  # steps between two calls of Progress.stepped
-STEP_FACTOR = 0.1  # of the learning rate at each milestone of schedule="step"
-NORM_BATCHES = 50  # batches from which the running average takes its batch-normalisation statistics
+STEP_FACTOR = 0.1  # multiplies the learning rate at each milestone of schedule="step"
+NORM_BATCHES = 50  # batches that give averaged weights (recipe.ema) their batch-normalisation statistics
 
 
 def train(
@@ -52,9 +52,10 @@ def train(
 ) -> Outcome:
     """Train ``run`` from its last state to its recipe's last epoch; return at once for a finished run.
 
-    Each of ``processes`` calls this function with the run that ``processes.open`` gave it; they share the work.
+    Several ``processes`` share the work: each calls this function with the run that ``processes.open`` returned.
     Without ``processes`` it trains on a GPU, or on the CPU where there is none (CUDA_VISIBLE_DEVICES= hides GPUs).
-    ``workers``: processes that decode streamed images for each of them (default: one per processor, at most 8).
+    ``workers``: how many processes decode streamed images for each training process (default: one per processor, at
+    most 8).
 
     At the end of every epoch the model is tested on the whole test split and the run is saved. On one CPU with the
     same number of threads the numbers do not depend on interruptions: a resumed run ends with the same bits.
@@ -119,7 +120,7 @@ def train_epochs(
     if recipe.sync_bn:
         processes.synchronise_norms(model, distiller)
     average = build_average(model, recipe)
-    tested: Model = model if average is None else average.module  # type: ignore[assignment]  # and saved
+    tested: Model = model if average is None else average.module  # type: ignore[assignment]  # also the one that is saved
 
     # continue from the last saved state
     step = run.epoch * len(batches)
@@ -202,8 +203,8 @@ def train_epochs(
 def rate_at(recipe: Recipe, step: int, steps_an_epoch: int) -> float:
     """Return the learning rate of ``step`` (0, 1, ... over all epochs of ``recipe``).
 
-    It rises linearly to ``recipe.lr``, which the last step of the warm-up has. The schedule covers the rest of the
-    run: cosine and polynomial would reach 0 in the step after the last one.
+    The rate rises linearly during the warm-up, whose last step has ``recipe.lr``. The schedule covers the steps after
+    it. Cosine and polynomial end just above 0: they would reach 0 one step after the last.
     """
     warmup = recipe.warmup_epochs * steps_an_epoch
     if step < warmup:
@@ -244,17 +245,18 @@ def forward_backward(
 def build_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     """Build the running average (EMA) of the weights of ``model``; None where ``recipe.ema`` is 0.
 
-    It copies the weights at the first step. The average is tested and saved in place of the last weights.
+    The average begins as a copy of the weights after the first step. It is tested and saved in their place.
     """
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
 
 
 def recompute_norm_statistics(model: nn.Module, batches: Loader) -> None:
-    """Compute the batch-normalisation statistics of ``model`` anew from training images; restore ``batches``.
+    """Recompute the batch-normalisation statistics of ``model`` from training images; ``batches`` stay as they were.
 
-    Averaged statistics would fit no network: the mean of an adder layer's outputs is hundreds of standard deviations
-    and moves with the weights. Half-way through the training of a LeNet-5-BN, the average had an accuracy of 96% with
-    statistics of its own and 12% with averaged ones.
+    Averaged weights need statistics of their own. The mean of an adder layer's outputs is hundreds of times their
+    standard deviation and changes with the weights, so that averaged statistics do not fit them. Half-way through the
+    training of a LeNet-5-BN, averaged weights had an accuracy of 96% with recomputed statistics, and of 12% with
+    averaged ones.
     """
     before = batches.state_dict()
     update_bn((images for images, _ in islice(batches, NORM_BATCHES)), model)
@@ -265,7 +267,7 @@ def recompute_norm_statistics(model: nn.Module, batches: Loader) -> None:
 def deterministic_algorithms(on: bool) -> Iterator[None]:
     """Allow only deterministic algorithms within the block if ``on``; torch raises RuntimeError where it has none.
 
-    It matters on a GPU only, and makes it slower: on a CPU all operators of this library are deterministic. Unless
+    This matters only on a GPU, which becomes slower; all CPU operators of this library are deterministic. If not
     ``on``, cuDNN and this library's GPU kernels time several algorithms for each shape and take the fastest one.
     """
     before = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark
@@ -276,14 +278,14 @@ def deterministic_algorithms(on: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        if on:  # the call imports torch's compiler, which takes seconds
+        if on:  # not called otherwise, because it imports torch's compiler, which takes seconds
             torch.use_deterministic_algorithms(before[0])
         cudnn.benchmark = before[1]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Hold mean cross-entropy, top-1 and top-5 accuracy in percent; with fewer than five classes top-5 takes all."""
+    """Hold mean cross-entropy, top-1 and top-5 accuracy in percent; with at most five classes top-5 is 100."""
 
     loss: float
     accuracy: float
@@ -292,7 +294,7 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(model: Callable[[Tensor], Tensor], batches: Loader, processes: Processes = ALONE) -> Scores:
-    """Return the scores over all images of ``batches``, in the shares of all processes.
+    """Return the scores over all images; ``batches`` holds this process's share of them.
 
     ``model`` maps images to logits; a module is set to evaluation mode.
     """
@@ -312,7 +314,7 @@ def evaluate(model: Callable[[Tensor], Tensor], batches: Loader, processes: Proc
 
 
 def describe_divergence(run: Run, epoch: int, places: list[str | None]) -> str:
-    """Describe numbers that are not finite in one line; ``places``: where each process found the first of them."""
+    """Return one line about numbers that are not finite; ``places``: where each process found its first one."""
     recipe = run.recipe
     place = min(filter(None, places), key=lambda place: place != IMAGES, default=None)
     first = f", first in {place}" if place else ""

@@ -13,7 +13,7 @@ from torchadder.optim import AdaptiveLR, IncreasedLR
 
 from .recipe import Recipe
 
-IMAGES = "the images"  # what first_not_finite calls the input of the model
+IMAGES = "the images"  # the place that first_not_finite returns for the input of the model
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
@@ -30,7 +30,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def attach_adder_lr(optimizer: Optimizer, recipe: Recipe) -> AdaptiveLR | IncreasedLR | None:
-    """Attach the recipe's learning rate of adder layers; None where it is that of all others, or there are none."""
+    """Attach the recipe's learning rate of adder layers; None without adder layers or with lr_scheme="plain"."""
     if recipe.op != "adder" or recipe.lr_scheme == "plain":
         return None
     if recipe.lr_scheme == "ilr":
@@ -39,10 +39,10 @@ def attach_adder_lr(optimizer: Optimizer, recipe: Recipe) -> AdaptiveLR | Increa
 
 
 def clip_gradients(model: nn.Module, recipe: Recipe) -> None:
-    """Scale the gradients down to the recipe's norm, taken over all of them together; a norm of 0 means no limit.
+    """Scale all gradients by one factor so that their common norm is at most ``recipe.clip_grad``; 0 means no limit.
 
-    Adder weights are left out where ALR or ILR rescales their gradients in the step: ALR would undo the clipping, and
-    their part of the common norm would decide how far all other gradients are clipped.
+    Adder weights whose gradients ALR or ILR rescales in the step are left out: ALR would undo the clipping, and their
+    large gradients would decide how far all others are clipped.
     """
     if recipe.clip_grad == 0:
         return
@@ -52,7 +52,7 @@ def clip_gradients(model: nn.Module, recipe: Recipe) -> None:
 
 
 def is_finite(loss: Tensor, model: nn.Module) -> bool:
-    """Say whether ``loss`` and the norm of all gradients of ``model`` are finite. One number leaves the device."""
+    """Say whether ``loss`` and the norm of all gradients of ``model`` are finite, by one copy from the device."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return bool(torch.isfinite(loss + nn.utils.get_total_norm(gradients)))
 
@@ -60,8 +60,9 @@ def is_finite(loss: Tensor, model: nn.Module) -> bool:
 def first_not_finite(model: nn.Module, step: Callable[[], object]) -> str | None:
     """Find the first NaN or infinity while ``step`` runs ``model`` forward and backward.
 
-    Returns its place in words, such as "the output of conv2 (AdderConv2d)", in order of execution and by innermost
-    modules; None where all numbers are finite. The gradients of ``model`` are those of ``step`` afterwards.
+    Returns its place in words, such as "the output of conv2 (AdderConv2d)"; None where all numbers are finite. The
+    first is that in order of execution; outputs are checked for modules without children. ``model`` keeps the gradients
+    of ``step``.
     """
     found: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Receive the progress of a training run: nothing by default, or curves for TensorBoard."""
+"""Receive the progress of a training run: ignore it, or write curves for TensorBoard."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Progress:
 
 
 class TensorBoard(Progress):
-    """Write the curves into ``folder``/tensorboard, by epoch, and pass every call on to ``shown``.
+    """Write the curves into ``folder``/tensorboard, one point for each epoch, and pass every call on to ``shown``.
 
     A resumed run replaces the points of epochs after its last state, which a killed run may have written.
 

@@ -26,9 +26,9 @@ RECIPE, ENVIRONMENT, METRICS = "recipe.json", "environment.json", "metrics.jsonl
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold the result of a run so far: ``accuracy``, that of the last epoch on the test split, in percent.
+    """Hold the result of a run so far. Quote ``accuracy``: that of the last epoch on the test split, in percent.
 
-    ``best_accuracy`` is that of the best epoch, which is no result, because the test split chose the epoch.
+    ``best_accuracy`` is the highest of all epochs. Do not quote it: it is too high, because the test split chose it.
     """
 
     recipe: str
@@ -50,17 +50,17 @@ def default_folder(recipe: Recipe) -> Path:
 
 
 class Run:
-    """A run directory that is open for training. Nothing is written before ``begin``.
+    """Keep a run directory open for training. ``begin`` is the first to write to it.
 
-    It holds recipe.json, environment.json, metrics.jsonl (one line per epoch), last.pt (the state after the last
-    epoch, from which a run resumes), best.safetensors and config.json. last.pt is replaced whole at the end of each
-    epoch, after the other files, and ``begin`` drops the metrics of later epochs. A run that is killed at any moment
-    therefore continues as if it had stopped at the end of its last epoch.
+    The directory holds recipe.json, environment.json, metrics.jsonl (one line per epoch), last.pt (the state after the
+    last epoch, from which a run resumes), best.safetensors and config.json. last.pt is replaced whole at the end of
+    each epoch, after the other files, and ``begin`` drops the metrics of epochs after it. Therefore a run that is
+    killed at any moment continues as if it had stopped at the end of its last epoch.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, state: dict[str, Any] | None):
         self.folder, self.recipe, self.state = folder, recipe, state
-        self.processes, self.writes = 1, True  # of several processes only the one that opened the run writes
+        self.processes, self.writes = 1, True  # ``follow`` clears writes: one process writes
         self.epoch: int = state["epoch"] if state else 0
         self.best: dict[str, Any] = state["best"] if state else {"epoch": 0, "accuracy": -1.0}
         self._seconds: float = state["seconds"] if state else 0.0
@@ -90,9 +90,9 @@ class Run:
 
     @classmethod
     def follow(cls, folder: Path, recipe: Recipe, epoch: int) -> Run:
-        """Open the run that another process has opened at the end of ``epoch``, without writing to it.
+        """Open, for reading only, the run that another process has opened; ``epoch`` is the last one that it saved.
 
-        Raises UserError where the folder does not hold that state.
+        Raises UserError where the folder has saved another epoch: then it is not the folder of that process.
         """
         last = folder / LAST
         run = cls(folder, recipe, read_last(last) if epoch and last.exists() else None)
@@ -118,9 +118,8 @@ class Run:
             if not holds_run(self.folder):
                 (self.folder / METRICS).unlink(missing_ok=True)
                 self._write_json(ENVIRONMENT, {**about, "resumed": []})
-                files.write_bytes(
-                    self.folder / RECIPE, self.recipe.to_json().encode()
-                )  # last: it makes the folder a run
+                # The recipe is written last, because a folder with a recipe counts as a run.
+                files.write_bytes(self.folder / RECIPE, self.recipe.to_json().encode())
                 return
             environment = _read_json(self.folder / ENVIRONMENT)
             environment.setdefault("resumed", []).append({"after_epoch": self.epoch, **about})
@@ -161,7 +160,7 @@ class Run:
         self.state, self.epoch, self.best, self._seconds = state, epoch, best, seconds
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl up to the last state, without torn lines and later ones."""
+        """Return the lines of metrics.jsonl up to the last saved epoch; skip incomplete ones, left by a kill."""
         path = self.folder / METRICS
         rows = {}
         for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -224,7 +223,7 @@ def saved_recipe(folder: Path) -> Recipe:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):  # a run continues without this record, which is only for readers
+    except (OSError, ValueError):  # nothing in the run depends on this file; it is only for readers
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -236,7 +235,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore ``rng_state``; that of the GPUs only where their number is the same."""
+    """Restore ``rng_state``; leave out the GPUs where their number has changed."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

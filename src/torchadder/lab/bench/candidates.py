@@ -32,11 +32,12 @@ from .timing import interleaved, medians
 
 CAPABILITIES = ("avx2", "avx512_f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")  # of torch.cpu
 FEW_IMAGES = 8  # enough to choose a memory format
-MIN_COSINE = {"fp32": 0.999, "bf16": 0.98, "int8": 0.9}  # between the logits and those of the float network in torch
+# least cosine similarity of the logits to those of the float network in torch: below it, the network is another one
+MIN_COSINE = {"fp32": 0.999, "bf16": 0.98, "int8": 0.9}
 
 
 class Session(NamedTuple):
-    """Hold a network that is ready: ``call`` computes its images, ``logits`` returns those of the last call."""
+    """Hold an opened network: ``call`` runs it on its images, ``logits`` returns the logits of the last call."""
 
     call: Callable[[], object]
     logits: Callable[[], Tensor]
@@ -193,6 +194,7 @@ def _cnn(key: str, runtime: str, precision: str, opener: Callable[..., Session |
     return Candidate(key, f"CNN, {runtime} {precision}", "conv", runtime, precision, opener, packages)
 
 
+# the packages that ONNX files, and int8 ONNX files, need
 EXPORT = ("onnx", "onnxscript")
 INT8 = (*EXPORT, "onnxruntime")
 ADDER_U8 = "adder_u8"
@@ -230,7 +232,7 @@ class Worker:
         candidate = next(candidate for candidate in CANDIDATES if candidate.key == key)
         known = networks.reference(Path(folder))
         chosen = torch.arange(batch) % len(known["images"])
-        self._session = None  # frees its memory before the next one allocates
+        self._session = None  # frees the memory of the last session before the new one allocates
         gc.enable()
         gc.collect()
         with torch.inference_mode():
@@ -251,8 +253,8 @@ class Worker:
     def repeat(self, min_seconds: float) -> float:
         """Return the seconds for one call, averaged over as many calls as fill ``min_seconds``.
 
-        Half as many calls run first and are not counted: they warm caches and clock up, and outlast the threads of
-        the candidate before, which spin for a while.
+        Half as many calls run first and are not counted: they fill the caches and raise the clock, while the threads of
+        the candidate before, which spin for a while, come to rest.
         """
         if self._session is None:
             raise RuntimeError("repeat before open")

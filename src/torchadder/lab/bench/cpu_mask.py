@@ -2,7 +2,8 @@
 
 Libraries have different variables for this (ONEDNN_MAX_CPU_ISA and others); ONNX Runtime and OpenVINO's own kernels
 have none. On Linux the CPUID instruction can be made to fault for a process and its children; benchmarks/cpu_mask.cpp,
-loaded by LD_PRELOAD, then answers without those instructions. glibc chose its memcpy before, so that stays.
+loaded by LD_PRELOAD, then answers without those instructions. glibc selects its memcpy before
+that, so memcpy may still use AVX-512.
 
 The library is compiled when it is first needed, from a source checkout, into the cache folder.
 """

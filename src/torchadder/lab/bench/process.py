@@ -1,4 +1,4 @@
-"""Run an object in a process of its own: call it over a pipe with a time limit, and report its death in one line."""
+"""Run an object in a process of its own: call it over a pipe with a time limit, and report in one line why it ended."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Process:
                 raise ProcessError(f"no answer within {timeout:g} s")
             answer = json.loads(self._pipe.recv_bytes())
         except (EOFError, OSError) as error:
-            raise ProcessError(self._cause_of_death()) from error
+            raise ProcessError(self._reason_of_end()) from error
         if "error" in answer:
             raise ProcessError(answer["error"])
         return answer["value"]
@@ -76,7 +76,7 @@ class Process:
         self._process.wait()
         self._log.close()
 
-    def _cause_of_death(self) -> str:
+    def _reason_of_end(self) -> str:
         code = self._process.wait()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         self._log.seek(0)

@@ -3,7 +3,7 @@
     with device.settings():
         seconds = interleaved({"a": a, "b": b}, repetitions=11, clock=device.clock)
 
-Interleaving makes a slow moment of the machine meet every candidate; the median then ignores it.
+Repetitions are interleaved so that a slow moment of the machine affects every candidate; the median then ignores it.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def _in_process(*arguments: Any) -> tuple[float, float]:
 
 
 def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, threads: int, return_blocks: bool) -> None:
-    """Send growth and peak of this process, in MiB."""
+    """Train three steps, and send the growth and the peak of this process's resident memory, in MiB."""
     if return_blocks:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     torch.set_num_threads(threads)
