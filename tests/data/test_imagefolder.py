@@ -1,5 +1,6 @@
 """Test imagefolder:DIR: the pixels of the files, the cache, and the message for each wrong folder or name."""
 
+import os
 import sys
 
 import numpy as np
@@ -43,6 +44,10 @@ def written(folder):
         for name in names:
             Image.fromarray(pixels_of(split, f"{kind}/{name[:-4]}")).save(folder / where / name)
     return folder
+
+
+def cached(tmp_path):
+    return sorted((tmp_path / "cache" / "torchadder" / "imagefolder").glob("*"))
 
 
 def assert_is_the_data(dataset, train=TRAIN, test=TEST):
@@ -132,6 +137,66 @@ def test_val_replaces_test(folder):
     assert len(load_dataset(f"imagefolder:{folder}").test) == 3
 
 
+def test_the_second_start_decodes_nothing(folder, tmp_path, monkeypatch, capsys):
+    first = load_dataset(f"imagefolder:{folder}")
+    assert "imagefolder: 9 images in " in capsys.readouterr().err
+    monkeypatch.setattr(imagefolder, "load_pillow", None)
+    second = load_dataset(f"imagefolder:{folder}")
+    assert_is_the_data(second)
+    assert all(map(torch.equal, first.train.normalization, second.train.normalization))
+    assert capsys.readouterr().err == ""
+    assert len(cached(tmp_path)) == 1
+
+
+def replaced(folder):
+    path = folder / "train" / "dog" / "x.png"
+    before = path.stat()
+    path.write_bytes((folder / "train" / "cat" / "a.png").read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    return "train", 3, "train", "cat/a"
+
+
+def renamed(folder):
+    (folder / "test" / "dog" / "1.png").rename(folder / "test" / "cat" / "00.png")
+    return "test", 0, "test", "dog/1"
+
+
+@pytest.mark.parametrize("change", [replaced, renamed])
+def test_changed_files_are_decoded_again(folder, change):
+    load_dataset(f"imagefolder:{folder}")
+    split, index, *source = change(folder)
+    found = getattr(load_dataset(f"imagefolder:{folder}"), split)
+    assert np.array_equal(found.pixels[index].numpy(), pixels_of(*source).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:-10], lambda raw: b"junk", lambda raw: b""])
+def test_a_damaged_cache_is_written_again(folder, tmp_path, capsys, change):
+    load_dataset(f"imagefolder:{folder}")
+    (path,) = cached(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(change(whole))
+    assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
+    assert f"{path} is damaged" in capsys.readouterr().err
+    assert len(path.read_bytes()) == len(whole)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(folder, tmp_path, capsys):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
+    assert "the next start decodes them again" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_partial_file(folder, tmp_path, monkeypatch, capsys):
+    def save_file(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(imagefolder, "save_file", save_file)
+    assert_is_the_data(load_dataset(f"imagefolder:{folder}"))
+    assert "No space left on device" in capsys.readouterr().err
+    assert cached(tmp_path) == []
+
+
 def damage(folder):
     """Damage five images, each in another way."""
     (folder / "train" / "cat" / "a.png").write_bytes(b"<html>not found</html>")
@@ -155,22 +220,24 @@ DAMAGE = [
 
 def test_damaged_images_are_counted_and_named(folder):
     damage(folder)
-    with pytest.raises(UserError, match=", ".join(DAMAGE).replace(": , ", ": ")) as caught:
-        load_dataset(f"imagefolder:{folder}")
-    assert str(caught.value).endswith(
-        f"; stream images of different sizes with imagefolder:{folder},size=224, replace them, or leave them "
-        "out with on_error=skip"
-    )
-    assert "\n" not in str(caught.value)
+    for _ in range(2):  # decoded, then from the cache
+        with pytest.raises(UserError, match=", ".join(DAMAGE).replace(": , ", ": ")) as caught:
+            load_dataset(f"imagefolder:{folder}")
+        assert str(caught.value).endswith(
+            f"; stream images of different sizes with imagefolder:{folder},size=224, replace them, or leave them "
+            "out with on_error=skip"
+        )
+        assert "\n" not in str(caught.value)
 
 
 def test_damaged_images_are_skipped_on_request(folder, capsys):
     damage(folder)
-    dataset = load_dataset(f"imagefolder:{folder}", on_error="skip")
-    assert_is_the_data(dataset, ("cat/10", "dog/x", "eel/z"), ("cat/2",))
-    err = capsys.readouterr().err
-    assert "5 of 9 images cannot be used: train/cat/a.png" in err
-    assert err.endswith("; left out\n")
+    for _ in range(2):
+        dataset = load_dataset(f"imagefolder:{folder}", on_error="skip")
+        assert_is_the_data(dataset, ("cat/10", "dog/x", "eel/z"), ("cat/2",))
+        err = capsys.readouterr().err
+        assert "5 of 9 images cannot be used: train/cat/a.png" in err
+        assert err.endswith("; left out\n")
 
 
 def test_many_damaged_images_are_counted_and_some_named(folder):
@@ -272,5 +339,6 @@ def test_without_pillow(folder, monkeypatch):
 
 def test_threads_decode_the_same_images(folder, monkeypatch):
     monkeypatch.setattr(imagefolder, "THREADED_PIXELS", 1)
+    monkeypatch.setattr(imagefolder, "PART", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert_is_the_data(load_dataset(f"imagefolder:{folder}"))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
+import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from torchadder.data.fetch import candidate_paths, say
+from torchadder.data.fetch import cache_folder, candidate_paths, say
 from torchadder.data.images import (
     EXTENSIONS,
     Augmentation,
@@ -38,7 +45,9 @@ from torchadder.errors import UserError
 
 MAX_BYTES = 1 << 31  # The limit for decoded pixels in memory.
 OTHER_SIZE = "the first image has"  # A part of the reason for an image of another size.
+PART = 256  # Images that a thread decodes in a row.
 THREADED_PIXELS = 128 * 128  # For smaller images, Python's global lock makes threads useless.
+VERSION = 1  # Increase it when the same files decode to other pixels: the cache is then ignored.
 
 
 @register("imagefolder:DIR", options=("on_error",))
@@ -62,25 +71,26 @@ def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop")
     """
     name, options = parse_name("imagefolder", argument, ("size", "normalize"))
     folder = _find(name, data_dir)
-    classes = list_classes(folder / "train")
-    trees = [Tree(folder, split, classes) for split in ("train", _test_split(folder))]
+    classes, subfolders = list_classes(folder / "train"), _find_splits(folder)
     if "size" in options:
         return Dataset.streamed(
             f"imagefolder:{argument}",
             len(classes),
-            *trees,
+            *(Tree(folder, subfolder, classes) for subfolder in subfolders.values()),
             size=size_option(options),
             normalization=normalization_option(options),
             on_error=on_error,
             classes=classes,
         )
-    decoded, damaged = decode_images(folder, trees)
-    if damaged:
-        _report(folder, damaged, sum(len(tree.labels) for tree in trees), on_error)
-    given = normalization_option(options) if "normalize" in options else None
-    normalization = given or training_statistics(decoded[0][0])
-    train, test = (Split(pixels, labels, normalization) for pixels, labels in decoded)
-    augmentation = Augmentation(padding=min(train.pixels.shape[2:]) // 8)
+    listed = {split: _list_files(folder, subfolder, classes) for split, subfolder in subfolders.items()}
+    images = read_images(folder, listed)
+    if images.damaged:
+        _report(folder, images.damaged, sum(map(len, listed.values())), on_error)
+    own = Normalization.of(*images.statistics)
+    normalization = normalization_option(options) if "normalize" in options else own
+    train, test = (Split(*images.splits[split], normalization) for split in ("train", "test"))
+    height, width = train.pixels.shape[2:]
+    augmentation = Augmentation(padding=min(height, width) // 8)
     return Dataset(f"imagefolder:{argument}", len(classes), 3, train, test, augmentation, classes)
 
 
@@ -91,7 +101,7 @@ class Tree:
     """Read the image files of a split, folder/split/CLASS/NAME, as a Source. Raises UserError as walk_images."""
 
     def __init__(self, folder: Path, split: str, classes: Sequence[str]):
-        files = list(walk_images(folder, split, classes))
+        files = [(label, entry.name) for label, entry in walk_images(folder, split, classes)]
         self.folder, self.split, self.classes = folder, split, classes
         self.labels = np.array([label for label, _ in files], np.int64)
         self._names = PackedNames(name for _, name in files)
@@ -112,8 +122,8 @@ def list_classes(train: Path) -> list[str]:
     raise UserError(f"{train} has no subfolders: expected one for each class, with its images")
 
 
-def walk_images(folder: Path, split: str, classes: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Iterate over the label and the name of each image file of a split, sorted by class and name.
+def walk_images(folder: Path, split: str, classes: Sequence[str]) -> Iterator[tuple[int, os.DirEntry[str]]]:
+    """Iterate over the label and the entry of each image file of a split, sorted by class and name.
 
     Raises UserError for a class that is not one of ``classes``, a class without images, and a split without classes.
     """
@@ -125,12 +135,12 @@ def walk_images(folder: Path, split: str, classes: Sequence[str]) -> Iterator[tu
         raise UserError(f"{folder / split} has no subfolders: expected one for each class, with its images")
     labels = {name: label for label, name in enumerate(classes)}
     for name in found:
-        files = sorted(entry.name for entry in _entries(folder / split / name))
-        images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+        entries = sorted(_entries(folder / split / name), key=lambda entry: entry.name)
+        images = [entry for entry in entries if entry.name.lower().endswith(EXTENSIONS)]
         if not images:
             raise UserError(f"{folder / split / name} has no images: expected files {', '.join(EXTENSIONS)}")
-        for image in images:
-            yield labels[name], image
+        for entry in images:
+            yield labels[name], entry
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -152,14 +162,46 @@ def _find(name: str, data_dir: Path | None) -> Path:
     )
 
 
-def _test_split(folder: Path) -> str:
+def _find_splits(folder: Path) -> dict[str, str]:
+    """Return the subfolder of each split."""
     for name in ("test", "val"):
         if (folder / name).is_dir():
-            return name
+            return {"train": "train", "test": name}
     raise UserError(f"{folder} has neither test nor val: put the test images into {folder / 'test'}/CLASS/")
 
 
 # Images in memory
+
+
+class ImageFile(NamedTuple):
+    """Describe an image file below a folder: its label, and size in bytes and time, which show a replaced file."""
+
+    path: str
+    label: int
+    size: int
+    mtime_ns: int
+
+
+class DecodedImages(NamedTuple):
+    """Hold pixels uint8 (N, 3, H, W) and labels int64 (N,) of each split, without the images that are damaged.
+
+    ``statistics``: mean and standard deviation of each channel over all training pixels, from 0 to 1.
+    """
+
+    splits: dict[str, tuple[Tensor, Tensor]]
+    statistics: tuple[list[float], list[float]]
+    damaged: list[Damaged]
+
+
+def _list_files(folder: Path, split: str, classes: Sequence[str]) -> list[ImageFile]:
+    files = []
+    for label, entry in walk_images(folder, split, classes):
+        try:
+            size, mtime_ns = entry.stat().st_size, entry.stat().st_mtime_ns
+        except OSError:  # A dangling link is reported later, with the images that cannot be decoded.
+            size = mtime_ns = 0
+        files.append(ImageFile(f"{split}/{classes[label]}/{entry.name}", label, size, mtime_ns))
+    return files
 
 
 def _report(folder: Path, damaged: Sequence[Damaged], count: int, on_error: str) -> None:
@@ -172,65 +214,83 @@ def _report(folder: Path, damaged: Sequence[Damaged], count: int, on_error: str)
     say("imagefolder", f"{line}; left out")
 
 
-def decode_images(folder: Path, trees: Sequence[Tree]) -> tuple[list[tuple[Tensor, Tensor]], list[Damaged]]:
-    """Decode the images of each split: pixels uint8 (N, 3, H, W) and labels int64 (N,), without damaged images.
+def read_images(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> DecodedImages:
+    """Decode the ``files`` of each split, "train" and others, or read them from the cache.
 
-    Returns the splits and the damaged images. Reports on stderr. Raises UserError where Pillow is missing, a split has
-    no usable image, or all images together exceed MAX_BYTES.
+    The cache holds them where the same files (names, labels, sizes, times) were decoded before. Decoding is reported
+    on stderr. Raises UserError where Pillow is missing, a split has no usable image, or all images together exceed
+    MAX_BYTES.
     """
+    cached = cache_folder("imagefolder") / f"{_digest(files)}.safetensors"
+    if (images := _load(cached)) is not None:
+        return images
+    count = sum(map(len, files.values()))
+    say("imagefolder", f"decoding {count:,} images of {folder}")
+    start = time.perf_counter()
+    images = _decode(folder, files)
+    seconds = time.perf_counter() - start
+    say("imagefolder", f"{count:,} images in {seconds:.1f} s ({count / seconds:,.0f} images/s)")
+    _save(images, cached)
+    return images
+
+
+def _decode(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> DecodedImages:
     pillow = load_pillow()
-    width, height = _first_size(pillow, folder, trees[0])
-    count = sum(len(tree.labels) for tree in trees)
-    total = count * 3 * width * height
+    size = _first_size(pillow, folder, files["train"])
+    total = sum(map(len, files.values())) * 3 * math.prod(size)
     if total > MAX_BYTES:
         raise UserError(
-            f"{folder}: {count:,} images of {width} x {height} are {total / 2**30:,.1f} GiB decoded, and at most "
-            f"{MAX_BYTES / 2**30:g} GiB are held in memory: take fewer or smaller images, or stream them with "
-            f"imagefolder:{folder},size=224"
+            f"{folder}: {sum(map(len, files.values())):,} images of {size[0]} x {size[1]} are {total / 2**30:,.1f} GiB "
+            f"decoded, and at most {MAX_BYTES / 2**30:g} GiB are held in memory: "
+            f"take fewer or smaller images, or stream them with imagefolder:{folder},size=224"
         )
-    say("imagefolder", f"decoding {count:,} images of {folder}")
-    splits, damaged = [], []
-    with ThreadPoolExecutor(torch.get_num_threads() if width * height >= THREADED_PIXELS else 1) as threads:
-        for tree in trees:
-            pixels = np.empty((len(tree.labels), 3, height, width), np.uint8)
-            reasons = [*threads.map(partial(_decode, pillow, tree, pixels), range(len(pixels)))]
-            good = np.array([reason is None for reason in reasons])
-            if not good.any():
-                raise UserError(
-                    f"{folder}: none of the {len(good):,} images of {tree.split} can be used ({reasons[0]})"
-                )
-            kept = pixels if good.all() else pixels[good]
-            splits.append((torch.from_numpy(kept), torch.from_numpy(tree.labels[good])))
-            damaged += [Damaged(tree.name(i), reason) for i, reason in enumerate(reasons) if reason is not None]
-    return splits, damaged
+    splits, damaged = {}, []
+    workers = torch.get_num_threads() if math.prod(size) >= THREADED_PIXELS else 1
+    with ThreadPoolExecutor(workers) as threads:
+        for split, listed in files.items():
+            pixels = np.empty((len(listed), 3, size[1], size[0]), np.uint8)
+            parts = [range(i, min(i + PART, len(listed))) for i in range(0, len(listed), PART)]
+            decode = partial(_decode_part, pillow, folder, listed, pixels)
+            reasons = {i: reason for found in threads.map(decode, parts) for i, reason in found.items()}
+            if len(reasons) == len(listed):
+                raise UserError(f"{folder}: none of the {len(listed):,} images of {split} can be used ({reasons[0]})")
+            good = [i for i in range(len(listed)) if i not in reasons]
+            labels = torch.tensor([listed[i].label for i in good])
+            splits[split] = (torch.from_numpy(pixels[good] if reasons else pixels), labels)
+            damaged += [Damaged(listed[i].path, reason) for i, reason in reasons.items()]
+    return DecodedImages(splits, _statistics(splits["train"][0]), damaged)
 
 
-def _first_size(pillow: ModuleType, folder: Path, tree: Tree) -> tuple[int, int]:
+def _first_size(pillow: ModuleType, folder: Path, files: Sequence[ImageFile]) -> tuple[int, int]:
     """Return width and height of the first image whose header can be read."""
     reason = ""
-    for index in range(len(tree.labels)):
+    for file in files:
         try:
-            with open_image(pillow, io.BytesIO(tree.read(index))) as image:
+            with open_image(pillow, folder / file.path) as image:
                 return image.size
         except Exception as error:  # Pillow raises many types for damaged images.
             reason = reason or error_reason(error)
-    raise UserError(f"{folder}: none of the {len(tree.labels):,} images of train can be used ({reason})")
+    raise UserError(f"{folder}: none of the {len(files):,} images of train can be used ({reason})")
 
 
-def _decode(pillow: ModuleType, tree: Tree, pixels: np.ndarray, index: int) -> str | None:
-    """Decode an image into pixels[index]; return the reason where it cannot be used."""
+def _decode_part(
+    pillow: ModuleType, folder: Path, files: Sequence[ImageFile], pixels: np.ndarray, part: range
+) -> dict[int, str]:
+    """Fill pixels[part]; return index -> reason of the images that cannot be used."""
     size = pixels.shape[3], pixels.shape[2]
-    try:
-        with open_image(pillow, io.BytesIO(tree.read(index))) as image:
-            if image.size != size:  # Known from the header, before a huge image is decoded.
-                raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, {OTHER_SIZE} {size[0]} x {size[1]}")
-            pixels[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except Exception as error:  # Pillow raises many types for damaged images.
-        return error_reason(error)
-    return None
+    reasons = {}
+    for i in part:
+        try:
+            with open_image(pillow, folder / files[i].path) as image:
+                if image.size != size:  # Known from the header, before a huge image is decoded.
+                    raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, {OTHER_SIZE} {size[0]} x {size[1]}")
+                pixels[i] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        except Exception as error:  # Pillow raises many types for damaged images.
+            reasons[i] = error_reason(error)
+    return reasons
 
 
-def training_statistics(pixels: Tensor) -> Normalization:
+def _statistics(pixels: Tensor) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel of uint8 (N, C, H, W), from 0 to 1, by exact counts."""
     counts = torch.zeros(pixels.shape[1], 256, dtype=torch.float64)
     for part in pixels.split(1024):
@@ -240,4 +300,44 @@ def training_statistics(pixels: Tensor) -> Normalization:
     mean = weights @ values
     std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
     std[std == 0] = 1.0  # A constant channel is not scaled.
-    return Normalization.of(mean.tolist(), std.tolist())
+    return mean.tolist(), std.tolist()
+
+
+def _digest(files: Mapping[str, Sequence[ImageFile]]) -> str:
+    about = [VERSION, [[split, listed] for split, listed in files.items()]]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+
+
+def _load(path: Path) -> DecodedImages | None:
+    """Read the file that _save wrote; None where it is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about: dict[str, Any] = json.loads(file.metadata()["decoded"])
+            splits = {
+                split: (file.get_tensor(f"{split}.pixels"), file.get_tensor(f"{split}.labels"))
+                for split in about["splits"]
+            }
+        return DecodedImages(splits, about["statistics"], [Damaged(*damaged) for damaged in about["damaged"]])
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        say("imagefolder", f"{path} is damaged ({error}); decoding again")
+        return None
+
+
+def _save(images: DecodedImages, path: Path) -> None:
+    """Write ``images`` into the cache. Where that fails, the next start decodes them again."""
+    tensors: dict[str, Tensor] = {}
+    for split, (pixels, labels) in images.splits.items():
+        tensors |= {f"{split}.pixels": pixels, f"{split}.labels": labels}
+    about = {"splits": [*images.splits], "statistics": images.statistics, "damaged": images.damaged}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # Several processes may write at once.
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, {"decoded": json.dumps(about)})
+        os.replace(temporary, path)
+        say("imagefolder", f"kept in {path}")
+    except (SafetensorError, OSError) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        say("imagefolder", f"cannot keep them in {path.parent} ({error}); the next start decodes them again")
