@@ -25,7 +25,8 @@ Isa best_isa() {
   return Isa::reference;
 }
 
-// On AMD Zen max shares its pipes with add, on Intel with fma: the other one accumulates.
+// The kernels compute max and accumulate. On AMD Zen max shares its ports with add, on Intel with fma, so the other one
+// accumulates.
 Sum best_sum() {
 #if TORCHADDER_X86
   __builtin_cpu_init();
@@ -45,7 +46,7 @@ std::atomic<Sum> &sum_in_use() {
   return sum;
 }
 
-// Returns the set number `index` of those that can be selected, or -1.
+// Returns the set that is number `index` among those that can be selected, or -1 if there are fewer.
 int selectable(int index) {
   for (int i = 0; i < kIsaCount; ++i)
     if (kSelectedAs[i] == static_cast<Isa>(i) && index-- == 0) return i;
@@ -54,6 +55,7 @@ int selectable(int index) {
 
 }  // namespace
 
+// For the conditions in isa.inc.
 #define HAS(feature) __builtin_cpu_supports(feature)
 
 bool is_supported(Isa isa) {

@@ -8,8 +8,7 @@ enum class Isa {
 #include "common/isa.inc"
 };
 
-// How float kernels accumulate (kernels.inc): with fma on the multiply-add pipes, with add on the adders, or one way
-// that suits any CPU.
+// The instruction with which float kernels accumulate: fma, add, or the same one on any CPU (kernels.inc).
 enum class Sum { any, fma, add };
 
 constexpr int kIsaCount = 0
@@ -17,6 +16,7 @@ constexpr int kIsaCount = 0
 #include "common/isa.inc"
     ;
 
+// The properties that isa.inc lists for each set.
 bool is_supported(Isa isa);
 bool is_preferred(Isa isa);
 Isa selected_as(Isa isa);

@@ -1,4 +1,4 @@
-// Threads. OpenMP runs them, so that a process that already uses it, as PyTorch does, keeps one pool.
+// Threads. They come from OpenMP, which PyTorch uses as well, so that a process has one pool of threads.
 #pragma once
 #include <cstdint>
 #if defined(_OPENMP)

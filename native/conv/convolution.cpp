@@ -8,15 +8,15 @@
 namespace torchadder {
 namespace {
 
-constexpr int64_t kChunkPixels = 768;        // at most, whose pointers are computed together
+constexpr int64_t kChunkPixels = 768;        // of a chunk, at most: their pointers are on the stack
 constexpr int64_t kChunkFloats = 64 * 1024;  // of source, state and result in a chunk: they stay in L2
 constexpr int64_t kGroupFloats = 96 * 1024;  // of the images that go through all classes together
-constexpr int64_t kMinWork = 128 * 1024;     // element operations that are worth another thread
-constexpr int64_t kMinPacking = 8 * 1024;    // floats of packed weight that are worth another thread
+constexpr int64_t kMinWork = 128 * 1024;     // operations on elements that are worth one more thread
+constexpr int64_t kMinPacking = 8 * 1024;    // floats of packed weight that are worth one more thread
 constexpr int64_t kFewTiles = 12;            // tiles a thread below which threads share the blocks too
-constexpr int64_t kStepsOfATile = 4;         // the cost of a tile beside its steps
+constexpr int64_t kStepsOfATile = 4;         // the cost of loading and storing a tile, in steps
 
-// A class of pixels and the blocks that one thread computes for a pixel before it goes on to the next chunk.
+// A class of pixels, and the blocks of channels that a thread computes for one chunk of them before the next chunk.
 struct Part {
   const PixelClass *pixels;
   const Block *blocks;
@@ -26,24 +26,25 @@ struct Part {
   int64_t cost;  // of one pixel
 };
 
-using Four = float __attribute__((vector_size(16)));
-Four load(const float *p) {
-  Four four;
-  std::memcpy(&four, p, sizeof four);
-  return four;
+using Float4 = float __attribute__((vector_size(16)));
+Float4 load(const float *p) {
+  Float4 result;
+  std::memcpy(&result, p, sizeof result);
+  return result;
 }
 
-// Forward, for one class: weight_sum = sum W inside the image, constant = bias - sum |W| in the padding [+ sum |W|].
+// Computes the constants of a class for the forward operator: weight_sum = sum of W inside the image, constant = bias -
+// sum of |W| in the padding, with recenter + sum of |W| over all taps.
 void class_constants(const Convolution &c, const PixelClass &pixels, const ChannelBlock &packed, float *weight_sum,
                      float *constant) {
   const int width = packed.kernel->lanes;  // a multiple of four
   for (int first = 0; first < width; first += 4) {
-    Four total{}, rest{};
+    Float4 total{}, rest{};
     for (int lane = 0; c.bias && lane < std::min(4, packed.packing.lanes - first); ++lane)
       rest[lane] = c.bias[packed.channel + first + lane];
     for (int64_t tap = 0; tap < c.view.taps; ++tap) {
       const bool is_inside = pixels.inside[static_cast<std::size_t>(tap)];
-      const Four abs_sum = load(packed.packing.tap_abs_sum + tap * width + first);
+      const Float4 abs_sum = load(packed.packing.tap_abs_sum + tap * width + first);
       if (is_inside) total += load(packed.packing.tap_sum + tap * width + first);
       if (c.recenter) rest += abs_sum;
       if (!is_inside) rest -= abs_sum;  // with recenter the sum is 0, or NaN if a weight is
@@ -53,7 +54,7 @@ void class_constants(const Convolution &c, const PixelClass &pixels, const Chann
   }
 }
 
-// Pixels [begin, end) of a part, counted image by image, plane by plane, row by row.
+// Computes pixels [begin, end) of a part, counted image by image, plane by plane, row by row.
 void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end) {
   const AxisClass &planes = *part.pixels->axes[0], &rows = *part.pixels->axes[1], &columns = *part.pixels->axes[2];
   const int64_t depth = part.pixels->size(0), height = part.pixels->size(1), width = part.pixels->size(2);
@@ -145,7 +146,7 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
   return blocks;
 }
 
-// Makes a part of each class; with few pixels, one of each class and block.
+// Makes a part of each class. If the pixels are too few for all threads, makes one of each class and block.
 std::vector<Part> make_parts(const Convolution &c, const std::vector<Block> &blocks, int threads) {
   const std::vector<PixelClass> &classes = c.plan->classes;
   const int64_t block_count = static_cast<int64_t>(c.blocks.size());
@@ -182,7 +183,7 @@ void run(Convolution &c, int threads) {
   const int64_t floats_an_image = c.source_layout.image + (c.state ? 2 : 1) * c.result_layout.image;
   const int64_t group = std::max<int64_t>(1, kGroupFloats / std::max<int64_t>(1, floats_an_image));
   parallel(threads, [&](int t, int count) {
-    // A thread's share is a range of the cost, cut between pixels.
+    // Each thread takes an equal range of the total cost, rounded to whole pixels.
     const Share mine = share(c.images * image_cost, t, count);
     for (int64_t first = 0; first < c.images; first += group) {
       const int64_t images = std::min(group, c.images - first);

@@ -1,4 +1,4 @@
-// The driver: one convolution-like sum over all pixels, blocks of channels and threads.
+// The driver of the float kernels: computes an operator over all pixels and blocks of channels, on several threads.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -10,7 +10,7 @@
 
 namespace torchadder {
 
-// Floats at a cache line.
+// Memory for floats, aligned to a cache line (64 bytes).
 struct FreeAligned {
   void operator()(float *p) const { ::operator delete[](p, std::align_val_t{64}); }
 };
@@ -36,7 +36,7 @@ float *scratch(int64_t count) {
   return memory.get();
 }
 
-// Images in memory, channels last; strides in floats.
+// The strides, in floats, of images that lie in memory as channels last.
 struct Layout {
   int64_t image, plane, row, pixel;
   static Layout dense(const int64_t (&size)[3], int64_t channels) {
@@ -53,6 +53,7 @@ struct ChannelBlock {
   int source_lanes = 0;  // grouped
 };
 
+// A call of an operator: what it computes, how it is cut into blocks, and the memory that it reads and writes.
 struct Convolution {
   Op op;
   int64_t images;

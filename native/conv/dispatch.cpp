@@ -6,7 +6,8 @@
 
 namespace torchadder {
 
-// Each instruction set with float kernels has a table of all lines of kernels.inc, null at the lines of the others.
+// Each instruction set with float kernels has a table with an entry for every CONV_KERNEL line. An entry is null if the
+// line is of another set.
 #define DECLARE_yes(name)                        \
   extern const TileKernel conv_kernels_##name[]; \
   extern const AuxiliaryKernels conv_auxiliary_##name;

@@ -29,7 +29,7 @@ struct Kernel {
 
 // The functions that an instruction set has once, whatever the tile.
 struct AuxiliaryKernels {
-  Packer pack;             // for lanes that are evenly spaced in the weight; pack_by_lane() is for all
+  Packer pack;             // for lanes that are evenly spaced in the weight; else pack_by_lane()
   SourceSums source_sums;  // null if no kernel reads Tile::source_sum
   bool forward_reads_sums, grad_input_reads_sums;  // whether forward_f32 and grad_input_f32 do
   Transposer transpose;

@@ -93,7 +93,8 @@ struct Grouped : F {
   static constexpr Source kSource = Source::group;
 };
 
-// Depthwise: source and weight are both vectors along the channels. No other filter would share the plain sums.
+// Depthwise: source and weight are both vectors along the channels. The identity of Forward would save nothing, because
+// no second filter shares the plain sum of the source.
 template <class V>
 struct Depthwise {
   using T = typename V::T;
@@ -120,7 +121,7 @@ struct DepthwiseGradInput {
   static T finish(T sum, T, T, T, T) { return sum; }
 };
 
-// Depthwise: any other functor without a source sum.
+// Makes a functor depthwise: each lane reads its own channel. The functor must have no source sum.
 template <class F>
 struct OwnChannel : F {
   static constexpr Source kSource = Source::own;

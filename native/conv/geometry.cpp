@@ -94,7 +94,7 @@ std::shared_ptr<const PixelPlan> make_plan(const torchadder_convolution &s, Dire
   return plan;
 }
 
-constexpr std::size_t kPlansKept = 256;
+constexpr std::size_t kPlansKept = 256;  // more than a large network has shapes, forward and backward
 
 struct KeptPlan {
   torchadder_convolution shape;

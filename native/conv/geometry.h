@@ -1,9 +1,9 @@
-// The source pixels that a result pixel reads: exact lists of filter taps, so that kernels need no padding and no
-// bounds checks.
+// The source pixels that each result pixel reads, as exact lists of filter taps: kernels need no padding and no bounds
+// checks.
 //
-// Along each axis result positions with the same taps at the same distances form a class; a class of pixels is a
-// class of planes times one of rows times one of columns. Padding, stride and dilation end here: a kernel sees base
-// pointers and runs.
+// Along each axis, result positions that read the same taps at the same offsets form a class. A class of planes, one of
+// rows and one of columns give a class of pixels. A kernel sees base pointers and runs only: no padding, stride or
+// dilation.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -26,10 +26,10 @@ struct AxisClass {
 
 // Forward: result position i of the output reads position i * stride - padding + tap * dilation of the input.
 // Input gradient: result position i of the input reads position (i + padding - tap * dilation) / stride of the output,
-// if that is a whole number; its taps are packed backwards.
+// if that is an integer; its taps are packed backwards.
 enum class Direction { forward, gradient };
 
-// Adjacent taps are one run where source and packed weight both continue.
+// A class of pixels. Taps that are adjacent in the source and in the packed weight are joined into one run.
 struct PixelClass {
   const AxisClass *axes[3];  // depth, height, width
   std::vector<Run> runs;

@@ -35,7 +35,7 @@ using depthwise_grad_f32 = DEPTHWISE_GRAD_INPUT<VECTOR>;
 template <bool>
 using depthwise_sign_f32 = OwnChannel<GradInputSign<VECTOR>>;
 
-// Null for a line of another instruction set.
+// Returns the kernel of a line, or null if the line is of another instruction set.
 template <bool kIsOwn, class F, int P, int kLanes>
 constexpr TileKernel instance() {
   if constexpr (kIsOwn)

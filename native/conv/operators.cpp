@@ -38,7 +38,7 @@ WeightStrides weight_strides(const torchadder_convolution &s) {
   return {taps, depth * taps, taps, 1};
 }
 
-// Cuts `lanes` channels a group into blocks, each for the narrowest kernel that holds it.
+// Cuts each group, of `lanes` channels, into blocks; each block has the narrowest kernel that holds it.
 template <class Origin>
 std::vector<ChannelBlock> cut(Op op, int64_t groups, int64_t lanes, int64_t depth, bool by_channel, Origin origin) {
   std::vector<ChannelBlock> blocks;
@@ -104,7 +104,7 @@ int guarded(const torchadder_convolution &s, Body &&body) {
 
 int64_t pixels(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
 
-constexpr int64_t kMinTransposed = 32 * 1024;  // floats that are worth another thread
+constexpr int64_t kMinTransposed = 32 * 1024;  // floats that are worth one more thread
 constexpr int64_t kColumnsAtOnce = 64;
 
 // Transposes each image, a matrix of rows by columns: channels first to last, or back.

@@ -49,7 +49,7 @@ inline __attribute__((always_inline)) void add_runs(const Block &block, const fl
   }
 }
 
-// Computes the sum over the runs of each pixel: the separable part of the identities.
+// Computes the plain sum of the source for each pixel, a term of the identities in functors.h.
 template <class V>
 void source_sums(const Block &block, const float *const *source, int64_t count, float *sums) {
   for (int64_t first = 0; first < count; first += V::width) {
@@ -93,7 +93,7 @@ inline __attribute__((always_inline)) void add_steps(const Block &block, const T
 }
 
 // Source::own and Source::group: each lane reads its own channel, or by block.index one of its group. Runs are single
-// taps here, and the pixels share one base pointer: a pointer for each pixel would take as long as the arithmetic.
+// taps here, and the pixels share one base pointer: computing a pointer for each pixel would take as long as the sum.
 // source_sum[p]: plain sums by source channel.
 template <class V, class F, int P, bool kFull>
 inline __attribute__((always_inline)) void add_steps_by_lane(const Block &block, const Tile &tile, const F &f,
@@ -130,6 +130,7 @@ inline __attribute__((always_inline)) void add_steps_by_lane(const Block &block,
   }
 }
 
+// Computes a tile of exactly P pixels.
 template <class V, class F, int P, int N>
 void tile_of(const Block &block, const Tile &tile) {
   using T = typename V::T;
@@ -173,7 +174,7 @@ void tile_of(const Block &block, const Tile &tile) {
   }
 }
 
-// Runs the full tile, or the same code for fewer pixels.
+// Computes a tile of up to P pixels. The number of pixels is a constant of tile_of, so that they stay in registers.
 template <class V, class F, int P, int N>
 void tile_kernel(const Block &block, const Tile &tile) {
   if (tile.pixels == P) return tile_of<V, F, P, N>(block, tile);

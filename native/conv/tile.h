@@ -1,5 +1,8 @@
-// The arguments of the float kernels: a tile of pixels, a block of channels, and the runs of floats that are summed.
-// All offsets and strides are in floats.
+// The arguments of the float kernels. All offsets and strides are in floats.
+//
+// A kernel computes a tile of the result: a few pixels by a block of channels. An element is a sum over the floats of
+// the source (the input, or dY for a gradient) that lie under the taps of a filter. A run is a part of that sum whose
+// floats are adjacent in memory. A lane is an element of a vector, and holds one channel of the block.
 #pragma once
 #include <cstdint>
 

@@ -1,10 +1,9 @@
-// The adder layer for AVX2 CPUs that compute one psadbw a cycle, on a port of its own (Intel): the ports beside it
-// compute every fifth pixel by |x - w| = 2 max(x, w) - x - w.
+// The adder layer for AVX2 CPUs that compute one psadbw a cycle (Intel). psadbw runs on port 5 only. To use the other
+// vector ports too, every fifth pixel is computed without it, by |x - w| = 2 max(x, w) - x - w.
 //
-// Of three vector ports psadbw takes one, and its addition a part of another. For 8 bytes of a patch and 8 channels
-// four pixels take 8 psadbw and 8 additions; the fifth takes 2 each of max, maddubs and addition: 22 instructions for 3
-// ports. The additions of psadbw saturate, because vpaddusw issues on ports 0 and 1 only, and so leaves port 5 to
-// psadbw.
+// A step covers 8 bytes of a patch, 8 channels and five pixels. Four pixels take 8 psadbw and 8 additions; the fifth
+// takes 2 each of max, maddubs and addition. These are 22 instructions for 3 ports. The sums of psadbw are added by
+// vpaddusw, which runs on ports 0 and 1 only and so leaves port 5 free; it never saturates (kRun).
 //
 //   instruction    latency, ports (Intel, Skylake to Alder Lake; from uops.info)
 //   vpsadbw        3, p5
@@ -21,7 +20,7 @@ namespace {
 
 struct AdderByMax {
   static constexpr int kPixels = 5, kDirectPixels = kPixels - 1;
-  static constexpr int64_t kTiles = 32;  // whose patch sums are computed together
+  static constexpr int64_t kTiles = 32;  // tiles whose patch sums are computed together
   static constexpr int64_t kRun = 32;    // steps whose accumulators fit 16 bits: 32 * 8 * 255 < 2^16
 
   using Direct = Adder<Avx2>;
@@ -71,7 +70,7 @@ struct AdderByMax {
     }
   }
 
-  // Makes 32-bit accumulators of the 16-bit ones of pixel p.
+  // Returns the 16-bit accumulators of pixel p as 32-bit ones.
   static inline __attribute__((always_inline)) T wider(T sum, int p) {
     return p < kDirectPixels ? sum : _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
   }

@@ -1,5 +1,5 @@
-// The engine's kernels beside those of layers: pooling, the copies that conv and binary layers read, and quantization
-// of images. They are plain loops over channels, which the compiler vectorizes for each instruction set.
+// The engine's auxiliary kernels: pooling, the copies that conv and binary layers read, and quantization of images.
+// They are plain loops over channels, which the compiler vectorizes for each instruction set.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -32,7 +32,8 @@ inline void max_pool_narrow(const PoolJob &job, int64_t top, int64_t x, int64_t 
 }
 
 void max_pool(const PoolJob &job, int64_t first, int64_t last) {
-  constexpr int64_t kRow = 4096;
+  constexpr int64_t kRow = 4096;  // bytes on the stack
+
   const int64_t fits = (kRow / job.channels - job.kernel) / job.stride + 1;  // pixels whose windows fill such a row
   for (int64_t y = first; y < last; ++y) {
     const int64_t top = y * job.stride - job.padding;
@@ -106,7 +107,7 @@ void copy_binary(const CopyJob &job, int64_t first, int64_t last) {
 }
 
 void quantize(const QuantizeJob &job, int64_t first, int64_t last) {
-  constexpr int64_t kRun = 256;
+  constexpr int64_t kRun = 256;  // pixels on the stack
   const float qmax = static_cast<float>(job.qmax);
   for (int64_t y = first; y < last; ++y)
     for (int64_t c = 0; c < job.channels; ++c) {

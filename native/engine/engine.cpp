@@ -67,7 +67,7 @@ torchadder_engine *torchadder_engine_load(const char *path, int threads) {
     std::vector<char> bytes;
     if (read_file(path, bytes)) return nullptr;
     torchadder_engine *const engine = torchadder_engine_read(bytes.data(), bytes.size(), threads, nullptr, 0);
-    if (!engine) fail("%s is no sound program: %s", path, std::string(torchadder_last_error()).c_str());
+    if (!engine) fail("%s is not a valid program: %s", path, std::string(torchadder_last_error()).c_str());
     return engine;
   } catch (const std::exception &error) {
     fail("cannot load %s: %s", path, error.what());
@@ -139,7 +139,7 @@ int torchadder_engine_run_u8(torchadder_engine *engine, const uint8_t *images, i
 
 int torchadder_engine_value(torchadder_engine *engine, int index, int64_t *shape, uint8_t *q) {
   const Plan &plan = engine->executor.plan();
-  if (!engine->keep_values) return fail("this engine was loaded without keeping its values");
+  if (!engine->keep_values) return fail("this engine does not keep its values: load it with keep_values");
   if (index < 0 || index >= static_cast<int>(plan.values.size()))
     return fail("value %d: expected 0 to %zu", index, plan.values.size() - 1);
   const Layout &layout = plan.values[static_cast<std::size_t>(index)];

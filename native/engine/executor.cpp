@@ -35,7 +35,7 @@ Executor::Executor(Plan plan, int threads) : plan_(std::move(plan)) {
 }
 
 void Executor::Barrier::wait(int size) {
-  constexpr int kSpins = 2000;
+  constexpr int kSpins = 2000;  // some microseconds
   const unsigned round = round_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
     arrived_.store(0, std::memory_order_relaxed);
@@ -79,7 +79,7 @@ void Executor::run(const float *images, const uint8_t *q, int64_t count, float *
 
 void Executor::run_image(const Image &image, uint8_t *arena, const Team &team, double *seconds) const {
   double before = seconds ? now() : 0;
-  const auto note = [&](std::size_t at) {
+  const auto end_step = [&](std::size_t at) {
     team.wait();
     if (!seconds) return;
     const double after = now();
@@ -87,7 +87,7 @@ void Executor::run_image(const Image &image, uint8_t *arena, const Team &team, d
     before = after;
   };
   input(image, arena, team);
-  note(0);
+  end_step(0);
   for (std::size_t i = 0; i < plan_.program.steps.size(); ++i) {
     const Step &step = plan_.program.steps[i];
     if (step.is_layer())
@@ -97,7 +97,7 @@ void Executor::run_image(const Image &image, uint8_t *arena, const Team &team, d
     else
       average_pool(i, arena, team);
     if (i + 1 < plan_.values.size()) fill_border(plan_.values[i + 1], arena, team.member, team.size);
-    note(i + 1);
+    end_step(i + 1);
   }
 }
 
@@ -164,7 +164,8 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   } else {
     job.logits = image.logits, job.scale = step.logits.scale.data(), job.bias = step.logits.bias.data();
   }
-  // Threads share the pixels, so that all read the same weights; if there are few pixels, pairs of blocks.
+  // Threads share the pixels, and all read the same weights. With fewer than 16 pixels a thread they share the blocks,
+  // in pairs, because a kernel may compute two blocks at once.
   const int64_t pixels = step.to.height * step.to.width, pairs = (layer.blocks + 1) / 2;
   Part part{0, pixels, 0, layer.blocks};
   if (pixels >= 16 * team.size) {

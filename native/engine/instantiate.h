@@ -14,7 +14,7 @@ using adder_u8 = Adder<VECTOR>;
 using conv_u8 = Conv<VECTOR>;
 using binary = Binary<VECTOR>;
 
-// Null for a line of another instruction set.
+// Returns the kernel of a line, or null if the line is of another instruction set.
 template <bool kIsOwn, class F, int P, int kChannels>
 constexpr LayerKernel instance() {
   if constexpr (kIsOwn)

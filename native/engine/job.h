@@ -1,4 +1,4 @@
-// The arguments of the engine's kernels: one step for a part of one image, with all addresses worked out.
+// The arguments of the engine's kernels: one step for a part of one image, with all addresses computed.
 // All strides and row lengths are in bytes unless a field says otherwise. A pixel's channels are adjacent bytes.
 #pragma once
 #include <cstdint>
@@ -91,7 +91,7 @@ struct QuantizeJob {
 };
 using QuantizeKernel = void (*)(const QuantizeJob &, int64_t first, int64_t last);
 
-// The kernels of one instruction set beside those of layers.
+// The auxiliary kernels of one instruction set: all but those of layers.
 struct AuxiliaryKernels {
   CopyKernel copy_conv, copy_binary;
   int conv_bytes;  // of a number in the copy for a conv layer: 1, or 2 for 16-bit products
@@ -101,7 +101,7 @@ struct AuxiliaryKernels {
   const int *lane_order;  // [kBlock]: the channel of a block whose weights are at each place of a packed step
 };
 
-// Requantizes one accumulator; `addend` is the offset with what a shortcut adds.
+// Requantizes one accumulator; `addend` is the offset, plus shortcut * factor if there is a shortcut.
 inline uint8_t requantize(int32_t accumulator, int pre_shift, int32_t multiplier, int32_t addend, int32_t shift,
                           int qmax) {
   const int32_t q = ((accumulator >> pre_shift) * multiplier + addend) >> shift;

@@ -203,7 +203,7 @@ std::string Json::shown() const {
 }
 
 int64_t Json::whole(const char *what, int64_t low, int64_t high) const {
-  if (kind_ != Kind::whole) reject("%s is %s, expected a whole number", what, shown().c_str());
+  if (kind_ != Kind::whole) reject("%s is %s, expected an integer", what, shown().c_str());
   if (whole_ < low || whole_ > high)
     reject("%s %lld is out of range: expected %lld to %lld", what, static_cast<long long>(whole_),
            static_cast<long long>(low), static_cast<long long>(high));

@@ -5,7 +5,8 @@
 
 namespace torchadder::engine {
 
-// Each instruction set of the engine has a table of all lines of kernels.inc, null at the lines of the others.
+// Each instruction set of the engine has a table with an entry for every ENGINE_KERNEL line. An entry is null if the
+// line is of another set.
 #define DECLARE_yes(name)                           \
   extern const LayerKernel engine_kernels_##name[]; \
   extern const AuxiliaryKernels engine_auxiliary_##name;
@@ -39,7 +40,7 @@ constexpr const AuxiliaryKernels *kAuxiliary[] = {
 #include "common/isa.inc"
 };
 
-// Returns the line of `isa` for an operator, or that of the set it is a variant of.
+// Returns the line of an operator for `isa`; if there is none, the line of the set that `isa` extends.
 int listed(Op op, Isa isa) {
   int found = -1;
   for (int i = 0; i < static_cast<int>(std::size(kListed)); ++i)

@@ -26,11 +26,11 @@
 namespace torchadder::engine {
 namespace {
 
-// The operators: one step of the inner loop, and how accumulators end.
+// The operators: a step of the inner loop, and the fold that ends it, which leaves one accumulator for each channel.
 template <class V>
 struct Adder {
   using T = typename V::T;
-  static constexpr bool kMasksTail = true;  // bytes after a row of a patch must not count; elsewhere their weight is 0
+  static constexpr bool kMasksTail = true;  // bytes after a row of a patch are masked; Conv has weight 0 there
   static constexpr bool kHasBase = false;
   static T step(T sum, T x, T w) { return V::add_differences(sum, x, w); }
   static T fold(T sum) { return V::fold_differences(sum); }
@@ -130,7 +130,7 @@ struct Pixels {
   }
 };
 
-// Copies n of 16 bytes, 1 to 15, as two pieces that overlap.
+// Copies n bytes, 1 to 15, as two pieces that may overlap: no loop.
 inline void copy_few(uint8_t *to, const uint8_t *from, int n) {
   const auto pieces = [&](auto piece) {
     std::memcpy(&piece, from, sizeof piece);
@@ -191,7 +191,7 @@ inline __attribute__((always_inline)) void epilogue(const LayerJob &job, const P
   }
 }
 
-// One step: 8 bytes of each patch with N vectors of weights.
+// Computes one step: 8 bytes of each patch with N vectors of weights.
 template <class V, class F, int P, int N, bool kMasked>
 inline __attribute__((always_inline)) void add_step(typename V::T (&sum)[P][N], const uint8_t *const (&source)[P],
                                                     int64_t at, const uint8_t *const *weight, int64_t packed,
@@ -209,7 +209,8 @@ inline __attribute__((always_inline)) void add_step(typename V::T (&sum)[P][N], 
   }
 }
 
-// A tile: the next P pixels from `at`, and W blocks from `block` on. kMasked: the last step of a row has a tail.
+// Computes a tile: the next P pixels from `at`, and W blocks from `block` on. kMasked: the last step of a row has a
+// tail.
 template <class V, class F, int P, int W, bool kMasked>
 void tile(const LayerJob &job, Position &at, int block) {
   using L = typename V::template Lanes<W>;
@@ -252,14 +253,14 @@ void tile(const LayerJob &job, Position &at, int block) {
   epilogue<L, P>(job, pixels, total, channel);
 }
 
-// A tile of `count` pixels, at most P.
+// Computes a tile of `count` pixels, at most P.
 template <class V, class F, int P, int W, bool kMasked>
 void tile_of(const LayerJob &job, Position &at, int block, int64_t count) {
   if (count == P) return tile<V, F, P, W, kMasked>(job, at, block);
   if constexpr (P > 1) return tile_of<V, F, P - 1, W, kMasked>(job, at, block, count);
 }
 
-// All tiles of a part for W blocks.
+// Computes all tiles of a part for W blocks.
 template <class V, class F, int P, int W>
 void tiles(const LayerJob &job, const Part &part, int block) {
   Tiles split(part.last - part.first, P);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kLine = 64;                      // bytes of a cache line
 constexpr int64_t kMaxArena = int64_t{1} << 32;    // bytes
-constexpr int64_t kMaxNumbers = int64_t{1} << 28;  // of a binary layer's table of bases
+constexpr int64_t kMaxNumbers = int64_t{1} << 28;  // in a binary layer's table `base`
 
 int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -144,12 +144,12 @@ void sum_weights(const Step &step, LayerPlan &layer) {
     layer.weight_sum[static_cast<std::size_t>(i / filter)] += step.weight[i];
 }
 
-// The distinct ranges [first, last) of kernel taps that lie inside the image along one axis, and for each output
-// position which of them it has: its class.
-struct Border {
+// The ranges [first, last) of kernel taps that lie inside the image along one axis, without repetition, and the class
+// of each output position: the index of its range.
+struct AxisClasses {
   std::vector<int32_t> classes;
   std::vector<std::pair<int64_t, int64_t>> taps;
-  Border(const Step &step, int axis, int64_t size, int64_t size_out) {
+  AxisClasses(const Step &step, int axis, int64_t size, int64_t size_out) {
     for (int64_t at = 0; at < size_out; ++at) {
       const int64_t first = at * step.stride[axis] - step.padding[axis];
       const std::pair<int64_t, int64_t> inside{std::max<int64_t>(0, -first), std::min(step.kernel[axis], size - first)};
@@ -159,10 +159,10 @@ struct Border {
   }
 };
 
-// A binary accumulator is base - 2 * differing bits. The source has no bits in the padding. So base adds up C_in for
-// each tap inside the image, and twice the number of bits in the weight for each tap in the padding.
+// A binary accumulator is base - 2 * differing bits. The source has no bits in the padding. So base is a sum
+// over taps: C_in for a tap inside the image, twice the number of bits in the weight for a tap in the padding.
 void plan_base(const Step &step, LayerPlan &layer) {
-  const Border rows(step, 0, step.from.height, step.to.height), columns(step, 1, step.from.width, step.to.width);
+  const AxisClasses rows(step, 0, step.from.height, step.to.height), columns(step, 1, step.from.width, step.to.width);
   const int64_t channels = int64_t{layer.blocks} * kBlock, c_in = step.from.channels;
   const int64_t kh = step.kernel[0], kw = step.kernel[1], taps = step.taps();
   const auto classes = static_cast<int64_t>(rows.taps.size() * columns.taps.size());

@@ -1,5 +1,5 @@
-// The plan of a program: what is computed once when it is loaded. A byte offset in the arena for each buffer, packed
-// weights, and tables by channel.
+// The plan of a program, computed once when it is loaded: the byte offset of each buffer in the arena, packed weights,
+// and tables by channel.
 #pragma once
 #include <cstdint>
 #include <memory>

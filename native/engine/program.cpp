@@ -153,7 +153,7 @@ class Reader {
     read_requantization(fields, step, largest);
   }
 
-  // Returns the largest magnitude of a layer's accumulators, and checks that a binary weight is one.
+  // Returns the largest magnitude of a layer's accumulators, and checks that binary weights are 1 or -1.
   int64_t largest_accumulator(const Step &step, const TensorView &weight) const {
     const int64_t filter = weight.bytes / step.to.channels;
     if (step.op == Op::adder) return filter * 255;

@@ -80,7 +80,7 @@ struct Avx2 {
     return _mm256_add_epi32(sum, _mm256_sad_epu8(_mm256_add_epi8(low, high), zero()));
   }
   static T fold_differences(T sum) { return sum; }
-  static T fold_products(T sum) { return _mm256_add_epi32(sum, _mm256_srli_epi64(sum, 32)); }  // of two sums a lane
+  static T fold_products(T sum) { return _mm256_add_epi32(sum, _mm256_srli_epi64(sum, 32)); }  // a lane holds two sums
   static T fold_bits(T sum) { return sum; }
   template <int W>
   static __m256i narrow(const T *sum) {

@@ -68,7 +68,7 @@ struct Avx512 {
     return _mm512_add_epi32(sum, _mm512_sad_epu8(_mm512_add_epi8(low, high), zero()));
   }
   static T fold_differences(T sum) { return sum; }
-  static T fold_products(T sum) { return _mm512_add_epi32(sum, _mm512_srli_epi64(sum, 32)); }  // of two sums a lane
+  static T fold_products(T sum) { return _mm512_add_epi32(sum, _mm512_srli_epi64(sum, 32)); }  // a lane holds two sums
   static T fold_bits(T sum) { return sum; }
   template <int W>
   static typename Lanes<W>::T narrow(const T *sum) {

@@ -12,11 +12,11 @@
 
 #include "torchadder_engine.h"
 
-static void *owned[3]; /* pixels, images, logits: freed at the end */
+static void *allocated[3]; /* pixels, images, logits: finish() frees them */
 static torchadder_engine *engine;
 
 static int finish(int status) {
-  for (int i = 0; i < 3; ++i) free(owned[i]);
+  for (int i = 0; i < 3; ++i) free(allocated[i]);
   torchadder_engine_free(engine);
   return status;
 }
@@ -31,11 +31,11 @@ static unsigned char *read_image(const char *path, long channels, long height, l
   FILE *file = fopen(path, "rb");
   if (!file) return NULL;
   char kind = 0;
-  long columns = 0, rows = 0, most = 0;
+  long columns = 0, rows = 0, maximum = 0;
   const size_t size = (size_t)(channels * height * width);
   unsigned char *pixels = NULL;
-  if (fscanf(file, "P%c %ld %ld %ld", &kind, &columns, &rows, &most) == 4 && kind == (channels == 1 ? '5' : '6') &&
-      columns == width && rows == height && most == 255 && fgetc(file) != EOF) {
+  if (fscanf(file, "P%c %ld %ld %ld", &kind, &columns, &rows, &maximum) == 4 && kind == (channels == 1 ? '5' : '6') &&
+      columns == width && rows == height && maximum == 255 && fgetc(file) != EOF) {
     pixels = malloc(size);
     if (pixels && fread(pixels, 1, size, file) != size) {
       free(pixels);
@@ -46,35 +46,35 @@ static unsigned char *read_image(const char *path, long channels, long height, l
   return pixels;
 }
 
-int main(int count, char **words) {
-  if (count < 3) return error("usage: classify FILE.tadder IMAGE.pgm|ppm [threads]", words[0]);
-  engine = torchadder_engine_load(words[1], count > 3 ? atoi(words[3]) : 1);
-  if (!engine) return error(torchadder_last_error(), words[1]);
+int main(int argc, char **argv) {
+  if (argc < 3) return error("usage: classify FILE.tadder IMAGE.pgm|ppm [threads]", argv[0]);
+  engine = torchadder_engine_load(argv[1], argc > 3 ? atoi(argv[3]) : 1);
+  if (!engine) return error(torchadder_last_error(), argv[1]);
   const torchadder_engine_about about = torchadder_engine_describe(engine);
   const char *mean = torchadder_engine_note(engine, "mean"), *std = torchadder_engine_note(engine, "std");
-  if (!mean || !std) return error("it has no mean and std of the pixels: write it with torchadder quantize", words[1]);
-  if (about.channels != 1 && about.channels != 3) return error("its images are neither grey nor colour", words[1]);
+  if (!mean || !std) return error("it has no mean and std of the pixels: write it with torchadder quantize", argv[1]);
+  if (about.channels != 1 && about.channels != 3) return error("its images are neither grey nor colour", argv[1]);
 
   const long channels = (long)about.channels, area = (long)(about.height * about.width);
-  unsigned char *pixels = owned[0] = read_image(words[2], channels, (long)about.height, (long)about.width);
+  unsigned char *pixels = allocated[0] = read_image(argv[2], channels, (long)about.height, (long)about.width);
   if (!pixels) {
-    fprintf(stderr, "classify: %s: expected a binary P%d of %ld x %ld pixels, 8 bits\n", words[2],
-            channels == 1 ? 5 : 6, (long)about.width, (long)about.height);
+    fprintf(stderr, "classify: %s: expected a binary P%d of %ld x %ld pixels, 8 bits\n", argv[2], channels == 1 ? 5 : 6,
+            (long)about.width, (long)about.height);
     return finish(2);
   }
-  float *images = owned[1] = malloc(sizeof(float) * (size_t)(channels * area));
-  float *logits = owned[2] = malloc(sizeof(float) * (size_t)about.classes);
-  if (!images || !logits) return error("out of memory", words[0]);
+  float *images = allocated[1] = malloc(sizeof(float) * (size_t)(channels * area));
+  float *logits = allocated[2] = malloc(sizeof(float) * (size_t)about.classes);
+  if (!images || !logits) return error("out of memory", argv[0]);
   for (long c = 0; c < channels; ++c) {
     char *mean_end, *std_end;
     const double m = strtod(mean, &mean_end), s = strtod(std, &std_end);
-    if (mean_end == mean || std_end == std || !(s > 0)) return error("mean or std is not a number", words[1]);
+    if (mean_end == mean || std_end == std || !(s > 0)) return error("mean or std is not a number", argv[1]);
     mean = mean_end, std = std_end;
     for (long i = 0; i < area; ++i) images[c * area + i] = (float)((pixels[i * channels + c] / 255.0 - m) / s);
   }
 
   struct timespec start, end;
-  if (torchadder_engine_run_f32(engine, images, 1, logits, NULL)) return error(torchadder_last_error(), words[1]);
+  if (torchadder_engine_run_f32(engine, images, 1, logits, NULL)) return error(torchadder_last_error(), argv[1]);
   clock_gettime(CLOCK_MONOTONIC, &start);
   torchadder_engine_run_f32(engine, images, 1, logits, NULL);
   clock_gettime(CLOCK_MONOTONIC, &end);

@@ -25,6 +25,7 @@ using Random = std::mt19937;
 
 std::size_t below(Random &random, std::size_t limit) { return random() % limit; }
 
+// Replacements that are at a limit, of another type, or no JSON.
 const char *const kNumbers[] = {"0",
                                 "1",
                                 "2",
@@ -53,7 +54,7 @@ const char *const kNumbers[] = {"0",
                                 "18446744073709551616",
                                 "\"\\u0041\""};
 
-// Replaces one number of the head.
+// Replaces one number of the head by one of kNumbers.
 void mutate_number(std::string &head, Random &random) {
   std::vector<std::pair<std::size_t, std::size_t>> found;
   for (std::size_t i = 0; i < head.size();) {
@@ -85,7 +86,8 @@ void mutate_bytes(std::string &text, Random &random) {
   }
 }
 
-// Returns the file with a few changes. The length of its head mostly stays right, because a wrong one ends the reading.
+// Returns the file with a few changes. The length of its head is correct in most cases: a file with a wrong length is
+// rejected before anything else is read.
 std::string mutated(const std::string &file, Random &random) {
   uint64_t length = 0;
   if (file.size() >= 8) std::memcpy(&length, file.data(), 8);
@@ -145,18 +147,18 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t mos
 
 #else
 
-int main(int count, char **words) {
-  if (count < 4) {
-    std::fprintf(stderr, "usage: %s SECONDS SEED FILE...\n", words[0]);
+int main(int argc, char **argv) {
+  if (argc < 4) {
+    std::fprintf(stderr, "usage: %s SECONDS SEED FILE...\n", argv[0]);
     return 2;
   }
-  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(std::atof(words[1]));
-  Random random(static_cast<unsigned>(std::atoi(words[2])));
+  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(std::atof(argv[1]));
+  Random random(static_cast<unsigned>(std::atoi(argv[2])));
   std::vector<std::string> corpus;
-  for (int i = 3; i < count; ++i) {
-    std::ifstream file(words[i], std::ios::binary);
+  for (int i = 3; i < argc; ++i) {
+    std::ifstream file(argv[i], std::ios::binary);
     corpus.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-    if (!file.good() && corpus.back().empty()) return std::fprintf(stderr, "cannot read %s\n", words[i]), 2;
+    if (!file.good() && corpus.back().empty()) return std::fprintf(stderr, "cannot read %s\n", argv[i]), 2;
   }
   long cases = 0, accepted = 0;
   const auto run = [&](const std::string &file) {

@@ -29,7 +29,7 @@ typedef struct {
   int64_t images, c_in, c_out, groups;
   int64_t size_in[3], size_out[3], kernel[3], stride[3], padding[3], dilation[3];
   int64_t weight_channels_last;  /* 0: (C_out, C_in / groups, kd, kh, kw); 1: (C_out, kd, kh, kw, C_in / groups) */
-  int64_t images_channels_first; /* 1: all images are (N, C, D, H, W) and are copied, on one thread: for small ones */
+  int64_t images_channels_first; /* 1: images are (N, C, D, H, W) and are copied on one thread: small images only */
 } torchadder_convolution;
 
 /* y = forward(x, weight) + bias. bias may be NULL. recenter adds sum |W| of each filter: padding then gives 0. */
@@ -56,7 +56,7 @@ TORCHADDER_API const char *torchadder_isa_name(int index);
 TORCHADDER_API int torchadder_isa_runs_here(int index);
 TORCHADDER_API int torchadder_select_isa(const char *name);
 TORCHADDER_API const char *torchadder_selected_isa(void);
-TORCHADDER_API const char *torchadder_selected_variant(void); /* as in "avx2:fma": restores the selection */
+TORCHADDER_API const char *torchadder_selected_variant(void); /* such as "avx2:fma": a name for select_isa */
 
 /* The list of float kernels: the name of kernel `index`, and whether the selected instruction set uses it. */
 TORCHADDER_API int torchadder_kernel_count(void);

@@ -171,13 +171,13 @@ def test_latency_of_nothing_is_an_error(capsys, monkeypatch, tmp_path):
 REFUSED = [  # arguments -> the words on stderr
     ([*LAYERS, "lenet6"], "unknown model 'lenet6': choose lenet5bn"),
     ([*LAYERS, "lenet5bn,resnet20"], "unknown model 'lenet5bn,resnet20': choose lenet5bn"),
-    ([*LAYERS, "--batch", "0"], "--batch 0: expected positive whole numbers, e.g. 1,128"),
+    ([*LAYERS, "--batch", "0"], "--batch 0: expected positive integers, e.g. 1,128"),
     ([*LAYERS, "--batch", "1,-2"], "--batch 1,-2: expected positive"),
     ([*LAYERS, "--batch", "1.5"], "--batch 1.5: expected positive"),
     ([*LAYERS, "--batch", ""], "--batch : expected positive"),
     ([*LAYERS, "--threads", "0"], "--threads 0: expected positive"),
     ([*LAYERS, "--threads", "all"], "--threads all: expected positive"),
-    ([*LAYERS, "--passes", "backward"], "--passes backward: choose of forward, grad_input, grad_weight"),
+    ([*LAYERS, "--passes", "backward"], "--passes backward: choose from forward, grad_input, grad_weight"),
     ([*LAYERS, "--repetitions", "0"], "--repetitions"),
     ([*LAYERS, "--out", "folder"], "folder: is a folder"),
     ([*LAYERS, "--out", "file/a.json"], "file/a.json: file is no folder"),
@@ -188,14 +188,14 @@ REFUSED = [  # arguments -> the words on stderr
     ([*TRAIN, "--out", "folder"], "folder: is a folder"),
     ([*LATENCY, "lenet6"], "unknown model 'lenet6': choose lenet5bn"),
     ([*LATENCY, ""], "unknown model '': choose lenet5bn"),
-    ([*LATENCY, "--batch", "0"], "--batch 0: expected positive whole numbers"),
+    ([*LATENCY, "--batch", "0"], "--batch 0: expected positive integers"),
     ([*LATENCY, "--threads", "0"], "--threads 0: expected positive"),
     ([*LATENCY, "--threads", "100000"], "--threads 100000: this machine has"),
     ([*LATENCY, "--repetitions", "0"], "--repetitions"),
     ([*LATENCY, "--cpu", "sse2"], "sse2 is unknown: choose avx2"),
     ([*LATENCY, "--out", "folder"], "folder: is a folder"),
     (["bench", "kernels", "lenet6"], "unknown model 'lenet6': choose lenet5bn"),
-    (["bench", "kernels", "--op", "xor"], "--op xor: choose of adder, conv, binary"),
+    (["bench", "kernels", "--op", "xor"], "--op xor: choose from adder, conv, binary"),
 ]
 
 

@@ -92,7 +92,7 @@ def test_a_process_answers_and_an_interrupt_ends_it(folder, hearing):
     [
         (["nowhere.tadder"], "cannot read nowhere.tadder: No such file"),
         (["run"], "cannot read run: Is a directory"),
-        (["text.tadder"], "text.tadder is no sound program"),
+        (["text.tadder"], "text.tadder is not a valid program"),
         (["run.tadder", "--threads", "2000"], "--threads 2000 is out of range"),
         (["run.tadder", "--port", "70000"], "Invalid value for '--port'"),
     ],

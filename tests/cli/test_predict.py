@@ -143,7 +143,7 @@ def test_names_from_a_stranger_do_not_command_the_terminal(images, capsys):
     assert out.count("\n") == 1
 
 
-BAD_FILES = [("nowhere.tadder", "cannot read nowhere.tadder"), ("00.png", "00.png is no sound program")]
+BAD_FILES = [("nowhere.tadder", "cannot read nowhere.tadder"), ("00.png", "00.png is not a valid program")]
 
 
 @pytest.mark.parametrize(("path", "words"), BAD_FILES)

@@ -52,7 +52,7 @@ def test_a_program_elsewhere_is_named(folder):
         (["run", "-o", "page.txt"], "expected a name that ends in .html"),
         (["run", "-o", "none/page.html"], "none is no folder; create it first"),
         (["run", "--program", "none.tadder"], "cannot read none.tadder"),
-        (["run", "--program", "run/config.json"], "run/config.json is no sound program"),
+        (["run", "--program", "run/config.json"], "run/config.json is not a valid program"),
         (["run", "again", "--program", "run.tadder"], "run.tadder belongs to one run, got 2"),
     ],
 )

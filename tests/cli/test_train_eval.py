@@ -207,7 +207,7 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (
         write("run.tadder", b"junk"),
         ["eval", "run.tadder"],
-        "run.tadder is no sound program: ",
+        "run.tadder is not a valid program: ",
     ),
 ]
 

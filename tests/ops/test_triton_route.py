@@ -13,7 +13,7 @@ from torchadder.ops import triton
 PROBLEMS = {  # change of a machine that has everything -> the problem
     "everything": ({}, None),
     "no Triton": ({"triton": False}, "Triton is not installed"),
-    "an old Triton": ({"version": "3.2.0"}, "Triton 3.2.0 is too old (3.3 or later)"),
+    "an old Triton": ({"version": "3.2.0"}, "Triton 3.2.0 is too old: expected 3.3 or later"),
     "no compiler": ({"compiler": False}, "Triton finds no C compiler"),
 }
 

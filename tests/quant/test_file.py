@@ -185,7 +185,7 @@ UNSOUND = [  # edit, words of the message
 def test_a_damaged_program_is_refused_and_its_fault_named(path, edit, words):
     changed(path, edit)
     for reader in READERS:
-        with pytest.raises(UserError, match=rf"net\.tadder is no sound program: .*{words}") as error:
+        with pytest.raises(UserError, match=rf"net\.tadder is not a valid program: .*{words}") as error:
             reader(path)
         assert "\n" not in str(error.value)
 
@@ -212,7 +212,7 @@ def test_files_that_are_no_program(path, tmp_path):
     ):
         bad.write_bytes(broken)
         for reader in READERS:
-            with pytest.raises(UserError, match=r"bad\.tadder is no sound program: "):
+            with pytest.raises(UserError, match=r"bad\.tadder is not a valid program: "):
                 reader(bad)
     for reader in READERS:
         with pytest.raises(UserError, match="cannot read"):

@@ -1,4 +1,4 @@
-"""Run the command line, `torchadder VERB`: one file a verb, without logic of its own; `app` lists the verbs.
+"""Run the command line, `torchadder VERB`: each verb is a file that calls the library; `app.py` lists them.
 
 No module here imports torch at its top: `--help` and a mistyped option must not wait for it.
 """

@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int:
         code = group(arguments, prog_name="torchadder", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:  # the reader of our output has gone: print nothing more, not even at exit
+    except BrokenPipeError:  # `| head` has ended: print nothing more, not even at exit
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

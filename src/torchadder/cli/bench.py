@@ -30,7 +30,7 @@ def _model_argument(*default: str) -> Any:
     """Return the argument MODEL of a verb, several models, with the default in its help."""
     return typer.Argument(
         metavar="MODEL",
-        help=f"Of: {', '.join(MODELS)} (default: {' '.join(default)}).",
+        help=f"One or more of: {', '.join(MODELS)} (default: {' '.join(default)}).",
         show_default=False,
     )
 
@@ -49,7 +49,9 @@ def layers(
     batch: Batches = "1,128",
     device: DeviceName = "cpu",
     threads: Threads = None,
-    passes: Annotated[str, typer.Option(help="Of: forward, grad_input, grad_weight.")] = "forward,grad_input",
+    passes: Annotated[
+        str, typer.Option(help="One or more of: forward, grad_input, grad_weight.")
+    ] = "forward,grad_input",
     repetitions: Repetitions = 11,
     out: Out = None,
     json: Json = False,
@@ -161,7 +163,7 @@ def kernels(
 
 
 def _show(line: str) -> None:
-    """Print a line at once, for each thing that is measured: minutes may pass until the next."""
+    """Print a line at once when a measurement ends: the next one may take minutes."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -177,7 +179,7 @@ def _choices(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
     chosen = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in chosen:
         if name not in allowed:
-            raise UserError(f"{flag} {name}: choose of {', '.join(allowed)}")
+            raise UserError(f"{flag} {name}: choose from {', '.join(allowed)}")
     return chosen
 
 
@@ -187,7 +189,7 @@ def _numbers(flag: str, text: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise UserError(f"{flag} {text}: expected positive whole numbers, e.g. 1,128")
+        raise UserError(f"{flag} {text}: expected positive integers, e.g. 1,128")
     return numbers
 
 

@@ -77,7 +77,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str] | None], texts: 
 
 
 class Bar:
-    """Show the progress of a long command as one line that stays in place; show nothing where no terminal is.
+    """Show the progress of a long command as one line that stays in place; show nothing where there is no terminal.
 
     `live` says which. Printing a line above the bar is possible in both cases:
 

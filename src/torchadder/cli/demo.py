@@ -1,4 +1,4 @@
-"""Run `torchadder demo`: serve a local page on which one draws and sees what an integer program answers."""
+"""Run `torchadder demo`: serve a local page: draw a digit and see the class that an integer program predicts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from torchadder.cli.options import SUFFIX
 
 
 def demo(
-    file: Annotated[Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="What quantize wrote.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="A file that quantize wrote.", show_default=False)
+    ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0: any that is free.")] = 0,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
 ) -> None:
-    """Draw a digit on a local page and see the answer of FILE while you do, with its distances and its time.
+    """Draw a digit on a local page and see at once what FILE predicts, with its distances and its time.
 
     Programs for colour take an image instead. The page is for this machine alone (127.0.0.1) and loads nothing from
     elsewhere. Ctrl-C ends it.

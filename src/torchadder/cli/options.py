@@ -1,7 +1,7 @@
 """Define the flags that several verbs share: those of a recipe, made from its dataclass, and those of a data set.
 
-The names that help texts list stand here a second time: reading the registries would import torch, which takes
-seconds. tests/cli/test_app.py compares them.
+The names that help texts list are repeated here, because reading the registries would import torch, which takes
+seconds. tests/cli/test_app.py compares them with the registries.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Workers = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Processes that decode streamed images; they change no number (default: one a processor, at most 8).",
+        help="Processes that decode streamed images; results stay the same (default: one a processor, at most 8).",
         show_default=False,
     ),
 ]

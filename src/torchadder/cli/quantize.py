@@ -33,7 +33,7 @@ def quantize(
     ],
     dataset: DatasetName = None,
     data: DataFolder = None,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Of activations and adder filters.")] = 8,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of activations and adder filters.")] = 8,
     method: Annotated[
         str, typer.Option(metavar="|".join(METHODS), help="How the range of an activation is chosen.")
     ] = "mse",
@@ -42,7 +42,7 @@ def quantize(
     finetune_lr: Annotated[
         float, typer.Option("--finetune-lr", metavar="LR", help="Learning rate at the start of fine-tuning.")
     ] = 0.01,
-    seed: Annotated[int, typer.Option(min=0, help="Decides which images, and their order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that chooses the calibration images and their order.")] = 0,
     partial: Partial = False,
     on_error: OnError = "stop",
     workers: Workers = None,

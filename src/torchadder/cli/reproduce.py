@@ -30,7 +30,7 @@ def reproduce(
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Shorten every run to so many epochs; shortened runs are marked and stored apart "
+            help="Shorten every run to this many epochs; shortened runs are marked and stored apart "
             "(default: the recipe's).",
             show_default=False,
         ),

@@ -230,7 +230,7 @@ def header(recipe: Recipe, model: Model) -> str:
 
 
 def _device(recipe: Recipe, device: torch.device) -> list[str]:
-    """Return what the run is computed with: the GPU, or the kernels and the threads of the CPU."""
+    """Return the GPU of the run, or the kernels and the number of threads of the CPU."""
     import torch
 
     from torchadder import kernels

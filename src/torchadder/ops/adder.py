@@ -159,7 +159,7 @@ def _geometry(stride: Axes, padding: Axes, dilation: Axes, groups: int) -> Geome
 
 
 def check_recentred(x: Tensor, recenter: bool) -> None:
-    """Raise TypeError where outputs that are not small would be rounded to 16 bits."""
+    """Raise TypeError for a 16-bit input without recentring: its outputs would be too large for 16 bits."""
     if x.dtype in NARROW and not recenter:
         raise TypeError(
             f"{x.dtype} input: adder layers compute in float32 (their outputs, all negative, are too large for 16 "
@@ -169,7 +169,7 @@ def check_recentred(x: Tensor, recenter: bool) -> None:
 
 def _check_rule(rule: str, allowed: tuple[str, ...]) -> None:
     if rule not in allowed:
-        raise ValueError(f"gradient rule is {rule!r}: choose one of {', '.join(allowed)}")
+        raise ValueError(f"rule={rule!r}: expected one of {', '.join(allowed)}")
 
 
 def _check_devices(a: Tensor, b: Tensor, c: Tensor | None) -> None:
@@ -263,9 +263,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _adder_conv = differentiable(_operator, _save, _backward, library)
 
 
-# torch.vmap: a batch of calls is one call, on more images or on more groups. Where only images are batched they join
-# the other images. Where weights are, or are the result, every member of the batch becomes a range of groups: batched
-# (B, N, C, ...) images and (B, O, ...) weights lie as (N, B * C, ...) and (B * O, ...).
+# torch.vmap: a batch of B calls becomes one call. If only the images are batched, they become B * N images. If the
+# weights are batched, or are the result, every member of the batch becomes a range of groups: images (B, N, C, ...)
+# become (N, B * C, ...), and weights (B, O, ...) become (B * O, ...).
 
 Dims = tuple[int | None, ...]
 Result = tuple[Tensor, int]

@@ -11,7 +11,7 @@ memory format that it gives. With W~ = alpha sign(W), the estimate of the filter
     dW = dW~                                                straight-through (DoReFa-Net, Zhou et al., 1606.06160)
 
 XNOR-Net has dW~ * (1 / n + alpha * 1{|W| <= 1}) for a filter of n elements. With an initial |W| of about 1 / sqrt(n)
-that is a tenth to a fiftieth of dW~. Adam, with which its authors train, cancels such a factor; SGD with the CNN's
+this factor is between 1/10 and 1/50. Adam, with which its authors train, cancels such a factor; SGD with the CNN's
 learning rate then changes hardly any sign (docs/decisions.md has the numbers).
 
 The paper's second scale, K, the mean |X| under each position of the filter, is left out as in the authors' own code:
@@ -49,7 +49,7 @@ def scale(weight: Tensor) -> Tensor:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Return 16-bit tensors in float32: bfloat16 holds integers up to 256 only."""
+    """Return a 16-bit tensor in float32, others unchanged: bfloat16 holds all integers up to 256 only."""
     return tensor.float() if tensor.dtype.itemsize == 2 else tensor
 
 

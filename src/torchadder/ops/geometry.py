@@ -1,6 +1,6 @@
 """Hold the geometry of a convolution in up to three dimensions: checks, output shape, memory format.
 
-The checks are those of torch's own convolution, whose kernels may read any memory that a wrong call names.
+The checks are those of torch's own convolution. They must be complete, because kernels trust their shapes.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-NARROW = (torch.float16, torch.bfloat16)
+NARROW = (torch.float16, torch.bfloat16)  # the types of 16 bits
 CHANNELS_LAST = {0: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 AXES = {0: "", 1: "L", 2: "H, W", 3: "D, H, W"}
 
@@ -53,18 +53,18 @@ class Geometry(NamedTuple):
         `wide_weights` weight and bias are float32 where the input has 16 bits.
         """
         if self.dims not in AXES:
-            raise ValueError(f"stride {tuple(self.stride)} has {self.dims} values: expected at most three")
+            raise ValueError(f"stride={tuple(self.stride)} has {self.dims} values: expected at most three")
         for name, values, least in (
             ("stride", self.stride, 1),
             ("padding", self.padding, 0),
             ("dilation", self.dilation, 1),
         ):
             if len(values) != self.dims:
-                raise ValueError(f"{name} is {tuple(values)}: expected {self.dims} values, as stride has")
+                raise ValueError(f"{name}={tuple(values)}: expected {self.dims} values, as stride has")
             if not all(isinstance(value, int | torch.SymInt) for value in values):
-                raise TypeError(f"{name} is {tuple(values)}: expected whole numbers")
+                raise TypeError(f"{name}={tuple(values)}: expected integers")
             if min(values, default=least) < least:
-                raise ValueError(f"{name} is {tuple(values)}: must be at least {least}")
+                raise ValueError(f"{name}={tuple(values)}: expected at least {least}")
         if x.dim() != self.dims + 2:
             raise ValueError(f"input has shape {tuple(x.shape)}: expected {_shape('N', 'C_in', self.dims)}")
         if weight.dim() != self.dims + 2:
@@ -84,7 +84,7 @@ class Geometry(NamedTuple):
         if min(weight.shape) < 1:
             raise ValueError(f"weight has shape {tuple(weight.shape)}: every size must be at least 1")
         if self.groups < 1 or weight.shape[0] % self.groups:
-            raise ValueError(f"groups is {self.groups}: must be positive and divide the {weight.shape[0]} filters")
+            raise ValueError(f"groups={self.groups}: expected a positive divisor of the {weight.shape[0]} filters")
         if x.shape[1] != weight.shape[1] * self.groups:
             raise ValueError(
                 f"input has {x.shape[1]} channels: weight {tuple(weight.shape)} with groups={self.groups} "
@@ -93,8 +93,8 @@ class Geometry(NamedTuple):
         output_shape = self.output_shape(x, weight)
         if min(output_shape[2:], default=1) < 1:
             raise ValueError(
-                f"kernel {tuple(weight.shape[2:])} with dilation {tuple(self.dilation)} is larger than the "
-                f"padded input of {tuple(x.shape[2:])} + 2 * {tuple(self.padding)}"
+                f"kernel {tuple(weight.shape[2:])} with dilation={tuple(self.dilation)} is larger than the "
+                f"input {tuple(x.shape[2:])} with padding={tuple(self.padding)}"
             )
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"bias has shape {tuple(bias.shape)}: expected ({weight.shape[0]},)")
@@ -133,9 +133,9 @@ def pad_by_name(
     if name == "valid":
         return x, nothing
     if name != "same":
-        raise ValueError(f"padding is {name!r}: expected numbers, 'same' or 'valid'")
+        raise ValueError(f"padding={name!r}: expected integers, 'same' or 'valid'")
     if any(step != 1 for step in stride):
-        raise ValueError(f"padding='same' is not defined for stride {stride}: give numbers")
+        raise ValueError(f"padding='same' is not defined for stride={stride}: give integers")
     if not x.dim() == weight.dim() == len(stride) + 2:
         return x, nothing  # the operator refuses these shapes
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -166,7 +166,7 @@ def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Return True where the strides are channels last; with one channel or one pixel only they tell, as in torch."""
+    """Return True if the strides are those of channels last, also for one channel or one pixel, as in torch."""
     if not tensor.is_contiguous(memory_format=CHANNELS_LAST[tensor.dim() - 2]):
         return False
     inner = 1  # number of elements that the axes so far span, the channels first

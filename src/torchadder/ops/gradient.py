@@ -3,7 +3,7 @@
 Torch has two public facilities, and neither covers all uses. torch.library.register_autograd gives the operator itself
 a gradient, which compiled, exported and traced programs need: they hold the operator and nothing else. But under the
 transforms of torch.func it fails (vmap of grad) or ignores the tangents (jvp), and it adds 160 us to every eager call.
-There an autograd.Function works, in a fraction of that time. Both get the same two functions.
+An autograd.Function works there, and takes a fraction of that time. Both get the same two functions.
 """
 
 from collections.abc import Callable
@@ -86,4 +86,4 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError("the gradient of this layer follows a rule, which has no derivative")
+        raise RuntimeError("the gradient of this layer has no derivative: compute first derivatives only")

@@ -15,7 +15,7 @@ from torchadder import kernels
 
 from .geometry import CHANNELS_LAST, NARROW, Geometry, memory_format
 
-_SMALL = 16 * 1024  # elements of all images up to which converting them would cost as much as the kernel
+_SMALL = 16 * 1024  # elements: converting images that have fewer would take as long as the kernel
 
 
 class ResultLayout(NamedTuple):
@@ -45,7 +45,7 @@ class CallPlan(NamedTuple):
 
 
 _plans: dict[tuple[object, ...], CallPlan] = {}
-_MAX_PLANS = 4096
+_MAX_PLANS = 4096  # then all are dropped, so that ever new shapes do not fill the memory
 
 
 def plan_call(

@@ -1,6 +1,6 @@
 """Compute the operators in plain torch, one filter tap at a time: any device, any float dtype, slow.
 
-This backend serves what has no kernel of its own (float64, other devices) and is the readable form of the kernels.
+This backend serves what has no kernel (float64, other devices). It also shows in a few lines what the kernels compute.
 """
 
 import itertools

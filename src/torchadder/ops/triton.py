@@ -55,13 +55,13 @@ def route() -> str:
 
 
 def problem() -> str | None:
-    """Return why Triton cannot run here, or None where it can."""
+    """Return the reason why Triton cannot run here, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     import triton
 
     if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST_TRITON:
-        return f"Triton {triton.__version__} is too old (3.3 or later)"
+        return f"Triton {triton.__version__} is too old: expected 3.3 or later"
     if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
         return "Triton finds no C compiler"
     return None
@@ -119,11 +119,12 @@ def _work(pixels: int, classes: int, columns: int, groups: int, inner: int) -> W
 def _tiles(work: Work, source: Tensor) -> list[Tile]:
     """Return tiles that suit the work, the best guess first; the sums run over `source` and the weight."""
     if work.narrow:  # columns that are adjacent in memory are adjacent in a tile
-        columns = min(32, _power(work.columns)) if source.stride(1) == 1 else 1
+        columns = min(32, _next_power_of_two(work.columns)) if source.stride(1) == 1 else 1
         return [Tile(pixels // columns, columns) for pixels in (512, 1024, 256)]
-    columns, unroll = min(64, _power(work.columns)), 8
+    columns, unroll = min(64, _next_power_of_two(work.columns)), 8
+    # At most an eighth of the unrolled terms may be idle.
     while unroll > 1 and work.inner % unroll and work.inner < 8 * unroll:
-        unroll //= 2  # until at most an eighth of the unrolled terms are idle
+        unroll //= 2
     pixels, registers = min(512, 4096 // columns), 128 if columns == 64 else 168  # as few as the loop needs
     while pixels > 32 and work.programs(pixels, columns) < _MIN_PROGRAMS:
         pixels //= 2
@@ -135,7 +136,7 @@ def _tiles(work: Work, source: Tensor) -> list[Tile]:
     ]
 
 
-def _power(count: int) -> int:
+def _next_power_of_two(count: int) -> int:
     """Return the least power of two that is not below `count`."""
     return 1 << (count - 1).bit_length()
 
@@ -204,10 +205,10 @@ def grad_weight_sign(
     pixels, taps = grad.shape[0] * prod(grad.shape[2:]), prod(weight.shape[2:])
     narrow = geometry.groups > 1 and min(filters, channels) < _NARROW
     if narrow:  # a program computes 32 pixels at a time
-        rows, columns, unroll = 1, min(32, _power(weight.shape[0] * channels)), 32
+        rows, columns, unroll = 1, min(32, _next_power_of_two(weight.shape[0] * channels)), 32
         tiles = blocks_of(weight.shape[0] * channels, columns)
     else:
-        rows, columns, unroll = min(64, _power(filters)), min(64, _power(channels)), 8
+        rows, columns, unroll = min(64, _next_power_of_two(filters)), min(64, _next_power_of_two(channels)), 8
         tiles = blocks_of(filters, rows) * blocks_of(channels, columns) * geometry.groups
     parts = max(1, min(_MAX_PARTS // (tiles * taps), blocks_of(pixels, 8 * unroll)))
     chunk = blocks_of(blocks_of(pixels, parts), unroll) * unroll

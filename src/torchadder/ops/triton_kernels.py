@@ -151,8 +151,8 @@ def forward(
                 coefficients = _vectors(coefficients, COLUMNS, UNROLL)
                 for step in tl.static_range(UNROLL):
                     total -= tl.abs(values[step].to(tl.float32)[:, None] - coefficients[step][None, :])
-    place = y + n * y_n + d * y_d + h * y_h + w * y_w
-    tl.store(place[:, None] + (o * y_c)[None, :], total, mask=both)
+    to = y + n * y_n + d * y_d + h * y_h + w * y_w
+    tl.store(to[:, None] + (o * y_c)[None, :], total, mask=both)
 
 
 @triton.jit
@@ -203,9 +203,8 @@ def grad_input(
     image = x + n * x_n + d * x_d + h * x_h + w * x_w
     value = tl.load(image[:, None] + ((group * columns + c) * x_c)[None, :], mask=both, other=0.0).to(tl.float32)
     half = value if SIGN else 0.5 - 0.5 * value
-    nothing = c < tl.full(
-        (COLUMNS,), -images, tl.int32
-    )  # all false; made from vectors, since the interpreter accepts no other masks
+    # All false. It is made from vectors, because the interpreter accepts no other masks.
+    nothing = c < tl.full((COLUMNS,), -images, tl.int32)
     total = _loaded(weight + c, both & nothing[None, :], PIXELS)
     grad_sum = tl.full((PIXELS, COLUMNS if NARROW else 1), 0.0, tl.float32)  # sum of dY
     nan_mask = tl.full((COLUMNS,), 0.0, tl.float32)  # NaN where a weight is
@@ -306,8 +305,8 @@ def grad_weight_sign(
         wanted, known = o < filters, c < channels
         o += group * filters
         channel = group * channels + c
-        places, both = (o * w_o)[:, None] + (c * w_c)[None, :], wanted[:, None] & known[None, :]
-        coefficient = tl.load(weight + tap_of_weight + places, mask=both, other=0.0)
+        offsets, both = (o * w_o)[:, None] + (c * w_c)[None, :], wanted[:, None] & known[None, :]
+        coefficient = tl.load(weight + tap_of_weight + offsets, mask=both, other=0.0)
         total = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
     for start in tl.range(part * chunk, (part + 1) * chunk, UNROLL, num_stages=2):
         n, d, h, w = _axes(_range(start, UNROLL, WIDE), out_depth, out_height, out_width)

@@ -65,7 +65,7 @@ def check(content: bytes, path: str | Path) -> None:
     native = kernels.library()
     native.torchadder_engine_check.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
     if native.torchadder_engine_check(content, len(content)):
-        raise UserError(f"{path} is no sound program: {native.torchadder_last_error().decode(errors='replace')}")
+        raise UserError(f"{path} is not a valid program: {native.torchadder_last_error().decode(errors='replace')}")
 
 
 def unpack(content: bytes, path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -73,7 +73,7 @@ def unpack(content: bytes, path: str | Path) -> tuple[dict[str, Any], dict[str, 
     try:
         return head_of(content, path), safetensors.torch.load(content)
     except SafetensorError as error:
-        raise UserError(f"{path} is no sound program: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is not a valid program: {' '.join(str(error).split())[:200]}") from error
 
 
 def head_of(content: bytes, path: str | Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def head_of(content: bytes, path: str | Path) -> dict[str, Any]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return dict(json.loads(header["__metadata__"][FORMAT]))
     except ValueError as error:
-        raise UserError(f"{path} is no sound program: its head is no JSON ({str(error)[:100]})") from error
+        raise UserError(f"{path} is not a valid program: its head is not JSON ({str(error)[:100]})") from error
 
 
 def describe_images(

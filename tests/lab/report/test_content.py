@@ -169,7 +169,7 @@ def test_a_program_in_the_directory_that_does_not_fit_is_left_out(world, tmp_pat
     assert "damaged.tadder: it is damaged" in text
     assert "stranger.tadder has 1 channels and 3 classes, the run's model 1 and 10" in text
     for name, words in (
-        ("damaged", "no sound program"),
+        ("damaged", "not a valid program"),
         ("stranger", "was not made from this run"),
         ("none", "cannot read"),
     ):

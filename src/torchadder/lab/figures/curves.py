@@ -1,4 +1,7 @@
-"""Draw learning curves: loss and accuracy by epoch, for example of the four optimisation schemes of the paper."""
+"""Draw learning curves: loss and accuracy by epoch, for example of the four optimisation schemes of the paper.
+
+The class FigureModule in gallery.py explains the functions that every figure has.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Style, lay out and write figures: colours for the colour-blind, and the same bytes for the same data."""
+"""Style, lay out and write figures. The colour-blind can tell the colours apart; the same data gives the same bytes."""
 
 from __future__ import annotations
 

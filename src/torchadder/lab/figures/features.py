@@ -1,4 +1,7 @@
-"""Draw the 2-D or 3-D features of LeNet++: clusters for an AdderNet, sectors by angle for a CNN."""
+"""Draw the 2-D or 3-D features of LeNet++: clusters for an AdderNet, sectors by angle for a CNN.
+
+The class FigureModule in gallery.py explains the functions that every figure has.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 NETWORKS = ("lenetpp", "lenetpp_3d")
 BATCH = 250
-PATTERNS = {"adder": "clusters", "conv": "sectors"}  # in the paper
+PATTERNS = {"adder": "clusters", "conv": "sectors"}  # that the paper shows, by operator
 NAMES = {"clusters": "clusters", "sectors": "sectors by angle", "neither": "neither clusters nor sectors"}
 
 

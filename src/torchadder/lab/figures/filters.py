@@ -1,4 +1,7 @@
-"""Draw the filters of the first layer, those of an AdderNet beside those of a CNN."""
+"""Draw the filters of the first layer, those of an AdderNet beside those of a CNN.
+
+The class FigureModule in gallery.py explains the functions that every figure has.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FigureModule(Protocol):
-    """Declare the functions that the module of a figure has."""
+    """Declare the four functions that the module of each figure has."""
 
     def unsupported(self, runs: list[TrainedRun]) -> str | None:
         """Return the reason why ``runs`` cannot make the figure, as far as it is known in advance, or None."""

@@ -1,7 +1,9 @@
 """Draw the l2-norms of the gradients of each layer's filters by iteration, beside the table of the paper.
 
 A run directory does not store gradients, so the first iterations are trained again by the training loop, from the
-recipe and its seed. The norms are taken right after backward, before clipping and before ALR or ILR rescales.
+recipe and its seed. The norms are those right after backward, before clipping and before ALR or ILR rescales.
+
+The class FigureModule in gallery.py explains the functions that every figure has.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAPER = {  # norms in the first iteration of LeNet-5-BN; quoted second-hand
+PAPER = {  # norms in the first iteration of LeNet-5-BN, quoted at second hand
     "adder": {"conv1": 0.0009, "conv2": 0.0012, "conv3": 0.0146},
     "conv": {"conv1": 0.2261, "conv2": 0.2990, "conv3": 0.4646},
 }

@@ -3,6 +3,8 @@
 The outputs of an adder layer are negative and large, but only their variation about the channel mean carries
 information: the normalisation that follows subtracts the mean. |mean| / std of a channel says how much larger the
 mean is. Recentring adds the constant sum |W| of each filter and leaves a mean that 16-bit numbers can represent.
+
+The class FigureModule in gallery.py explains the functions that every figure has.
 """
 
 from __future__ import annotations

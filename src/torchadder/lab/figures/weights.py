@@ -1,7 +1,9 @@
 """Draw the weights of each layer as a histogram, with the Laplace and the Gaussian density that fit best.
 
-The paper finds the weights of an AdderNet Laplace-like and those of a CNN Gaussian-like. The density with the larger
-likelihood says which of the two the weights of a run are.
+The paper finds that the weights of an AdderNet follow a Laplace density and those of a CNN a Gaussian. For the weights
+of a run, the density with the larger likelihood decides.
+
+The class FigureModule in gallery.py explains the functions that every figure has.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torchadder.errors import UserError
 from torchadder.train.recipe import GRADIENTS, Recipe, get_recipe
 
 PAPER = "Chen et al., CVPR 2020, [arXiv:1912.13200](https://arxiv.org/abs/1912.13200)"
-# The best value of the sweep `reproduce eta_sign`.
+# The best η of the sweep `torchadder reproduce eta_sign`.
 SIGN_ETA = 0.01
 # The recipe of the binary networks; docs/decisions.md, Training, gives the reason.
 BINARY: Mapping[str, Any] = {"optimizer": "adam", "lr": 0.003, "weight_decay": 0.0}
@@ -59,8 +59,8 @@ def _networks(
 ) -> tuple[Row, ...]:
     """Return the rows of CNN, AdderNet and binary network on one recipe, with the paper's accuracies in this order.
 
-    The binary network has its own optimizer: a sign changes after many small steps in one direction, which Adam adds
-    up.
+    The binary network has its own optimizer: a weight changes its sign only after many small steps in one direction,
+    and Adam scales small gradients up.
     """
     networks: dict[str, dict[str, Any]] = {
         "CNN": {"op": "conv"},

@@ -21,7 +21,7 @@ from torchadder.train.run import ENVIRONMENT, METRICS, RECIPE
 ENVIRONMENT_FIELDS = (
     *("processor", "platform", "torchadder", "torch", "numpy", "python", "threads", "processes", "kernels", "gpu"),
 )
-# The numbers that a row gives for all its runs.
+# The entries of a row that summarise all its runs.
 MEASURED = (
     *("epochs", "n", "seeds", "mean", "std", "top5", "minutes"),
     *("seconds_per_epoch", "images_per_second", "peak_rss_mib", "threads"),
