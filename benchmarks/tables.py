@@ -160,7 +160,8 @@ TABLES: dict[
         distance_table,
         (("bench-layers.json", "limits.json"), ("bench-layers-avx2.json", "limits.json")),
     ),
-    "breakdown": (breakdown_table, (("bench-train.json",),)),
+    "breakdown": (breakdown_table, (("bench-train-zen3.json",),)),
+    "train-zen3": (train_table, (("bench-train-zen3.json",),)),
     "family": (family_table, (("bench-family.json",),)),
     "limits-u8": (limits_u8_table, (("limits-u8.json",),)),
     "steps": (
