@@ -8,7 +8,8 @@
 //   vpshufb        bits of a nibble, by table         1, 2                1, p5 (Ice Lake on: p15)
 //   vpmulld        requantization                     3, 2                10, 2 x p01
 //
-// Zen 3 was measured; there vpsadbw and vpmaddwd share two pipes. The Intel columns are from uops.info.
+// Zen 3 was measured; there vpsadbw and vpmaddwd share two pipes, on Zen 2 one. The Intel columns are from uops.info.
+// Haswell and Broadwell run vpsadbw (latency 5) and vpmaddwd on p0 only.
 #pragma once
 #include <immintrin.h>
 
