@@ -201,7 +201,7 @@ def rebuild(text: str, results: Path, file: str) -> str:
     def fill(found: re.Match[str]) -> str:
         start, name, body, end = found.groups()
         if name not in KNOWN:
-            raise UserError(f"{file}: unknown table {name!r}; known: {', '.join(KNOWN)}")
+            raise UserError(f"{file}: table={name} is unknown: expected one of {', '.join(KNOWN)}")
         if "<!-- table:" in body:
             raise UserError(f"{file}: table {name!r} has no <!-- /table -->")
         return f"{start}\n{table(name, results)}\n\n{end}"

@@ -25,8 +25,8 @@ Isa best_isa() {
   return Isa::reference;
 }
 
-// The kernels compute max and accumulate. From AMD's Zen 3 on max shares its ports with add, on Intel and on Zen 1 and 2
-// (family 17h) with fma, so the other one accumulates.
+// The kernels compute max and accumulate. From AMD's Zen 3 on max shares its ports with add, on Intel and on Zen 1 and
+// 2 (family 17h) with fma, so the other one accumulates.
 Sum best_sum() {
 #if TORCHADDER_X86
   __builtin_cpu_init();

@@ -1,6 +1,6 @@
 // The adder layer for AVX2 CPUs that compute one psadbw a cycle (Intel). psadbw runs on port 5 only. To use the other
-// vector ports too, every fifth pixel is computed without it, by |x - w| = 2 max(x, w) - x - w. On Haswell and Broadwell
-// psadbw and maddubs both run on port 0 only, so that nothing is gained or lost there.
+// vector ports too, every fifth pixel is computed without it, by |x - w| = 2 max(x, w) - x - w. On Haswell and
+// Broadwell psadbw and maddubs both run on port 0 only, so that nothing is gained or lost there.
 //
 // A step covers 8 bytes of a patch, 8 channels and five pixels. Four pixels take 8 psadbw and 8 additions; the fifth
 // takes 2 each of max, maddubs and addition. These are 22 instructions for 3 ports. The sums of psadbw are added by

@@ -186,7 +186,7 @@ def test_ctrl_c_in_the_middle_and_the_same_command_again(capsys, monkeypatch):
 
 USER_ERRORS = [  # arguments -> the words that the line must contain
     (["reproduce"], "Missing argument 'TABLE': see torchadder reproduce --help"),
-    (["reproduce", "minst"], "unknown table 'minst'; known: mnist, fashion_mnist, "),
+    (["reproduce", "minst"], "minst is unknown: expected one of mnist, fashion_mnist, "),
     ([*REPRODUCE, "--only", "BNN"], "BNN matches no row of tiny: its rows are CNN, AdderNet"),
     ([*REPRODUCE, "--epochs", "0"], "0 is out of range: expected 1 to 2, the epochs of the full recipe"),
     ([*REPRODUCE, "--epochs", "3"], "3 is out of range: expected 1 to 2, the epochs of the full recipe"),

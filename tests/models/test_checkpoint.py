@@ -164,7 +164,7 @@ REFUSED = [  # change to a run directory that returns the path to load -> words 
     (config("{}"), "describes no known model"),
     (config("[1]"), "does not say which model"),
     (config("{"), "does not say which model"),
-    (config('{"model": {"name": "x"}, "dataset": "", "epoch": 1, "accuracy": 1}'), "unknown model 'x'"),
+    (config('{"model": {"name": "x"}, "dataset": "", "epoch": 1, "accuracy": 1}'), "model=x is unknown"),
     (edit(lambda tensors: tensors.clear()), "missing conv1.weight, bn1.weight, .* and 22 more"),
     (
         edit(lambda tensors: tensors.update({f"extra{i}": torch.ones(1) for i in range(10)})),

@@ -238,7 +238,7 @@ def own_environment(monkeypatch):
 
 
 class Look(Progress):
-    def started(self, recipe, model, epochs_done, steps_an_epoch):
+    def started(self, recipe, model, epochs_done, steps_per_epoch):
         self.on = torch.are_deterministic_algorithms_enabled()
         self.measures = torch.backends.cudnn.benchmark
 

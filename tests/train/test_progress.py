@@ -38,7 +38,7 @@ class Shown(Progress):
     def __init__(self):
         self.seen = []
 
-    def started(self, recipe, model, epochs_done, steps_an_epoch):
+    def started(self, recipe, model, epochs_done, steps_per_epoch):
         self.seen.append(("started", epochs_done))
 
     def stepped(self, epoch, step, loss):

@@ -171,7 +171,7 @@ def _models(given: Sequence[str] | None, default: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(given or default))
     for name in names:
         if name not in MODELS:
-            raise UserError(f"unknown model {name!r}: choose {', '.join(MODELS)}")
+            raise UserError(f"model={name} is unknown: expected one of {', '.join(MODELS)}")
     return names
 
 

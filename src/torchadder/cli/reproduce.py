@@ -111,8 +111,8 @@ class _Lines(Report):
         self._running = self._name(job)
         self._bar.update(self._running, 0, 1)
 
-    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
-        self._epochs, self._steps = recipe.epochs, steps_an_epoch
+    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_per_epoch: int) -> None:
+        self._epochs, self._steps = recipe.epochs, steps_per_epoch
         self._show(epochs_done)
 
     def stepped(self, epoch: int, step: int, loss: float) -> None:

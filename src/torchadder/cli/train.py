@@ -176,8 +176,8 @@ class TrainingProgress(Progress):
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
-        self._epochs, self._first, self._steps = recipe.epochs, epochs_done, steps_an_epoch
+    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_per_epoch: int) -> None:
+        self._epochs, self._first, self._steps = recipe.epochs, epochs_done, steps_per_epoch
         self._start = time.perf_counter()
         self._bar.print(header(recipe, model))
         if epochs_done:

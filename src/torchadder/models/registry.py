@@ -124,7 +124,7 @@ def create_model(
     recenter=True without adder layers.
     """
     if name not in _MODELS:
-        raise UserError(f"unknown model {name!r}; known: {', '.join(list_models())}")
+        raise UserError(f"model={name} is unknown: expected one of {', '.join(list_models())}")
     builder = _MODELS[name]
     classes = builder.num_classes if num_classes is None else num_classes
     channels = builder.in_chans if in_chans is None else in_chans

@@ -37,7 +37,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .run import Outcome, Run, rng_state, set_rng_state
 
-REPORT_EVERY = 20  # steps between two calls of Progress.stepped
+REPORT_EVERY = 20  # steps between two calls of Progress.stepped, since reading the loss waits for a GPU
 STEP_FACTOR = 0.1  # multiplies the learning rate at each milestone of schedule="step"
 NORM_BATCHES = 50  # batches that give averaged weights (recipe.ema) their batch-normalisation statistics
 
@@ -200,21 +200,21 @@ def train_epochs(
         progress.epoch_done(row)
 
 
-def rate_at(recipe: Recipe, step: int, steps_an_epoch: int) -> float:
+def rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of ``step`` (0, 1, ... over all epochs of ``recipe``).
 
     The rate rises linearly during the warm-up, whose last step has ``recipe.lr``. The schedule covers the steps after
     it. Cosine and polynomial end just above 0: they would reach 0 one step after the last.
     """
-    warmup = recipe.warmup_epochs * steps_an_epoch
+    warmup = recipe.warmup_epochs * steps_per_epoch
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
-    done, total = step - warmup, recipe.epochs * steps_an_epoch - warmup
+    done, total = step - warmup, recipe.epochs * steps_per_epoch - warmup
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * done / total))
     if recipe.schedule == "polynomial":
         return recipe.lr * (1 - done / total) ** recipe.power
-    passed = sum(step >= epoch * steps_an_epoch for epoch in recipe.milestone_epochs)
+    passed = sum(step >= epoch * steps_per_epoch for epoch in recipe.milestone_epochs)
     return recipe.lr * STEP_FACTOR**passed
 
 

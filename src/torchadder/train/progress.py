@@ -29,7 +29,7 @@ class Progress:
     The loop calls ``started`` once, then ``stepped`` many times and ``epoch_done`` once in every epoch.
     """
 
-    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
+    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_per_epoch: int) -> None:
         """Show that training begins, or continues after ``epochs_done`` epochs."""
 
     def stepped(self, epoch: int, step: int, loss: float) -> None:
@@ -55,9 +55,9 @@ class TensorBoard(Progress):
         self._new_writer: Any = SummaryWriter
         self._folder, self._shown = folder / FOLDER, shown
 
-    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
+    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_per_epoch: int) -> None:
         self._writer = self._new_writer(str(self._folder), purge_step=epochs_done + 1)
-        self._shown.started(recipe, model, epochs_done, steps_an_epoch)
+        self._shown.started(recipe, model, epochs_done, steps_per_epoch)
 
     def stepped(self, epoch: int, step: int, loss: float) -> None:
         self._shown.stepped(epoch, step, loss)

@@ -197,7 +197,7 @@ def test_a_limit_on_one_side_only_is_named(tables):
 
 
 REFUSED = [  # README -> the words of the one line
-    (MARKERS + "<!-- table: lairs -->\n<!-- /table -->\n", "unknown table 'lairs'; known: layers, layers-avx2, train"),
+    (MARKERS + "<!-- table: lairs -->\n<!-- /table -->\n", "table=lairs is unknown: expected one of layers"),
     (MARKERS.replace("<!-- /table -->", "", 1), "has no <!-- /table -->"),
     (MARKERS + "<!-- table: train -->\n", "has no <!-- /table -->"),
     (MARKERS + "<!-- table: train --> <!-- /table -->\n", "its marker is not"),

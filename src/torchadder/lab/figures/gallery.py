@@ -65,7 +65,7 @@ def write_figures(
     """
     for name in names:
         if name not in FIGURES:
-            raise UserError(f"unknown figure {name!r}; known: {', '.join(FIGURES)}")
+            raise UserError(f"figure={name} is unknown: expected one of {', '.join(FIGURES)}")
     drawing.check_installed()
     reasons = {name: reason for name in names or FIGURES if (reason := FIGURES[name].unsupported(inputs.runs))}
     for name in names:

@@ -78,8 +78,8 @@ class _Recorder(Progress):
         self.norms: dict[str, list[float]] = {}
         self._iterations, self._progress = iterations, progress
 
-    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_an_epoch: int) -> None:
-        self._iterations = min(self._iterations, recipe.epochs * steps_an_epoch)
+    def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_per_epoch: int) -> None:
+        self._iterations = min(self._iterations, recipe.epochs * steps_per_epoch)
         for name, layer in weighted_layers(model).items():
             self.norms[name] = []
             hook = partial(self._record, self.norms[name], recipe.accumulate, [0])

@@ -173,5 +173,5 @@ EXPERIMENTS: dict[str, Experiment] = {table.name: table for table in _TABLES}
 def get_experiment(name: str) -> Experiment:
     """Return the table of that name. Raises UserError for an unknown one."""
     if name not in EXPERIMENTS:
-        raise UserError(f"unknown table {name!r}; known: {', '.join(EXPERIMENTS)}")
+        raise UserError(f"table={name} is unknown: expected one of {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name]
