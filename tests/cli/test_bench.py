@@ -8,7 +8,7 @@ import torch
 from torchadder import environment
 from torchadder.cli import main
 from torchadder.cli.bench import LATENCY_MODELS
-from torchadder.lab.bench import candidates, cpu_mask, latency, layers, steps, training
+from torchadder.lab.bench import candidates, cpu_mask, latency, layers, training
 
 LAYERS = ["bench", "layers", "lenet5bn", "--batch", "1", "--threads", "1", "--repetitions", "1"]
 LATENCY = ["bench", "latency", "lenet5bn", "--batch", "4", "--threads", "1", "--repetitions", "3"]
@@ -35,7 +35,7 @@ def no_time(monkeypatch):
     monkeypatch.setattr(layers, "interleaved", measured)
     monkeypatch.setattr(training, "interleaved", measured)
     monkeypatch.setattr(latency, "measure", measured)
-    monkeypatch.setattr(steps, "measure", measured)
+    monkeypatch.setattr(latency, "measure_steps", measured)
 
 
 def test_layers_json_is_one_object_and_equals_the_file(capsys, tmp_path):

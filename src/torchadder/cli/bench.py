@@ -153,11 +153,11 @@ def kernels(
 ) -> None:
     """Time the integer engine step by step, one image on one thread: the kernel, time and rate of each layer."""
     from torchadder.lab import record
-    from torchadder.lab.bench import steps
+    from torchadder.lab.bench.latency import measure_steps
 
     names, (chosen, *_) = _models(model, ["resnet20"]), _choices("--op", op, OPS)
     path = _path(out, "kernels")
-    rows = [row for name in names for row in steps.measure(name, chosen, repetitions, _show)]
+    rows = [row for name in names for row in measure_steps(name, chosen, repetitions, _show)]
     result = record.make("kernels", repetitions, rows)
     _finish(result, path, json, [_step_table(result)])
 

@@ -2,74 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 from torchadder.errors import UserError
 from torchadder.nn import Adder, Binary
 
+LAPLACE, GAUSSIAN = "Laplace", "Gaussian"
+_DENSITIES = {LAPLACE: distributions.Laplace, GAUSSIAN: distributions.Normal}
 
-@dataclass(frozen=True)
-class Fit:
-    """Hold a distribution that was fitted by maximum likelihood.
 
-    ``log_likelihood``: mean log-likelihood of one of the fitted values, in nats.
+class Fit(NamedTuple):
+    """Hold a density that was fitted by maximum likelihood.
+
+    ``name``: LAPLACE, with median and mean distance from it as parameters, or GAUSSIAN, with mean and standard
+    deviation. ``log_likelihood``: mean log-likelihood of one of the fitted values, in nats.
     """
 
-    name: ClassVar[str]
+    name: str
     location: float
     scale: float
     log_likelihood: float
 
     def density(self, x: Tensor) -> Tensor:
         """Return the probability density at each element of ``x``, in the shape of ``x``."""
-        raise NotImplementedError
+        return _DENSITIES[self.name](self.location, self.scale).log_prob(x).exp()
 
 
-class Laplace(Fit):
-    """Compute exp(-|x - m| / b) / 2b, with m the median and b the mean of |x - m|; log-likelihood -log 2b - 1."""
-
-    name = "Laplace"
-
-    @classmethod
-    def fit(cls, values: Tensor) -> Laplace:
-        """Fit the density to ``values``. Raises ValueError if they are all equal or not finite."""
-        wide = values.double()
-        median = wide.median()
-        scale = _positive((wide - median).abs().mean())
-        return cls(median.item(), scale, -math.log(2 * scale) - 1)
-
-    def density(self, x: Tensor) -> Tensor:
-        return torch.exp(-(x - self.location).abs() / self.scale) / (2 * self.scale)
-
-
-class Gaussian(Fit):
-    """Compute exp(-(x - m)^2 / 2s^2) / sqrt(2 pi s^2), with m the mean and s^2 the mean of (x - m)^2.
-
-    Its log-likelihood is -log(2 pi s^2) / 2 - 1 / 2.
-    """
-
-    name = "Gaussian"
-
-    @classmethod
-    def fit(cls, values: Tensor) -> Gaussian:
-        """Fit the density to ``values``. Raises ValueError if they are all equal or not finite."""
-        wide = values.double()
-        scale = _positive(wide.std(correction=0))
-        return cls(wide.mean().item(), scale, -math.log(2 * math.pi * scale**2) / 2 - 0.5)
-
-    def density(self, x: Tensor) -> Tensor:
-        return torch.exp(-(((x - self.location) / self.scale) ** 2) / 2) / (math.sqrt(2 * math.pi) * self.scale)
-
-
-def _positive(scale: Tensor) -> float:
+def fit(name: str, values: Tensor) -> Fit:
+    """Fit the density ``name`` to ``values``. Raises ValueError if they are all equal or not finite."""
+    wide = values.double()
+    location = wide.median() if name == LAPLACE else wide.mean()
+    distance = wide - location
+    scale = distance.abs().mean() if name == LAPLACE else distance.square().mean().sqrt()
     if not (scale > 0 and scale.isfinite()):
         raise ValueError("expected finite values that are not all equal")
-    return scale.item()
+    likelihood = _DENSITIES[name](location, scale).log_prob(wide).mean()
+    return Fit(name, location.item(), scale.item(), likelihood.item())
 
 
 @dataclass(frozen=True)
@@ -83,8 +54,8 @@ class LayerWeights:
     name: str
     kind: str
     values: Tensor
-    laplace: Laplace
-    gaussian: Gaussian
+    laplace: Fit
+    gaussian: Fit
 
     @property
     def better(self) -> Fit:
@@ -112,7 +83,7 @@ def fits(model: nn.Module) -> list[LayerWeights]:
     for name, layer in weighted_layers(model).items():
         values = layer.weight.detach().float().flatten().cpu()  # type: ignore[operator]
         try:
-            laplace, gaussian = Laplace.fit(values), Gaussian.fit(values)
+            laplace, gaussian = fit(LAPLACE, values), fit(GAUSSIAN, values)
         except ValueError as error:
             raise UserError(f"the weights of layer {name} fit no density: {error}") from error
         found.append(LayerWeights(name, kind_of(layer), values, laplace, gaussian))

@@ -6,10 +6,12 @@ from typing import ClassVar
 import pytest
 import torch
 
+from torchadder.counts import summary
 from torchadder.errors import UserError
 from torchadder.lab.bench import candidates, cpu_mask, latency, networks
 from torchadder.lab.bench.candidates import CANDIDATES, Candidate, Worker
 from torchadder.lab.bench.process import ProcessError
+from torchadder.models import create_model
 
 BY_KEY = {candidate.key: candidate for candidate in CANDIDATES}
 
@@ -228,3 +230,16 @@ def test_candidates_that_are_not_installed_are_named_in_one_line(monkeypatch):
     monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: name)
     assert latency.installed(warned.append) == list(CANDIDATES)
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize("op", ["adder", "conv", "binary"])
+def test_every_step_of_the_engine_has_a_row(op):
+    rows = latency.measure_steps("resnet20", op, 3, lambda line: None)
+    assert [row["step"] for row in rows[:3]] == ["input", "conv 3->16 3x3 @32", f"{op} 16->16 3x3 @32"]
+    assert rows[3]["step"].endswith("+ shortcut")
+    assert rows[-2]["step"] == "AveragePool 64 @8"
+    assert all(row["microseconds"] > 0 for row in rows)
+    assert rows[2]["operations"] == 16 * 16 * 9 * 32 * 32
+    assert rows[2]["giga_ops"] == pytest.approx(rows[2]["operations"] / rows[2]["microseconds"] / 1e3)
+    total = summary(create_model("resnet20", "conv"), (3, 32, 32)).mul
+    assert sum(row["operations"] for row in rows) == total

@@ -1,6 +1,9 @@
 """Test objects in processes of their own: answers, errors, and every kind of death, in one line each."""
 
+import ctypes
 import os
+import sys
+import threading
 from contextlib import closing
 
 import pytest
@@ -12,8 +15,37 @@ from torchadder.lab.bench.process import Process, ProcessError
 LONG = 120  # seconds; no call here takes nearly as long
 
 
+class Served:
+    def add(self, a, b):
+        print("printed text is not the answer")
+        return {"sum": a + b}
+
+    def refuse(self):
+        raise UserError("no: this cannot be")
+
+    def fail(self):
+        raise ValueError("two\nlines")
+
+    def variable(self, name):
+        return os.environ[name]
+
+    def folder(self):
+        return os.getcwd()
+
+    def end(self, code):
+        print("first line", file=sys.stderr)
+        print("last line\n", file=sys.stderr, flush=True)
+        os._exit(code)
+
+    def crash(self):
+        ctypes.string_at(0)
+
+    def hang(self):
+        threading.Event().wait()
+
+
 def served(folder, environment=None):
-    return closing(Process("tests.lab.bench.served:Served", folder, environment))
+    return closing(Process(Served, folder, environment))
 
 
 def test_answers_errors_and_last_words(tmp_path):

@@ -1,4 +1,4 @@
-"""Measure the latency of whole networks: AdderNet, binary network and CNN, each in the best runtimes.
+"""Measure the latency of whole networks (AdderNet, binary network, CNN) in the best runtimes, and the engine's steps.
 
 Every candidate has a process of its own, so that runtimes do not share threads or library versions. Repetitions are
 interleaved (see timing.py), and the median is quoted. Latency is the wall time of one call for one batch, from float32
@@ -14,9 +14,17 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from torchadder.errors import UserError
+import torch
 
-from .candidates import ADDER_U8, CANDIDATES, Candidate
+from torchadder.engine import Engine
+from torchadder.errors import UserError
+from torchadder.models import create_model
+from torchadder.quant import quantize
+from torchadder.quant.program import Layer, Program
+
+from .candidates import ADDER_U8, CANDIDATES, Candidate, Worker
+from .layers import LayerShape
+from .networks import NetworkWriter, with_statistics
 from .process import Process, ProcessError
 
 MIN_SECONDS = 0.1  # of one repetition
@@ -60,14 +68,14 @@ def measure(
     rows = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
 
-        def start(target: str) -> Process:
+        def start(target: Callable[[], Any]) -> Process:
             return stack.enter_context(closing(Process(target, Path(folder), environment)))
 
-        processes = {candidate: start(f"{__package__}.candidates:Worker") for candidate in candidates}
+        processes = {candidate: start(Worker) for candidate in candidates}
         show(f"{name}: networks")
         packages = {package for candidate in candidates for package in candidate.packages}
         onnx, int8 = "onnx" in packages, "onnxruntime" in packages
-        writer = start(f"{__package__}.networks:NetworkWriter")
+        writer = start(NetworkWriter)
         try:
             writer.call("write", TIMEOUT, name=name, folder=folder, onnx=onnx, int8=int8)
         except ProcessError as error:
@@ -140,3 +148,48 @@ def _rows(setting: dict[str, Any], results: Results) -> list[dict[str, Any]]:
         }
         for candidate, (about, seconds) in results.items()
     ]
+
+
+def measure_steps(name: str, op: str, repetitions: int, show: Tell) -> list[dict[str, Any]]:
+    """Return one row for each step of the engine in a network with random weights, the input's quantization first.
+
+    Times are medians for one image on one thread. Element operations are those that the definition asks for, taps in
+    the padding included; layers are square.
+    """
+    show(f"{name} {op}")
+    torch.manual_seed(0)
+    model = create_model(name, op)
+    images = torch.randn(4, *model.input_size)
+    program = quantize(with_statistics(model, images), [images], method="max")
+    engine = Engine(program, threads=1)
+    image = images[:1]
+    for _ in range(3):
+        engine(image)
+    seconds = zip(*(engine.profile(image) for _ in range(repetitions)), strict=True)
+    steps: list[dict[str, Any]] = [{"step": "input", "kernel": "quantize", "operations": 0}]
+    for step, kernel, (channels, height) in zip(program.steps, engine.kernels(), _input_sizes(program), strict=True):
+        if isinstance(step, Layer):
+            filters, kernel_size = len(step.weight), step.weight.shape[-1]
+            shape = LayerShape(channels, filters, kernel_size, step.stride[0], step.padding[0], height)
+            title = f"{step.kind} {shape}{' + shortcut' if len(step.sources) > 1 else ''}"
+            steps.append({"step": title, "kernel": kernel, "operations": shape.operations(1)})
+        else:
+            steps.append({"step": f"{type(step).__name__} {channels} @{height}", "kernel": kernel, "operations": 0})
+    rows = []
+    for about, times in zip(steps, seconds, strict=True):
+        median = statistics.median(times)
+        rate = about["operations"] / median / 1e9
+        rows.append({"model": name, "op": op, **about, "microseconds": median * 1e6, "giga_ops": rate})
+    return rows
+
+
+def _input_sizes(program: Program) -> list[tuple[int, int]]:
+    """Return the channels and the height of each step's input."""
+    values = [torch.zeros(1, *program.shape, dtype=torch.uint8)]
+    found = []
+    with torch.no_grad():
+        for step in program.steps:
+            sources = [values[source] for source in step.sources]  # type: ignore[union-attr]
+            found.append((sources[0].shape[1], sources[0].shape[2]))
+            values.append(step(*sources))
+    return found

@@ -9,6 +9,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,22 +160,14 @@ def peak_memory(name: str, op: str, layout: str, batch: int, threads: int) -> di
 
 
 def _in_process(*arguments: Any) -> tuple[float, float]:
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=_report_peak, args=(send, *arguments))
-    child.start()
-    send.close()
-    try:
-        return receive.recv()
-    except EOFError as error:
-        child.join()
-        raise RuntimeError(f"the process that measures memory ended with code {child.exitcode}") from error
-    finally:
-        child.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_growth_and_peak, *arguments).result()
 
 
-def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, threads: int, return_blocks: bool) -> None:
-    """Train three steps, and send the growth and the peak of this process's resident memory, in MiB."""
+def _growth_and_peak(
+    name: str, op: str, layout: str, batch: int, threads: int, return_blocks: bool
+) -> tuple[float, float]:
+    """Train three steps, and return the growth and the peak of this process's resident memory, in MiB."""
     if return_blocks:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     torch.set_num_threads(threads)
@@ -183,7 +176,7 @@ def _report_peak(send: Any, name: str, op: str, layout: str, batch: int, threads
     step = training_step(name, op, layout, batch)
     for _ in range(3):
         step()
-    send.send((_peak_rss() - before, _peak_rss()))
+    return _peak_rss() - before, _peak_rss()
 
 
 def _peak_rss() -> float:

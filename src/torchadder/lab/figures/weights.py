@@ -8,7 +8,6 @@ The class FigureModule in gallery.py explains the functions that every figure ha
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,13 +23,13 @@ from torchadder.lab.figures.drawing import (
     rows_and_layers,
 )
 from torchadder.lab.runs import FigureInputs, TrainedRun, several_networks
-from torchadder.lab.weights import Gaussian, Laplace, LayerWeights, fits
+from torchadder.lab.weights import GAUSSIAN, LAPLACE, Fit, LayerWeights, fits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PATTERNS = {"adder": Laplace.name, "conv": Gaussian.name}  # in the paper
+PATTERNS = {"adder": LAPLACE, "conv": GAUSSIAN}  # in the paper
 BINS = 60
 DRAWN = 5  # layers with a histogram; the axes below show the numbers of all layers
 INSIDE = 0.998  # fraction of the weights that a histogram spans, so that outliers do not compress it
@@ -50,7 +49,7 @@ def measure(inputs: FigureInputs) -> dict[str, Any]:
     for title, run in inputs:
         layers = fits(run.model())
         own = [layer for layer in layers if layer.kind == run.recipe.op]
-        better = {name: sum(layer.better.name == name for layer in own) for name in (Laplace.name, Gaussian.name)}
+        better = {name: sum(layer.better.name == name for layer in own) for name in (LAPLACE, GAUSSIAN)}
         gain = sum(layer.laplace.log_likelihood - layer.gaussian.log_likelihood for layer in own) / len(own)
         numbers = {"better": better, "gain": gain}
         panels.append({"title": title, "op": run.recipe.op, **numbers, "layers": [_layer(layer) for layer in layers]})
@@ -66,7 +65,7 @@ def _layer(layer: LayerWeights) -> dict[str, Any]:
     density = counts / (len(values) * (edges[1] - edges[0]))
     found: dict[str, Any] = {"name": layer.name, "kind": layer.kind, "weights": len(values)}
     for fit in (layer.laplace, layer.gaussian):
-        found[fit.name.lower()] = asdict(fit)
+        found[fit.name.lower()] = {name: value for name, value in fit._asdict().items() if name != "name"}
     return {**found, "edges": edges.tolist(), "density": density.tolist()}
 
 
@@ -75,7 +74,7 @@ def describe(data: dict[str, Any]) -> str:
     for panel in data["panels"]:
         better = panel["better"]
         name = max(better, key=better.__getitem__)
-        nats = panel["gain"] if name == Laplace.name else -panel["gain"]
+        nats = panel["gain"] if name == LAPLACE else -panel["gain"]
         parts += [
             f"{panel['title']}: {name} likelier in {better[name]} of {sum(better.values())} layers, "
             f"on average by {nats:+.3f} nats a weight"
@@ -121,9 +120,9 @@ def _histogram(axes: Axes, layer: dict[str, Any]) -> None:
     edges = torch.tensor(layer["edges"], dtype=torch.float64)
     axes.stairs(layer["density"], layer["edges"], fill=True, color="#D0D0D0")
     x = torch.linspace(edges[0].item(), edges[-1].item(), 400, dtype=torch.float64)
-    for number, (kind, dashes) in enumerate(((Laplace, "-"), (Gaussian, "--"))):
-        fit = kind(**layer[kind.name.lower()])
-        label = f"{kind.name} {fit.log_likelihood:.3f}"
+    for number, (name, dashes) in enumerate(((LAPLACE, "-"), (GAUSSIAN, "--"))):
+        fit = Fit(name, **layer[name.lower()])
+        label = f"{fit.name} {fit.log_likelihood:.3f}"
         axes.plot(x, fit.density(x), dashes, color=COLOURS[1 - number], linewidth=1.2, label=label)
     axes.set_title(f"{layer['name']}\n{layer['weights']:,} weights", loc="left", fontsize=8)
     axes.set_yticks([])

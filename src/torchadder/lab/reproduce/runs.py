@@ -14,8 +14,9 @@ from torchadder.environment import title_of_gpu
 from torchadder.errors import UserError
 from torchadder.lab import record
 from torchadder.lab.record import Record
+from torchadder.lab.runs import TrainedRun
 from torchadder.train.recipe import GRADIENTS, Recipe
-from torchadder.train.run import ENVIRONMENT, METRICS, RECIPE
+from torchadder.train.run import METRICS
 
 # Two runs are one measurement only if these are equal; where they differ, every run lists its own.
 ENVIRONMENT_FIELDS = (
@@ -57,18 +58,13 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     Raises UserError for anything else than a finished run.
     """
-    text = _text(folder / RECIPE)
+    run = TrainedRun.read(folder)
+    recipe, rows, environment = run.recipe, run.metrics, run.environment
+    if len(rows) < recipe.epochs:
+        raise UserError(
+            f"{folder} is not finished ({len(rows)} of {recipe.epochs} epochs): continue it with resume=True"
+        )
     try:
-        recipe = Recipe.from_json(text)
-    except UserError as error:
-        raise UserError(f"{folder / RECIPE}: {error}") from error
-    epochs = _epochs(folder / METRICS)
-    done = sum(epoch in epochs for epoch in range(1, recipe.epochs + 1))
-    if done < recipe.epochs:
-        raise UserError(f"{folder} is not finished ({done} of {recipe.epochs} epochs): continue it with resume=True")
-    try:
-        rows = [epochs[epoch] for epoch in range(1, recipe.epochs + 1)]
-        environment = json.loads(_text(folder / ENVIRONMENT))
         return {
             "seed": recipe.seed,
             "accuracy": rows[-1]["test_accuracy"],
@@ -202,27 +198,7 @@ def _differ(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
     return isinstance(value, list) or value != one["environment"][name]
 
 
-def _epochs(path: Path) -> dict[int, dict[str, Any]]:
-    """Return the lines of metrics.jsonl by epoch; the last one if an epoch was run again."""
-    rows: dict[int, dict[str, Any]] = {}
-    for line in _text(path).splitlines():
-        try:
-            row = json.loads(line)
-            rows[row["epoch"]] = row
-        except (ValueError, KeyError, TypeError):  # cut off when the process was killed
-            continue
-    return rows
-
-
 def _date(path: Path) -> str:
     """Return the day in UTC on which the file was last written, which is that of the last epoch."""
     written = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
     return written.strftime("%Y-%m-%d")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UserError(f"{path.parent} is not the folder of a run: cannot read {path.name} ({reason})") from error
