@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from torchadder.errors import UserError
 from torchadder.nn import AdderConv2d, AdderLinear
 from torchadder.optim import AdaptiveLR, IncreasedLR
 
@@ -119,20 +120,40 @@ OPTIMIZERS = {  # with an epsilon that lets them see the size of a gradient
 }
 
 
+STEPS = {  # how a step gets its gradients from a function that computes them
+    "no closure": lambda optimizer, closure: closure() and optimizer.step(),
+    "closure=None": lambda optimizer, closure: closure() and optimizer.step(closure=None),
+    "closure": lambda optimizer, closure: optimizer.step(closure),
+    "closure=closure": lambda optimizer, closure: optimizer.step(closure=closure),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
 @pytest.mark.parametrize(("kind", "options"), OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-def test_every_optimizer_steps_on_the_rescaled_gradient(kind, options):
+def test_every_optimizer_steps_on_the_rescaled_gradient(kind, options, step):
     """Test three steps against the same optimizer on gradients that were rescaled by hand (eq. 13)."""
     nets, (images, labels) = [small_net().double(), small_net().double()], batch()
-    optimizers = [kind(net.parameters(), lr=0.01, **options) for net in nets]
+    optimizers = [
+        kind([{"params": net[:4].parameters(), "lr": 0.02}, {"params": net[4:].parameters()}], lr=0.01, **options)
+        for net in nets
+    ]
     AdaptiveLR(optimizers[0])
+    losses = []
+
+    def closure(net, optimizer):
+        optimizer.zero_grad()
+        losses.append(F.cross_entropy(net(images.double()), labels))
+        losses[-1].backward()
+        return losses[-1]
+
     for _ in range(3):
-        for net, optimizer in zip(nets, optimizers, strict=True):
-            optimizer.zero_grad()
-            F.cross_entropy(net(images.double()), labels).backward()
+        found = step(optimizers[0], lambda: closure(nets[0], optimizers[0]))
+        assert found is None or found is losses[-1]
+        closure(nets[1], optimizers[1])
         for weight in adder_weights(nets[1]):
             weight.grad *= 0.2 * math.sqrt(weight.numel()) / weight.grad.norm()
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizers[1].step()
+    assert len(losses) == 6
     torch.testing.assert_close(*(net.state_dict() for net in nets), rtol=1e-9, atol=1e-10)
 
 
@@ -221,11 +242,34 @@ def test_refused(call, words):
         call(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1))
 
 
-def test_closure_is_refused():
+def test_lbfgs_is_refused():
+    with pytest.raises(UserError, match="does not work with LBFGS"):
+        AdaptiveLR(torch.optim.LBFGS(small_net().parameters()))
+
+
+INITIALISATIONS = {  # what is done to all convolutions and linear layers -> words of the warning at the first step
+    "none": (lambda weight: weight, None),
+    "kaiming": (nn.init.kaiming_normal_, "2 of 2 adder weights have a root mean square below 0.5 .the smallest 0.3"),
+    "xavier": (nn.init.xavier_uniform_, "2 of 2 adder weights"),
+    "trained": (lambda weight: weight.mul_(5.0), None),
+    "one small layer": (lambda weight: weight.mul_(0.1 if weight.dim() == 4 else 1), "1 of 2 adder weights"),
+}
+
+
+@pytest.mark.parametrize(("init", "words"), INITIALISATIONS.values(), ids=INITIALISATIONS.keys())
+def test_filters_as_small_as_a_cnn_s_are_warned_of_once(init, words):
     net = small_net()
     AdaptiveLR(optimizer := torch.optim.SGD(net.parameters(), lr=0.1))
-    with pytest.raises(RuntimeError, match="closure"):
-        optimizer.step(lambda: torch.zeros(()))
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                init(layer.weight)
+    if words is None:
+        optimizer.step()
+    else:
+        with pytest.warns(UserWarning, match=words):
+            optimizer.step()
+    optimizer.step()  # a second warning would be an error
 
 
 # The step of one plain batch, by other routes to the same mean gradient. Batch normalisation is in evaluation mode,

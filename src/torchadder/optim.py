@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
+
+from torchadder.errors import UserError
+from torchadder.nn.adder import SMALL, root_mean_square
 
 
 class _AdderGradientHook:
     """Rescale the gradients of the adder weights just before each step of ``optimizer``."""
 
     def __init__(self, optimizer: Optimizer, params: Iterable[Tensor] | None):
-        self._optimizer = optimizer
+        if isinstance(optimizer, LBFGS):
+            raise UserError(
+                f"{type(self).__name__} does not work with LBFGS, which searches along the gradient of the loss and "
+                "fails with a rescaled one: take another optimizer"
+            )
+        self._optimizer, self._stepped = optimizer, False
         self._chosen = None if params is None else {id(p) for p in params}
         present = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if self._chosen is not None and not self._chosen <= present:
-            raise ValueError(f"{len(self._chosen - present)} of the given params are not in the optimizer")
+            raise UserError(f"{len(self._chosen - present)} of the given params are not in the optimizer")
         if not any(True for _ in self._weights()):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} found no adder weight in the optimizer: build the optimizer from a "
                 "model with adder layers, or name the weights with params=[...]"
             )
@@ -37,16 +46,47 @@ class _AdderGradientHook:
                 if getattr(p, "adder", False) if self._chosen is None else id(p) in self._chosen:
                     yield p
 
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Rescale the gradients; where the step has a closure, let that rescale those that it computes."""
+        if not self._stepped:
+            self._stepped = True
+            self._warn_of_small_filters()
+        if any(map(callable, (*args, *kwargs.values()))):
+            return tuple(map(self._rescaling, args)), {name: self._rescaling(value) for name, value in kwargs.items()}
+        self._rescale_all()
+        return args, kwargs
+
+    def _rescaling(self, argument: Any) -> Any:
+        """Return a closure that also rescales; any other argument of step() as it is."""
+        if not callable(argument):
+            return argument
+
+        def closure() -> Any:
+            loss = argument()
+            self._rescale_all()
+            return loss
+
+        return closure
+
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if any(callable(a) for a in (*args, *kwargs.values())):
-            raise RuntimeError(
-                f"{type(self).__name__} needs optimizer.step() without a closure: a closure computes "
-                "gradients after the rescaling"
-            )
+    def _rescale_all(self) -> None:
         for weight in self._weights():
             if weight.grad is not None:
                 self._rescale(weight.grad)
+
+    def _warn_of_small_filters(self) -> None:
+        """Warn where marked weights are much smaller than adder layers make them: training then starts slowly."""
+        if self._chosen is None:
+            sizes = [root_mean_square(weight).item() for weight in self._weights()]
+            if small := [size for size in sizes if size < SMALL]:
+                warnings.warn(
+                    f"{len(small)} of {len(sizes)} adder weights have a root mean square below {SMALL:g} (the smallest "
+                    f"{min(small):.2g}), as torch's convolutions do; adder layers start at 1 and learn slowly from "
+                    "less: exclude them from initialisations for convolutions, and convert with rescale=True",
+                    stacklevel=2,
+                )
 
     def _rescale(self, grad: Tensor) -> None:
         raise NotImplementedError
@@ -71,17 +111,20 @@ class AdaptiveLR(_AdderGradientHook):
 
     torch drops the hooks of an optimiser when it is copied or pickled: attach a new AdaptiveLR to the copy.
 
+    Warns once, at the first step, where adder weights are as small as those of torch's convolutions: an initialisation
+    written for convolutions takes adder layers too, and from there they learn slowly.
+
     Args:
-        optimizer: any torch optimiser, stepped without a closure.
+        optimizer: any torch optimiser except LBFGS, stepped with or without a closure.
         eta: the root mean square of each rescaled gradient, > 0; the official code uses 0.2.
         params: the weights to rescale; None finds the marked ones.
 
-    Raises ValueError for eta <= 0, when no adder weight is found, and for params that the optimiser lacks.
+    Raises UserError for eta <= 0, when no adder weight is found, for params that the optimiser lacks, and for LBFGS.
     """
 
     def __init__(self, optimizer: Optimizer, eta: float = 0.2, params: Iterable[Tensor] | None = None):
         if not (eta > 0 and math.isfinite(eta)):
-            raise ValueError(f"eta={eta} is out of range: expected a finite number above 0")
+            raise UserError(f"eta={eta} is out of range: expected a finite number above 0")
         self.eta = eta
         super().__init__(optimizer, params)
 
@@ -115,7 +158,7 @@ class IncreasedLR(_AdderGradientHook):
 
     def __init__(self, optimizer: Optimizer, factor: float = 100.0, params: Iterable[Tensor] | None = None):
         if not (factor > 0 and math.isfinite(factor)):
-            raise ValueError(f"factor={factor} is out of range: expected a finite number above 0")
+            raise UserError(f"factor={factor} is out of range: expected a finite number above 0")
         self.factor = factor
         super().__init__(optimizer, params)
 

@@ -114,7 +114,7 @@ def test_an_optimizer_made_before_trains_the_converted_network():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     with pytest.raises(ValueError, match="no adder weight"):
         AdaptiveLR(optimizer)
-    convert(model)
+    convert(model, rescale=True)
     AdaptiveLR(optimizer, eta=0.1)
     weights = [p for p in model.parameters() if p.dim() > 1]
     before = [p.detach().clone() for p in weights]

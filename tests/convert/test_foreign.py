@@ -34,6 +34,7 @@ def network(architecture, options):
     return getattr(transformers, f"{architecture}ForImageClassification")(config)
 
 
+@pytest.mark.filterwarnings("ignore:.*adder weights have a root mean square")  # they keep the CNN's numbers
 @pytest.mark.parametrize(("architecture", "options", "count", "bare"), NETWORKS.values(), ids=NETWORKS.keys())
 def test_it_is_converted_trains_and_comes_back(architecture, options, count, bare):
     model = network(architecture, options).eval()

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchadder.errors import UserError
 from torchadder.functional import DEFAULT_RULE, GradientRule
 from torchadder.nn import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear
+from torchadder.nn.adder import root_mean_square
 from torchadder.nn.binary import Binary, BinaryConv2d, BinaryLinear
 
 from .flow import Flow, find_flow, is_weighted
@@ -168,7 +169,7 @@ def convert(
 @torch.no_grad()
 def _rescale(weight: Tensor) -> None:
     """Scale ``weight`` to a root mean square of 1; leave zeros as they are."""
-    size = weight.float().square().mean().sqrt()
+    size = root_mean_square(weight)
     weight.div_(torch.where(size > 0, size, 1))
 
 

@@ -13,6 +13,15 @@ from torchadder import functional as F
 from torchadder.functional import DEFAULT_RULE, GradientRule
 from torchadder.ops.geometry import pad_by_mode
 
+# Adder weights start with a root mean square of 1 and grow while they are trained. Those of trained CNNs, and what
+# initialisations for convolutions give, are below this.
+SMALL = 0.5
+
+
+def root_mean_square(weight: Tensor) -> Tensor:
+    """Return the root mean square of ``weight``, computed in float32."""
+    return weight.detach().float().square().mean().sqrt()
+
 
 class Adder(nn.Module):
     """Hold what all adder layers share. A subclass adds the layer of torch.nn whose arguments it takes.
