@@ -384,9 +384,9 @@ def test_flops_belong_to_the_layer():
 
 def test_importing_the_package_registers_the_operators_and_a_reload_does_no_harm():
     code = (
-        "import importlib, torch, torchadder.counts as counts; from torch.utils.flop_counter import flop_registry; "
+        "import importlib, torch, torchadder.flops as flops; from torch.utils.flop_counter import flop_registry; "
         "names = 'adder_conv', 'adder_conv_grad_input', 'adder_conv_grad_weight', 'binary_conv'; "
-        "before = [flop_registry[getattr(torch.ops.torchadder, name)] for name in names]; importlib.reload(counts); "
+        "before = [flop_registry[getattr(torch.ops.torchadder, name)] for name in names]; importlib.reload(flops); "
         "assert before == [flop_registry[getattr(torch.ops.torchadder, name)] for name in names]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

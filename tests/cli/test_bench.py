@@ -83,7 +83,7 @@ def test_kernels_names_each_step_and_what_it_ran_on(capsys, tmp_path):
 
 
 def test_family_prints_every_layer_and_pass(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(layers, "FAMILY", layers.FAMILY[:2])
+    monkeypatch.setattr(layers, "CASES", layers.CASES[:2])
     assert main(["bench", "family", "--threads", "1", "--repetitions", "1"]) == 0
     out, err = capsys.readouterr()
     assert out.count("tiny") == err.count("tiny") == 4

@@ -97,7 +97,7 @@ def family(threads: Threads = None, repetitions: Repetitions = 11, out: Out = No
     from torchadder.lab.bench import layers as layer_bench
 
     counts, path = _threads(threads), _path(out, "family")
-    rows = layer_bench.measure_family(layer_bench.FAMILY, counts, repetitions, _show)
+    rows = layer_bench.measure_modules(layer_bench.CASES, counts, repetitions, _show)
     result = record.make("family", repetitions, rows)
     _finish(result, path, json, [_family_table(result)])
 

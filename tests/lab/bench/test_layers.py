@@ -5,7 +5,7 @@ import torch
 
 from torchadder.counts import summary
 from torchadder.lab.bench import layers
-from torchadder.lab.bench.layers import FamilyCase, LayerShape, candidates, layers_of
+from torchadder.lab.bench.layers import LayerCase, LayerShape, candidates, layers_of
 from torchadder.lab.bench.timing import Cpu
 from torchadder.models import create_model
 from torchadder.nn import Adder
@@ -113,22 +113,22 @@ def test_a_formula_with_another_result_is_refused(monkeypatch):
         layers.measure_formulas(TINY[0], 2, [Cpu(1)], 1, silent)
 
 
-SMALL = FamilyCase("small", 2, 4, 6, 3, (5, 4), stride=2, groups=2)
+SMALL = LayerCase("small", 2, 4, 6, 3, (5, 4), stride=2, groups=2)
 
 
-@pytest.mark.parametrize("case", layers.FAMILY, ids=str)
-def test_family_layers_differ_in_the_operator_only(case):
+@pytest.mark.parametrize("case", layers.CASES, ids=str)
+def test_both_layers_of_a_case_differ_in_the_operator_only(case):
     found = case.layers()
     assert isinstance(found["adder"], Adder)
     assert isinstance(found["adder"], type(found["conv"]))
     shapes = [{name: p.shape for name, p in layer.named_parameters()} for layer in found.values()]
     assert shapes[0] == shapes[1]
-    assert len(layers.family_candidates(case, "forward")) == (2 if len(case.size) == 1 else 4)
+    assert len(layers.module_candidates(case, "forward")) == (2 if len(case.size) == 1 else 4)
 
 
-@pytest.mark.parametrize("pass_name", layers.FAMILY_PASSES)
-def test_family_candidates_give_results_of_the_same_shapes(pass_name):
-    results = [call() for call in layers.family_candidates(SMALL, pass_name).values()]
+@pytest.mark.parametrize("pass_name", layers.MODULE_PASSES)
+def test_module_candidates_give_results_of_the_same_shapes(pass_name):
+    results = [call() for call in layers.module_candidates(SMALL, pass_name).values()]
     results = [[result] if isinstance(result, torch.Tensor) else result for result in results]
     assert len(results) == 4
     assert len({tuple(tensor.shape for tensor in result) for result in results}) == 1
@@ -136,10 +136,10 @@ def test_family_candidates_give_results_of_the_same_shapes(pass_name):
     assert pass_name == "step" or all(result[0].requires_grad for result in results)
 
 
-def test_family_rows(monkeypatch):
+def test_rows_of_cases(monkeypatch):
     seconds = {"adder a": [3.0], "adder b": [6.0], "conv a": [4.0], "conv b": [2.0]}
     monkeypatch.setattr(layers, "interleaved", lambda calls, repetitions: seconds)
-    rows = layers.measure_family([SMALL], [1, 2], 1, silent)
+    rows = layers.measure_modules([SMALL], [1, 2], 1, silent)
     assert [(row["threads"], row["pass"]) for row in rows] == [(1, "forward"), (1, "step"), (2, "forward"), (2, "step")]
     assert rows[0] == {
         **{"layer": "small: 4->6 3x3/2, 2 groups on 2x4x5x4", "threads": 1, "pass": "forward", "seconds": seconds},

@@ -31,7 +31,6 @@ def test_every_possible_figure_is_written_and_its_json_draws_the_same_bytes(runs
         record = json.loads((out / f"{figure.name}.json").read_text())
         assert record["figure"] == figure.name
         assert [run["recipe"]["op"] for run in record["runs"]] == ["adder", "conv"]
-        assert {key: record[key] for key in figure.data} == figure.data
         if figure.name in ("filters", "gradients"):
             with drawing.styled():
                 drawing.write(FIGURES[figure.name].draw(record), tmp_path / figure.name)

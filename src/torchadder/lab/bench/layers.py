@@ -1,7 +1,7 @@
 """Measure single layers: the adder operators against torch's convolution, and against the formulas of other code.
 
 `measure` times the operators on the layer shapes of a model, `measure_formulas` the forward pass against broadcasting
-and torch.cdist, `measure_family` whole modules of every kind (1-d, 3-d, grouped, depthwise, tiny).
+and torch.cdist, `measure_modules` whole modules of every kind (1-d, 3-d, grouped, depthwise, tiny).
 
 A rate counts element operations a second: N * C_out * H_out * W_out * C_in / groups * kh * kw, the number of |x - w|
 that the definition asks for, taps in the padding included, whatever a kernel really computes.
@@ -27,7 +27,7 @@ from torchadder.ops.geometry import Geometry
 from .timing import Calls, Device, best_by_prefix, interleaved, medians, threads
 
 PASSES = ("forward", "grad_input", "grad_weight")
-FAMILY_PASSES = ("forward", "step")  # step: forward, and the gradients of input, weight and bias
+MODULE_PASSES = ("forward", "step")  # step: forward, and the gradients of input, weight and bias
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CPU = torch.device("cpu")
 
@@ -195,7 +195,7 @@ def _fields(shape: LayerShape, batch: int, device: Device, pass_name: str) -> Ro
 
 
 @dataclass(frozen=True)
-class FamilyCase:
+class LayerCase:
     """Hold a layer of one, two or three dimensions with a square kernel, and the size of an input for it."""
 
     title: str
@@ -222,42 +222,42 @@ class FamilyCase:
         }
 
 
-FAMILY = (
-    FamilyCase("tiny", 1, 8, 8, 3, (4, 4)),
-    FamilyCase("tiny 1x1", 1, 8, 8, 1, (4, 4)),
-    FamilyCase("1-d", 16, 64, 64, 9, (256,)),
-    FamilyCase("1-d, strided", 8, 32, 64, 16, (1024,), stride=4),
-    FamilyCase("1-d, depthwise", 16, 128, 128, 7, (256,), groups=128),
-    FamilyCase("3-d", 4, 16, 32, 3, (8, 16, 16)),
-    FamilyCase("3-d", 2, 64, 64, 3, (8, 8, 8)),
-    FamilyCase("3-d, stem", 4, 3, 32, 3, (16, 32, 32), stride=2),
-    FamilyCase("3-d, depthwise", 4, 64, 64, 3, (8, 8, 8), groups=64),
-    FamilyCase("grouped", 16, 64, 64, 3, (16, 16), groups=2),
-    FamilyCase("grouped", 16, 64, 64, 3, (16, 16), groups=4),
-    FamilyCase("grouped", 16, 64, 64, 3, (16, 16), groups=8),
-    FamilyCase("grouped", 16, 64, 64, 3, (16, 16), groups=16),
-    FamilyCase("grouped, ResNeXt", 8, 128, 128, 3, (28, 28), groups=32),
-    FamilyCase("grouped, ShuffleNet", 16, 60, 60, 1, (28, 28), groups=3),
-    FamilyCase("2 filters a channel", 16, 32, 64, 3, (28, 28), groups=32),
-    FamilyCase("depthwise", 16, 64, 64, 3, (28, 28), groups=64),
-    FamilyCase("depthwise, strided", 16, 64, 64, 3, (28, 28), stride=2, groups=64),
-    FamilyCase("depthwise, ConvNeXt", 8, 96, 96, 7, (28, 28), groups=96),
+CASES = (
+    LayerCase("tiny", 1, 8, 8, 3, (4, 4)),
+    LayerCase("tiny 1x1", 1, 8, 8, 1, (4, 4)),
+    LayerCase("1-d", 16, 64, 64, 9, (256,)),
+    LayerCase("1-d, strided", 8, 32, 64, 16, (1024,), stride=4),
+    LayerCase("1-d, depthwise", 16, 128, 128, 7, (256,), groups=128),
+    LayerCase("3-d", 4, 16, 32, 3, (8, 16, 16)),
+    LayerCase("3-d", 2, 64, 64, 3, (8, 8, 8)),
+    LayerCase("3-d, stem", 4, 3, 32, 3, (16, 32, 32), stride=2),
+    LayerCase("3-d, depthwise", 4, 64, 64, 3, (8, 8, 8), groups=64),
+    LayerCase("grouped", 16, 64, 64, 3, (16, 16), groups=2),
+    LayerCase("grouped", 16, 64, 64, 3, (16, 16), groups=4),
+    LayerCase("grouped", 16, 64, 64, 3, (16, 16), groups=8),
+    LayerCase("grouped", 16, 64, 64, 3, (16, 16), groups=16),
+    LayerCase("grouped, ResNeXt", 8, 128, 128, 3, (28, 28), groups=32),
+    LayerCase("grouped, ShuffleNet", 16, 60, 60, 1, (28, 28), groups=3),
+    LayerCase("2 filters a channel", 16, 32, 64, 3, (28, 28), groups=32),
+    LayerCase("depthwise", 16, 64, 64, 3, (28, 28), groups=64),
+    LayerCase("depthwise, strided", 16, 64, 64, 3, (28, 28), stride=2, groups=64),
+    LayerCase("depthwise, ConvNeXt", 8, 96, 96, 7, (28, 28), groups=96),
 )
 
 
-def measure_family(
-    cases: Iterable[FamilyCase], thread_counts: Iterable[int], repetitions: int, show: Show
+def measure_modules(
+    cases: Iterable[LayerCase], thread_counts: Iterable[int], repetitions: int, show: Show
 ) -> list[Row]:
     """Time whole modules, where torch has little to do (tiny inputs) or no good kernel (groups).
 
-    Return one row for each case, number of threads and pass of FAMILY_PASSES. `ratio` is the adder's median over the
+    Return one row for each case, number of threads and pass of MODULE_PASSES. `ratio` is the adder's median over the
     convolution's, each in its better memory format.
     """
     rows = []
-    for case, count, pass_name in product(cases, thread_counts, FAMILY_PASSES):
+    for case, count, pass_name in product(cases, thread_counts, MODULE_PASSES):
         show(f"{case}, {count} threads, {pass_name}")
         with threads(count):
-            seconds = interleaved(family_candidates(case, pass_name), repetitions)
+            seconds = interleaved(module_candidates(case, pass_name), repetitions)
         best = best_by_prefix(medians(seconds))
         about = {"layer": str(case), "threads": count, "pass": pass_name, "seconds": seconds}
         milliseconds = {f"{op}_ms": value * 1e3 for op, value in best.items()}
@@ -265,7 +265,7 @@ def measure_family(
     return rows
 
 
-def family_candidates(case: FamilyCase, pass_name: str) -> Calls:
+def module_candidates(case: LayerCase, pass_name: str) -> Calls:
     """Return both layers as calls, each with input and weight in either memory format; gradients are enabled."""
     calls: Calls = {}
     x = torch.randn(case.batch, case.c_in, *case.size, generator=torch.Generator().manual_seed(0)).relu()

@@ -50,7 +50,6 @@ class FigureFiles(NamedTuple):
     name: str
     stem: Path
     line: str
-    data: dict[str, Any]
 
 
 def write_figures(
@@ -110,4 +109,4 @@ def _write(name: str, data: dict[str, Any], inputs: FigureInputs, out: Path) -> 
         files.write_bytes(out / f"{name}.json", text.encode())
     except OSError as error:
         raise UserError(f"cannot write into {out}: {error.strerror or error}") from error
-    return FigureFiles(name, out / name, line, data)
+    return FigureFiles(name, out / name, line)
