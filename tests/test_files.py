@@ -1,11 +1,14 @@
 """Test that a file is written whole or not at all, and that a path is checked before long work."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from torchadder import files
+from torchadder.data import load_dataset
 from torchadder.errors import UserError
 
 
@@ -29,6 +32,22 @@ def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
         files.write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_fsync(number, tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    files.write_bytes(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").read_bytes() == b"new"
+
+
+def test_a_folder_that_cannot_be_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "open", lambda *args: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    files.write_bytes(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize(
@@ -65,3 +84,23 @@ def test_cache_folder(variable, expected, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", variable.format(tmp_path))
     assert str(files.cache_folder()) == expected.format(tmp_path)
+
+
+def test_without_a_home_there_is_no_cache(tmp_path, monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME", "TORCHADDER_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda user: {}["nobody"])
+    with pytest.raises(UserError, match="this user has no home: set HOME or XDG_CACHE_HOME"):
+        files.cache_folder()
+    with pytest.raises(UserError, match="no home"):  # before anything is fetched
+        load_dataset("mnist")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images/train/a", "images/train/b", "images/test/a"):
+        Path(folder).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(f"{folder}/0.png")
+    assert len(load_dataset("imagefolder:images").train) == 2
+    monkeypatch.setenv("TORCHADDER_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=f"no CIFAR-10 in {tmp_path}|no home"):
+        load_dataset("cifar10")
+    with pytest.raises(UserError, match="~nobody9/x"):
+        load_dataset("imagefolder:~nobody9/x")

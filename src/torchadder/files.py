@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from torchadder.errors import UserError
@@ -19,12 +21,26 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         with open(temporary, "wb") as f:
             f.write(data)
             f.flush()
-            os.fsync(f.fileno())
+            sync(f.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    with suppress(OSError):  # The content is in place; not every file system can open and sync a folder.
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # The rename reaches the disk only when its folder does.
+        finally:
+            os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Write an open file to the disk, where its file system can do that. Raises OSError where the write fails."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
 
 
 def check_writable(path: Path, suffix: str | None = None, name: str = "out") -> None:
@@ -48,15 +64,12 @@ def check_writable(path: Path, suffix: str | None = None, name: str = "out") -> 
 
 
 def cache_folder() -> Path:
-    """Return the folder for files kept between runs, `torchadder` in $XDG_CACHE_HOME or ~/.cache; it may not exist."""
+    """Return the folder for files kept between runs, `torchadder` in $XDG_CACHE_HOME or ~/.cache; it may not exist.
+
+    Raises UserError for a user without a home folder.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "torchadder"
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # The rename reaches the disk only when its folder does.
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "torchadder"
+    except RuntimeError as error:
+        raise UserError("no folder for a cache, because this user has no home: set HOME or XDG_CACHE_HOME") from error

@@ -67,14 +67,32 @@ def test_images_are_converted_to_the_size_and_colours_of_the_program(images, cap
     assert capsys.readouterr().err == "large.png has 64 x 96 pixels: such images are resized to 32 x 32\n"
 
 
+def test_the_other_ground_is_named_once_and_invert_helps(images, capsys):
+    rewritten({"mean": "0.2"})
+    with Image.open(images[0]) as image:
+        Image.eval(image, lambda value: value // 4).save("dark.pgm")
+        Image.eval(image, lambda value: 255 - value // 4).save("light.pgm")
+    [dark] = predicted(capsys, "new.tadder", "dark.pgm")["images"]
+    for arguments, line in (
+        (["light.pgm", "light.pgm"], "light.pgm is drawn on a light ground, .* a dark one: pass --invert\n"),
+        (["light.pgm", "--invert"], ""),
+        (["dark.pgm", "--invert"], "dark.pgm is drawn on a light .*: leave out --invert\n"),
+    ):
+        assert main(["predict", "new.tadder", *arguments, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert re.fullmatch(line, err)
+        if not line:
+            assert json.loads(out)["images"][0]["classes"] == dark["classes"]
+
+
 def test_an_image_that_cannot_be_used_leaves_the_others(images, capsys):
     Path("text.png").write_text("no image")
-    Image.fromarray(np.zeros((32, 32), np.uint16)).save("deep.png")
-    bad = ["text.png", "nowhere.png", "deep.png", "run"]
+    Image.fromarray(np.zeros((32, 32), np.float32)).save("deep.tif")
+    bad = ["text.png", "nowhere.png", "deep.tif", "run"]
     assert main(["predict", "run.tadder", bad[0], images[0], *bad[1:], images[1]]) == 2
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == images[:2]
-    reasons = ["cannot identify image file", "No such file or directory", "mode I;16", "Is a directory"]
+    reasons = ["cannot identify image file", "No such file or directory", "mode F", "Is a directory"]
     for path, reason, line in zip(bad, reasons, err.splitlines(), strict=True):
         assert line.startswith(f"error: {path} cannot be used ({reason}")
     found = predicted(capsys, "run.tadder", *bad, images[0], code=2)

@@ -38,11 +38,10 @@ def tiny_mnist(tiny_arrays, nowhere_else, monkeypatch):
     monkeypatch.setattr(mnist, "_from_mirrors", lambda dataset: None)
     monkeypatch.setattr(mnist, "from_package_index", lambda: None)
 
-    def write(folder, packed=True):
+    def write(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, array in tiny_arrays.items():
-            path = folder / (f"{name}.gz" if packed else name)
-            path.write_bytes(compress_idx(array) if packed else format_idx(array))
+            (folder / f"{name}.gz").write_bytes(compress_idx(array))
         return folder
 
     return write

@@ -163,12 +163,12 @@ def everything(batches):
 def mutated(original, positions=None):
     """Return a strategy of ``original`` cut, extended, or with some bytes at ``positions`` replaced."""
     positions = st.integers(0, len(original) - 1) if positions is None else positions
+
+    def changed(cut, changes, tail):
+        content = bytearray(original)
+        for place, byte in changes.items():
+            content[place] = byte
+        return bytes(content[: len(original) - cut]) + tail
+
     replaced = st.dictionaries(positions, st.integers(0, 255), max_size=8)
-    return st.builds(
-        lambda cut, changes, tail: (
-            bytes(changes.get(i, byte) for i, byte in enumerate(original))[: len(original) - cut] + tail
-        ),
-        st.just(0) | st.integers(0, len(original)),
-        replaced,
-        st.binary(max_size=8),
-    )
+    return st.builds(changed, st.just(0) | st.integers(0, len(original)), replaced, st.binary(max_size=8))

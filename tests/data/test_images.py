@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from torchadder.data import Augmentation, RandomResizedCrop
+from torchadder.data import Augmentation, RandomResizedCrop, load_dataset
 from torchadder.data.images import Crop, centre_crop, decode_crop, load_pillow
+from torchadder.data.preprocessing import Preprocessing
 from torchadder.data.registry import Normalization
 
 Image = pytest.importorskip("PIL.Image", reason="no Pillow: pip install 'torchadder[images]'")
@@ -79,14 +80,112 @@ def test_a_jpeg_is_decoded_at_the_needed_size(monkeypatch, box, decoded_size):
     assert np.abs(found - whole).max() < 5
 
 
+# Forms of a file
+
+
+def saved(image, form, **options):
+    image.save(file := io.BytesIO(), form, **options)
+    return file.getvalue()
+
+
+def plain(mode, form, **options):
+    """Store an image in one of Pillow's modes; Pillow's own conversion tells its pixels."""
+    image = Image.fromarray(smooth(*SIZE)).convert(mode)
+    content = saved(image, form, **options)
+    return content, np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def turned(form, orientation, turn):
+    """Store an image turned by ``turn``, with the EXIF orientation that turns it back."""
+    pixels = smooth(*SIZE) // 64 * 64
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = dict(quality=100, subsampling=0) if form == "JPEG" else dict(lossless=True) if form == "WEBP" else {}
+    return saved(Image.fromarray(np.ascontiguousarray(turn(pixels))), form, exif=exif, **options), pixels
+
+
+def transparent(mode, ink):
+    """Store a disc of that grey on a transparent ground; the ground becomes white for dark ink, black for light."""
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    disc = (rows - 4) ** 2 + (columns - 7) ** 2 < 9
+    grey, alpha = (np.where(disc, value, 0).astype(np.uint8) for value in (ink, 255))
+    expected = np.where(disc, ink, 0 if ink >= 128 else 255).astype(np.uint8)
+    if mode == "P":
+        stored = Image.fromarray(disc.astype(np.uint8), "P")
+        stored.putpalette([0, 0, 0, ink, ink, ink])
+        content = saved(stored, "PNG", transparency=0)
+    elif mode == "I;16":
+        content = saved(Image.fromarray(np.where(disc, ink * 257, 7).astype(np.uint16)), "PNG", transparency=7)
+    else:
+        bands = [Image.fromarray(grey)] * (len(mode) - 1)
+        content = saved(Image.merge(mode, [*bands, Image.fromarray(alpha)]), "PNG")
+    return content, np.repeat(expected[..., None], 3, 2)
+
+
+def deep(form):
+    grey = smooth(*SIZE)[..., 0]
+    content = saved(Image.fromarray(grey.astype(np.uint16) * 257), form)
+    return content, np.repeat(grey[..., None], 3, 2)
+
+
+SIZE = (9, 16)  # height, width
+FORMS = {  # content and upright, opaque pixels
+    **{f"{mode} {form}": plain(mode, form) for mode in ("1", "L", "RGB") for form in ("PNG", "BMP", "TIFF", "PPM")},
+    **{f"{mode} JPEG": plain(mode, "JPEG") for mode in ("L", "RGB", "CMYK")},
+    "P PNG": plain("P", "PNG"),
+    "P GIF": plain("P", "GIF"),
+    "CMYK TIFF": plain("CMYK", "TIFF"),
+    "RGB WEBP": plain("RGB", "WEBP"),
+    **{f"turned {form}": turned(form, 6, np.rot90) for form in ("JPEG", "PNG", "TIFF", "WEBP")},
+    "upside down JPEG": turned("JPEG", 3, lambda pixels: pixels[::-1, ::-1]),
+    "mirrored PNG": turned("PNG", 2, lambda pixels: pixels[:, ::-1]),
+    **{f"{mode} {ink}": transparent(mode, ink) for mode in ("LA", "RGBA", "P", "I;16") for ink in (10, 240)},
+    **{f"16 bits {form}": deep(form) for form in ("PNG", "TIFF", "PPM")},
+}
+UNIT = Normalization.of([0.0] * 3, [1 / 255] * 3)
+
+
+def in_memory(content, tmp_path):
+    return load_dataset(f"imagefolder:{tmp_path}").train.pixels[0].float()
+
+
+def streamed(content, tmp_path):
+    box = Crop((0, 0, 9, 9))
+    return torch.from_numpy(np.ascontiguousarray(decode_crop(load_pillow(), content, lambda w, h: box, 9))).float()
+
+
+def predicted(content, tmp_path):
+    x, size = Preprocessing(UNIT).read(load_pillow(), content, SIZE)
+    assert size == SIZE
+    return x[0]
+
+
+@pytest.mark.parametrize("reader", [in_memory, streamed, predicted])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_pixels(form, reader, nowhere_else, tmp_path):
+    content, expected = FORMS[form]
+    for split in ("train", "test"):
+        for kind in "ab":
+            (tmp_path / split / kind).mkdir(parents=True)
+            (tmp_path / split / kind / "x.png").write_bytes(content)  # the content decides, not the name
+    found = reader(content, tmp_path)
+    expected = torch.from_numpy(expected.transpose(2, 0, 1).copy())[..., : found.shape[2]]
+    tolerance = 3 if "JPEG" in form and ("turned" in form or "upside" in form) else 0.01  # JPEG's loss
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize(
-    ("mode", "form"), [("1", "PNG"), ("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG")]
+    ("content", "words"),
+    [
+        (saved(Image.new("LA", (3, 3), (9, 0)), "PNG"), "every pixel is transparent"),
+        (saved(Image.new("F", (3, 3)), "TIFF"), "mode F, expected at most 16 bits a channel"),
+        (saved(Image.new("I", (3, 3)), "TIFF"), "mode I, expected at most 16 bits a channel"),
+        (saved(Image.new("L", (3, 3)), "ICO"), "cannot identify image file"),
+    ],
 )
-def test_other_modes_become_rgb(mode, form):
-    file = io.BytesIO()
-    Image.fromarray(smooth(16, 16)).convert(mode).save(file, form)
-    expected = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
-    assert np.array_equal(decoded(file.getvalue(), Crop((0, 0, 16, 16)), 16), expected)
+def test_images_without_pixels_to_use_are_refused(content, words):
+    with pytest.raises((ValueError, OSError), match=words):
+        decoded(content, Crop((0, 0, 3, 3)), 3)
 
 
 # Augmentation
@@ -117,10 +216,10 @@ def test_every_crop_and_both_sides_are_drawn_equally_often():
     assert (counts - 1000).abs().max() < 150  # almost five standard deviations
 
 
-SIZES = [(500, 375), (375, 500), (224, 224), (64, 1000), (1000, 64), (3, 2), (1, 1)]
+BOUNDS = [(500, 375), (375, 500), (224, 224), (64, 1000), (1000, 64), (3, 2), (1, 1)]
 
 
-@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize(("width", "height"), BOUNDS)
 def test_random_resized_crops_are_inside_and_within_the_bounds(width, height):
     crop = RandomResizedCrop()
     drawn = [crop.draw(width, height, random.Random(i)) for i in range(300)]

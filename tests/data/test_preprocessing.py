@@ -73,7 +73,21 @@ def test_a_data_set_of_numbers_has_none():
     assert Preprocessing.of(Dataset("numbers", 10, 1, split, split)) is None
 
 
-def test_an_image_of_16_bits_is_refused():
-    preprocessing = Preprocessing(Normalization.of([0.5], [0.5]))
-    with pytest.raises(ValueError, match="mode I;16, expected at most 8 bits"):
-        preprocessing.read(Image, png(np.zeros((4, 4), np.uint16)), (4, 4))
+@pytest.mark.parametrize(
+    ("mean", "pixel", "words"),
+    [
+        (0.13, 200, "drawn on a light ground, the training images on a dark one"),
+        (0.13, 120, None),
+        (0.9, 60, "drawn on a dark ground, the training images on a light one"),
+        (0.9, 140, None),
+        (0.29, 200, None),  # Fashion-MNIST: clothes may fill an image
+        (0.5, 0, None),
+    ],
+)
+def test_the_other_ground_is_noticed(mean, pixel, words):
+    preprocessing = Preprocessing(Normalization.of([mean], [0.3]))
+    image = np.full((4, 4), pixel, np.uint8)
+    x, _ = preprocessing.read(Image, png(image), (4, 4))
+    assert preprocessing.opposite_ground(x) == words
+    inverted, _ = preprocessing.read(Image, png(255 - image), (4, 4), invert=True)
+    assert torch.equal(x, inverted)

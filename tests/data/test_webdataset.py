@@ -153,9 +153,13 @@ WRONG = [  # change to good shards, words in the message
     (lambda folder: (folder / "train-00.tar").unlink(), "no shard .*train-00.tar: name the folder that they are in"),
     (
         lambda folder: write(folder / "train-01.tar", sample(1, 1)[:1]),
-        r"sample 000001 has no image \(.jpg, .jpeg, .png",
+        r"sample 000001 has no image \(.jpg, .jpeg, .*.png, .webp",
     ),
     (lambda folder: write(folder / "train-01.tar", sample(1, 1)[1:]), r"sample 000001 has no label \(.cls\)"),
+    (
+        lambda folder: write(folder / "train-01.tar", [*sample(1, 1), ("000001.png", b"its mask")]),
+        "train-01.tar: sample 000001 has two images",
+    ),
     (labelled(b"cat"), "train-01.tar: the label of x is b'cat', expected an integer from 0"),
     (labelled(b"1" * 10), "the label of x is b'1111111111', expected"),
     (labelled(b""), "the label of x is b'', expected"),

@@ -15,9 +15,10 @@ from torchadder.cli.options import SUFFIX
 def predict(
     file: Annotated[Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="An integer program.", show_default=False)],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, JPEG or PNG.", show_default=False)
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files: JPEG, PNG, PGM, ...", show_default=False)
     ],
     top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 3,
+    invert: Annotated[bool, typer.Option("--invert", help="Exchange light and dark in the images first.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: torch's).")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -28,7 +29,7 @@ def predict(
     """
     import torch
 
-    from torchadder.data.images import error_reason, load_pillow
+    from torchadder.data.images import TITLES, error_reason, load_pillow
     from torchadder.engine import Classifier
 
     classifier = Classifier(file, threads)
@@ -37,18 +38,21 @@ def predict(
     pillow = load_pillow()
     engine(torch.zeros(1, *engine.shape, dtype=torch.float32))  # warms up, as Engine.benchmark does
     results: list[dict[str, Any]] = []
-    failed, resized = [], False
+    failed, resized, opposite = [], False, None
     for path in images:
         try:
-            x, size = preprocessing.read(pillow, path.read_bytes(), (height, width))
+            x, size = preprocessing.read(pillow, path.read_bytes(), (height, width), invert)
         except Exception as error:  # a damaged image may raise anything
             failed.append({"image": str(path), "reason": error_reason(error)})
-            console.error(f"{path} cannot be used ({error_reason(error)}): expected an image, JPEG or PNG")
+            console.error(f"{path} cannot be used ({error_reason(error)}): expected an image, {TITLES}")
             continue
         if size != (height, width) and not resized:
             resized = True
             had = f"{path} has {size[0]} x {size[1]} pixels"
             print(f"{had}: such images are resized to {height} x {width}", file=sys.stderr, flush=True)
+        if not opposite and (opposite := preprocessing.opposite_ground(x)):
+            advice = "leave out --invert" if invert else "pass --invert"
+            print(f"{path} is {opposite}: {advice}", file=sys.stderr, flush=True)
         start = time.perf_counter()
         logits = engine(x)
         seconds = time.perf_counter() - start

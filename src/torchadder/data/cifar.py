@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
 import gzip
 import hashlib
-import io
 import lzma
 import operator
-import pickle
-import pickletools
+import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,18 @@ import torch
 
 from torchadder.data import fetch
 from torchadder.data.images import Augmentation
+from torchadder.data.pickled import load_arrays
 from torchadder.data.registry import NORMALIZATIONS, Dataset, Split, register
 from torchadder.errors import UserError
 
 PIXELS = 3 * 32 * 32
 CLASSES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ARCHIVE = re.compile(r"\.(tar|tar\.(gz|xz|bz2)|tgz|txz|tbz2)$")
+OPENERS: dict[bytes, Callable[..., Any]] = {  # First bytes -> reader; else a plain tar.
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7": lzma.open,
+    b"BZ": bz2.open,
+}
 MAX_FILE_BYTES = 160_000_000  # The largest published file has 155,249,918.
 MAX_ARCHIVE_BYTES = 1 << 28  # Uncompressed; the limit keeps a small archive from filling the memory.
 
@@ -68,23 +74,19 @@ def read_binary(content: bytes, source: object, *, labels: int = 1) -> Records:
 
 
 def read_python(content: bytes, source: object, *, key: bytes = b"labels") -> Records:
-    """Return the records of a pickled batch with its labels at ``key``. Calls nothing that the pickle names.
+    """Return the records of a batch that any Python and numpy pickled, with its labels at ``key``. Runs no code in it.
 
     Raises UserError that names ``source`` where it is no such batch.
     """
     try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if "PUT" in opcode.name and argument is not None and int(argument) > len(content):
-                raise ValueError(f"memo index {argument}")  # The unpickler would allocate that much memory.
-        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-        array, labels = batch[b"data"], batch[key]
-        _, (count, width), dtype, fortran, pixels = array.state
-        if dtype.arguments[0] != b"u1" or width != PIXELS or len(pixels) != count * PIXELS:
-            raise ValueError(f"pixels {count} x {width} of {dtype.arguments[0]!r} in {len(pixels)} bytes")
-        rows = np.frombuffer(pixels, np.uint8).reshape((count, width), order="F" if fortran else "C")
-        return rows, np.array([operator.index(label) for label in labels], np.int64)
+        batch = load_arrays(content)
+        pixels, labels = (batch[name] if name in batch else batch[name.decode()] for name in (b"data", key))
+        pixels = np.asarray(pixels)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] not in ((PIXELS,), (3, 32, 32)):
+            raise ValueError(f"pixels of shape {pixels.shape} and dtype {pixels.dtype}")
+        return pixels.reshape(-1, PIXELS), np.array([operator.index(label) for label in labels], np.int64)
     except Exception as error:  # A damaged pickle raises many types.
-        raise UserError(f"{source}: no batch of CIFAR images ({_reason(error)})") from error
+        raise UserError(f"{source}: no batch of CIFAR images ({_reason(error)}); replace the file") from error
 
 
 BINARY = Layout(
@@ -127,7 +129,7 @@ CIFAR10 = Published(
     "CIFAR-10",
     10,
     (BINARY, PYTHON),
-    "cifar*10*.tar.[gx]z",
+    "cifar*10*",
     fetch.Archive("cifar-10-binary.tar.gz", 170_052_171, "c32a1d4ab5d03f1284b67883e8d87530", MIRRORS),
     CLASSES_10,
 )
@@ -136,7 +138,7 @@ CIFAR100 = Published(
     "CIFAR-100",
     100,
     (BINARY_100, PYTHON_100),
-    "cifar*100*.tar.[gx]z",
+    "cifar*100*",
     fetch.Archive("cifar-100-binary.tar.gz", 168_513_733, "03b5dce01913d631647c71ecec9e9cb8", MIRRORS),
 )
 
@@ -157,7 +159,8 @@ def load(published: Published, data_dir: Path | None, partial: bool) -> Dataset:
     """Load a published data set from the first folder that holds it; fetch it into the cache where none does.
 
     The folders are ``data_dir``, or without it TORCHADDER_DATA and the cache. Each is searched itself, then its
-    subfolder with the name of the data set, for the unpacked folder of a layout, its files, or a .tar.gz or .tar.xz.
+    subfolder with the name of the data set, for the unpacked folder of a layout, its files, or an archive (.tar.gz,
+    .tgz, .tar.xz, .tar).
     With ``data_dir`` nothing is fetched. Every file must have its published MD5, unless ``partial``, which accepts
     other images, for example fewer.
 
@@ -192,7 +195,7 @@ def _find(published: Published, folder: Path) -> Found | None:
             paths = {name: place / name for name in layout.md5 if (place / name).is_file()}
             if paths:
                 return layout, place, {name: _read(path) for name, path in paths.items()}
-    archives = sorted(folder.glob(published.archives))
+    archives = sorted(path for path in folder.glob(published.archives) if ARCHIVE.search(path.name))
     return next((found for path in archives if (found := _unpack(published, path))), None)
 
 
@@ -213,9 +216,10 @@ def _limited(content: bytes, source: object) -> bytes:
 def _unpack(published: Published, path: Path) -> Found | None:
     """Read the files of the data set from an archive; return None where it holds something else."""
     layout, files = None, {}
-    open_stream = gzip.open if path.suffix == ".gz" else lzma.open
     try:
-        with open_stream(path) as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as archive:  # type: ignore[call-overload]
+        with path.open("rb") as file:
+            open_stream = OPENERS.get(file.read(2), open)  # A download may have been unpacked, and kept its name.
+        with open_stream(path, "rb") as stream, tarfile.open(fileobj=_Bounded(stream), mode="r|") as archive:  # type: ignore[call-overload]
             for member in archive:
                 if not member.isfile():
                     continue  # Links are never followed.
@@ -242,7 +246,7 @@ def _reason(error: Exception) -> str:
 class _Bounded:
     """Read the uncompressed bytes of an archive up to MAX_ARCHIVE_BYTES, tar headers included."""
 
-    def __init__(self, stream: gzip.GzipFile | lzma.LZMAFile):
+    def __init__(self, stream: Any):
         self.stream, self.left = stream, MAX_ARCHIVE_BYTES
 
     def read(self, size: int) -> bytes:
@@ -251,27 +255,6 @@ class _Bounded:
         if self.left < 0:
             raise tarfile.ReadError(f"more than {MAX_ARCHIVE_BYTES >> 20} MiB uncompressed")
         return content
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Unpickle a batch that Python 2 wrote; a name that arrays do not need is refused before it is looked up."""
-
-    ALLOWED = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
-        return _Recorded
-
-
-class _Recorded:
-    """Stand for a class of numpy in a pickle: record its arguments, so that the file calls nothing."""
-
-    def __init__(self, *arguments: Any):
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
 
 
 def _dataset(

@@ -44,7 +44,15 @@ def search_folders(data_dir: Path | None) -> list[Path]:
     if data_dir is not None:
         return [_folder(data_dir, "data_dir")]
     variable = os.environ.get("TORCHADDER_DATA")
-    return [_folder(Path(variable), "TORCHADDER_DATA"), files.cache_folder()] if variable else [files.cache_folder()]
+    return [*([_folder(Path(variable), "TORCHADDER_DATA")] if variable else []), *caches()]
+
+
+def caches() -> list[Path]:
+    """Return the cache folder of all data sets; nothing for a user without a home folder."""
+    try:
+        return [files.cache_folder()]
+    except UserError:
+        return []
 
 
 def candidate_paths(name: str, data_dir: Path | None) -> list[Path]:
@@ -52,7 +60,10 @@ def candidate_paths(name: str, data_dir: Path | None) -> list[Path]:
 
     An absolute path means only itself.
     """
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{name}: {error}; write the whole path") from error
     if path.is_absolute():
         return [path]
     return [root / path for root in ([Path()] if data_dir is None else []) + search_folders(data_dir)]
@@ -72,10 +83,10 @@ def fetch_archive(dataset: str, archive: Archive) -> Path | None:
             raise UserError(f"{url}: not the published file ({size}, md5 {found}, expected {archive.md5})")
         return content
 
+    path = cache_folder(dataset) / archive.name
     content = first_answer(dataset, f"{archive.name} ({archive.size / 2**20:.0f} MiB)", archive.mirrors, published)
     if content is None:
         return None
-    path = cache_folder(dataset) / archive.name
     keep(dataset, archive.name, {path: content})
     return path
 

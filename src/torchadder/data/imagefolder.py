@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,13 +22,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from torchadder.data.fetch import cache_folder, candidate_paths, say
+from torchadder.data.fetch import caches, candidate_paths, say
 from torchadder.data.images import (
     EXTENSIONS,
+    TITLES,
     Augmentation,
     Damaged,
+    convert,
     error_reason,
+    is_image,
     list_damaged,
+    list_names,
     load_pillow,
     open_image,
 )
@@ -47,7 +52,7 @@ MAX_BYTES = 1 << 31  # The limit for decoded pixels in memory.
 OTHER_SIZE = "the first image has"  # A part of the reason for an image of another size.
 PART = 256  # Images that a thread decodes in a row.
 THREADED_PIXELS = 128 * 128  # For smaller images, Python's global lock makes threads useless.
-VERSION = 1  # Increase it when the same files decode to other pixels: the cache is then ignored.
+VERSION = 2  # Increase it when the same files decode to other pixels: the cache is then ignored.
 
 
 @register("imagefolder:DIR", options=("on_error",))
@@ -55,8 +60,8 @@ def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop")
     """Load "DIR", "DIR,normalize=cifar", or "DIR,size=224" with or without normalize=.
 
     A relative DIR is looked for in ``data_dir``, or without it in the working directory, TORCHADDER_DATA and the
-    cache. It holds train/CLASS/ and test/CLASS/ (or val/CLASS/) with files .jpg, .jpeg or .png; the classes are those
-    of train, numbered in the order of their names.
+    cache. It holds train/CLASS/ and test/CLASS/ (or val/CLASS/) with image files; the classes are those of train,
+    numbered in the order of their names. Other files and folders are left out, and stderr names them.
 
     With size= the images are streamed, of any size, cropped and resized to that one: by RandomResizedCrop where
     training images are augmented, else at the centre. normalize= names published statistics, by default ImageNet's.
@@ -127,7 +132,9 @@ def walk_images(folder: Path, split: str, classes: Sequence[str]) -> Iterator[tu
 
     Raises UserError for a class that is not one of ``classes``, a class without images, and a split without classes.
     """
-    found = sorted(entry.name for entry in _entries(folder / split) if entry.is_dir())
+    inside = _entries(folder / split)
+    found = sorted(entry.name for entry in inside if entry.is_dir())
+    others = [f"{split}/{entry.name}" for entry in inside if not entry.is_dir()]
     if unknown := sorted({*found} - {*classes}):
         missing = folder / "train" / unknown[0]
         raise UserError(f"{folder / split / unknown[0]} is a class without training images: put some into {missing}")
@@ -135,12 +142,19 @@ def walk_images(folder: Path, split: str, classes: Sequence[str]) -> Iterator[tu
         raise UserError(f"{folder / split} has no subfolders: expected one for each class, with its images")
     labels = {name: label for label, name in enumerate(classes)}
     for name in found:
-        entries = sorted(_entries(folder / split / name), key=lambda entry: entry.name)
-        images = [entry for entry in entries if entry.name.lower().endswith(EXTENSIONS)]
+        images = []
+        for entry in sorted(_entries(folder / split / name), key=lambda entry: entry.name):
+            # The name is enough for most files, because opening a million of them takes minutes.
+            if entry.name.lower().endswith(EXTENSIONS) or is_image(load_pillow(), entry.path):
+                images.append(entry)
+            else:
+                others.append(f"{split}/{name}/{entry.name}")
         if not images:
-            raise UserError(f"{folder / split / name} has no images: expected files {', '.join(EXTENSIONS)}")
+            raise UserError(f"{folder / split / name} has no images: expected {TITLES}")
         for entry in images:
             yield labels[name], entry
+    if others:
+        say("imagefolder", f"{folder}: left out, no images ({TITLES}): {len(others):,}, {list_names(others)}")
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -221,8 +235,8 @@ def read_images(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> Decod
     on stderr. Raises UserError where Pillow is missing, a split has no usable image, or all images together exceed
     MAX_BYTES.
     """
-    cached = cache_folder("imagefolder") / f"{_digest(files)}.safetensors"
-    if (images := _load(cached)) is not None:
+    cached = next((cache / "imagefolder" / f"{_digest(files)}.safetensors" for cache in caches()), None)
+    if cached and (images := _load(cached)) is not None:
         return images
     count = sum(map(len, files.values()))
     say("imagefolder", f"decoding {count:,} images of {folder}")
@@ -230,7 +244,8 @@ def read_images(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> Decod
     images = _decode(folder, files)
     seconds = time.perf_counter() - start
     say("imagefolder", f"{count:,} images in {seconds:.1f} s ({count / seconds:,.0f} images/s)")
-    _save(images, cached)
+    if cached:
+        _save(images, cached)
     return images
 
 
@@ -246,7 +261,8 @@ def _decode(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> DecodedIm
         )
     splits, damaged = {}, []
     workers = torch.get_num_threads() if math.prod(size) >= THREADED_PIXELS else 1
-    with ThreadPoolExecutor(workers) as threads:
+    # Pillow warns about metadata, which is not used here.
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(workers) as threads:
         for split, listed in files.items():
             pixels = np.empty((len(listed), 3, size[1], size[0]), np.uint8)
             parts = [range(i, min(i + PART, len(listed))) for i in range(0, len(listed), PART)]
@@ -262,12 +278,12 @@ def _decode(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> DecodedIm
 
 
 def _first_size(pillow: ModuleType, folder: Path, files: Sequence[ImageFile]) -> tuple[int, int]:
-    """Return width and height of the first image whose header can be read."""
+    """Return width and height of the first image that can be used."""
     reason = ""
     for file in files:
         try:
             with open_image(pillow, folder / file.path) as image:
-                return image.size
+                return convert(pillow, image, "RGB").size
         except Exception as error:  # Pillow raises many types for damaged images.
             reason = reason or error_reason(error)
     raise UserError(f"{folder}: none of the {len(files):,} images of train can be used ({reason})")
@@ -282,9 +298,11 @@ def _decode_part(
     for i in part:
         try:
             with open_image(pillow, folder / files[i].path) as image:
-                if image.size != size:  # Known from the header, before a huge image is decoded.
-                    raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, {OTHER_SIZE} {size[0]} x {size[1]}")
-                pixels[i] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+                # The header tells the size, up to a turn, before a huge image is decoded.
+                rgb = convert(pillow, image, "RGB") if sorted(image.size) == sorted(size) else image
+                if rgb.size != size:
+                    raise ValueError(f"{rgb.size[0]} x {rgb.size[1]} pixels, {OTHER_SIZE} {size[0]} x {size[1]}")
+                pixels[i] = np.asarray(rgb).transpose(2, 0, 1)
         except Exception as error:  # Pillow raises many types for damaged images.
             reasons[i] = error_reason(error)
     return reasons

@@ -1,11 +1,11 @@
-"""Decode image files with Pillow, and crop and mirror images, as tensors or while they are decoded."""
+"""Decode image files with Pillow, upright and opaque; crop and mirror images, as tensors or while they are decoded."""
 
 from __future__ import annotations
 
 import io
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,11 +17,17 @@ from torch import Tensor
 
 from torchadder.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
-FORMATS = ("JPEG", "PNG")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")  # Pillow's names of them.
+TITLES = "JPEG, PNG, WebP, GIF, BMP, TIFF, PGM or PPM"
 MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA", "CMYK", "YCbCr"}  # Pillow's modes of at most 8 bits a channel.
+MODES_16 = {"I;16", "I;16B", "I;16L"}
+ORIENTATION = 0x0112  # The EXIF tag that says how a camera was held.
 CENTRE = 224 / 256  # A centre crop takes this part of the shorter side: 224 pixels of an image resized to 256.
-MAX_LISTED = 10  # Damaged images named in one message.
+MAX_LISTED = 10  # Files named in one message.
 
 
 class Damaged(NamedTuple):
@@ -110,27 +116,97 @@ def load_pillow() -> ModuleType:
 def open_image(pillow: ModuleType, file: Any) -> Any:
     """Open an image file, a path or a stream, and read its header only. ``pillow``: PIL.Image.
 
-    Raises ValueError for more than 8 bits a channel, and whatever Pillow raises.
+    The content decides on the format, whatever the name. Raises ValueError for more than 16 bits a channel, and
+    whatever Pillow raises.
     """
     opened = pillow.open(file, formats=FORMATS)
-    if opened.mode not in MODES:
+    if opened.mode not in MODES and not _has_16_bits(opened):
         opened.close()
-        raise ValueError(f"mode {opened.mode}, expected at most 8 bits a channel")
+        raise ValueError(f"mode {opened.mode}, expected at most 16 bits a channel")
     return opened
+
+
+def is_image(pillow: ModuleType, path: str) -> bool:
+    """Return whether a file is an image of a known format, whatever its name."""
+    try:
+        with pillow.open(path, formats=FORMATS):
+            return True
+    except Exception:  # Pillow raises many types for other files.
+        return False
+
+
+def upright_size(image: Any) -> tuple[int, int]:
+    """Return width and height of an opened image as it is shown, after the turn that its EXIF orientation asks for."""
+    if image.format not in ("JPEG", "MPO"):
+        _turn(image)  # Other formats may store the orientation after the pixels.
+        return image.size
+    return image.size[::-1] if _orientation(image) > 4 else image.size
+
+
+def convert(pillow: ModuleType, image: Any, mode: str) -> Any:
+    """Return an opened image upright, opaque and in ``mode``, "L" or "RGB".
+
+    A transparent image gets a ground that its visible pixels stand out from: black where they are light on average,
+    else white. Of 16 bits the upper 8 are kept. Raises ValueError where no pixel is visible.
+    """
+    _turn(image)
+    if _has_16_bits(image):
+        image = _upper_bits(pillow, image)
+    if "A" in image.mode or "transparency" in image.info:
+        coloured = image.convert("RGBA")
+        alpha = np.asarray(coloured.getchannel("A"))
+        if not alpha.any():
+            raise ValueError("every pixel is transparent")
+        light = np.average(np.asarray(coloured.convert("L")), weights=alpha) >= 128
+        ground = pillow.new("RGBA", image.size, "black" if light else "white")
+        image = pillow.alpha_composite(ground, coloured).convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _turn(image: Any) -> None:
+    """Decode an image, and turn it in place as its EXIF orientation asks for."""
+    from PIL import ImageOps
+
+    image.load()
+    if _orientation(image) > 1:
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _orientation(image: Any) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, which is upright, where the image has none that can be read."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # Metadata is damaged more often than pixels are.
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _has_16_bits(image: Any) -> bool:
+    return image.mode in MODES_16 or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _upper_bits(pillow: ModuleType, image: Any) -> Any:
+    """Return a grey image of 16 bits with the upper 8 of them, as Pillow decodes colour images of 16 bits."""
+    values = np.asarray(image)
+    grey = pillow.fromarray((values >> 8).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(pillow.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def decode_crop(pillow: ModuleType, content: bytes, crop: Callable[[int, int], Crop], size: int) -> np.ndarray:
     """Decode the bytes of an image file and resize a part of it to RGB, uint8 (3, size, size).
 
     ``crop``: maps width and height of the image to its part. A JPEG that shrinks to half its size or less is decoded
-    at reduced size, which is faster. Raises as open_image.
+    at reduced size, which is faster. Raises as open_image and convert.
     """
     with open_image(pillow, io.BytesIO(content)) as opened:
-        width, height = opened.size
+        width, height = upright_size(opened)
         (left, upper, right, lower), mirrored = crop(width, height)
-        opened.draft(None, (int(width * size / (right - left)), int(height * size / (lower - upper))))
-        w, h = opened.size  # Smaller than (width, height) where draft has reduced it.
-        rgb = opened if opened.mode == "RGB" else opened.convert("RGB")
+        needed = (int(width * size / (right - left)), int(height * size / (lower - upper)))
+        opened.draft(None, needed if opened.size == (width, height) else needed[::-1])
+        rgb = convert(pillow, opened, "RGB")
+        w, h = rgb.size  # Smaller than (width, height) where draft has reduced it.
         box = (left * w / width, upper * h / height, min(right * w / width, w), min(lower * h / height, h))
         pixels = np.asarray(rgb.resize((size, size), pillow.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
     return pixels[:, :, ::-1] if mirrored else pixels
@@ -145,6 +221,10 @@ def error_reason(error: Exception) -> str:
 
 def list_damaged(damaged: Iterable[Damaged]) -> str:
     """Return the first ten damaged images with their reasons as text, and the number of further ones."""
-    names = [f"{path} ({reason})" for path, reason in damaged]
+    return list_names([f"{path} ({reason})" for path, reason in damaged])
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return the first ten names as text, and the number of further ones."""
     more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more

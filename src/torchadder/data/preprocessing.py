@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchadder.data.images import centre_crop, decode_crop, open_image
+from torchadder.data.images import centre_crop, convert, decode_crop, open_image, upright_size
 from torchadder.data.registry import Dataset, Normalization, StreamedSplit
 
 MODES = {1: "L", 3: "RGB"}  # Number of channels -> Pillow's mode.
@@ -63,21 +63,37 @@ class Preprocessing:
         mean, std = (" ".join(str(number) for number in values.flatten().numpy()) for values in self.normalization)
         return {"mode": MODES[len(self.normalization.mean)], "mean": mean, "std": std, "part": self.part}
 
-    def read(self, pillow: ModuleType, content: bytes, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    def read(
+        self, pillow: ModuleType, content: bytes, size: tuple[int, int], invert: bool = False
+    ) -> tuple[Tensor, tuple[int, int]]:
         """Read an image file as float32 (1, C, *size); return it with the height and width of the file.
 
-        Raises whatever Pillow raises, and ValueError for an image of more than 8 bits a channel.
+        ``invert`` exchanges light and dark. Raises as images.open_image and images.convert.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about metadata, which is not used here.
-            with open_image(pillow, io.BytesIO(content)) as image:
-                height_width = image.size[::-1]
-                if self.part == CENTRE:
-                    pixels = decode_crop(pillow, content, centre_crop, size[0])
-                else:
-                    mode = MODES[len(self.normalization.mean)]
-                    pixels = np.atleast_3d(np.asarray(image.convert(mode))).transpose(2, 0, 1)
-        return self.prepare(pixels, size), height_width
+        # Pillow warns about metadata, which is not used here.
+        with warnings.catch_warnings(action="ignore"), open_image(pillow, io.BytesIO(content)) as image:
+            height_width = upright_size(image)[::-1]
+            if self.part == CENTRE:
+                pixels = decode_crop(pillow, content, centre_crop, size[0])
+            else:
+                mode = MODES[len(self.normalization.mean)]
+                pixels = np.atleast_3d(np.asarray(convert(pillow, image, mode))).transpose(2, 0, 1)
+        return self.prepare(255 - pixels if invert else pixels, size), height_width
+
+    def opposite_ground(self, x: Tensor) -> str | None:
+        """Say that a grey image, as ``read`` returns it, is light where the training images are dark, or the reverse.
+
+        The mean of the training pixels tells their ground where it is below a quarter (MNIST: 0.13) or above three
+        quarters; an image is on the other side where its mean is beyond the middle. None where that is not so.
+        """
+        if len(self.normalization.mean) != 1:
+            return None
+        mean, std = (values.item() for values in self.normalization)
+        light = x.mean().item() * std + mean > 0.5
+        if not (mean < 0.25 if light else mean > 0.75):
+            return None
+        ground, other = ("light", "dark") if light else ("dark", "light")
+        return f"drawn on a {ground} ground, the training images on a {other} one"
 
     def prepare(self, pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
         """Return pixels uint8 (C, H, W) resized and normalised, float32 (1, C, *size)."""

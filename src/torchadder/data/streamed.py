@@ -212,8 +212,7 @@ class _Decoder(Dataset[_Decoded]):
         count, size = len(request.indices), self.split.size
         pixels, labels = np.empty((count, 3, size, size), np.uint8), np.empty(count, np.int64)
         damaged: list[Damaged] = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about metadata, which is not used here.
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns about metadata, which is not used here.
             complete = all(self._fill(pixels, labels, i, request, damaged) for i in range(count))
         return _Decoded(pixels, labels, damaged, complete)
 

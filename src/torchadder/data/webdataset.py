@@ -33,8 +33,9 @@ MAX_LABEL_BYTES = 32
 def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop") -> Dataset:
     """Load "train-{000..146}.tar,test=val-{00..06}.tar,size=224,classes=1000,normalize=imagenet".
 
-    Only the shards, for training and for testing, must be given. A sample is KEY.jpg (or .jpeg, .png) and KEY.cls, an
-    integer from 0 in ASCII. classes= is the number of classes, by default the largest training label plus one.
+    Only the shards, for training and for testing, must be given. A sample is KEY.jpg (or .png, .webp and others) and
+    KEY.cls, an integer from 0 in ASCII. classes= is the number of classes, by default the largest training label plus
+    one.
 
     The headers of all shards are read once at the start; each image is then read from its position. All images are
     therefore shuffled together, and processes share shards of unequal length evenly.
@@ -135,6 +136,8 @@ def _samples(path: Path, shard: int) -> Iterator[_Sample]:
                     if extension == ".cls":
                         label = _label(path, key, archive.extractfile(member).read(MAX_LABEL_BYTES))  # type: ignore[union-attr]
                     elif extension in EXTENSIONS:
+                        if image:
+                            raise UserError(f"{path}: sample {key} has two images: leave one of them")
                         image = member
                 if label is None or image is None:
                     lacks = f"image ({', '.join(EXTENSIONS)})" if image is None else "label (.cls)"

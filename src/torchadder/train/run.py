@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -151,7 +150,7 @@ class Run:
                 with open(self.folder / METRICS, "a") as f:
                     f.write(json.dumps(row) + "\n")
                     f.flush()
-                    os.fsync(f.fileno())
+                    files.sync(f.fileno())
                 if better:
                     save_checkpoint(self.folder, model, **about)
                 buffer = io.BytesIO()  # torch.save into a file raises a RuntimeError when the disk is full
