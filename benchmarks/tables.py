@@ -148,31 +148,24 @@ def _inside(row: Record) -> float:
     return (sum(0 <= position < row["size"] for position in positions) / len(positions)) ** 2
 
 
-TABLES: dict[
-    str, tuple[Callable[..., str], tuple[tuple[str, ...], ...]]
-] = {  # function, and files that it takes together
-    "layers": (layers_table, (("bench-layers.json",),)),
-    "layers-avx2": (layers_table, (("bench-layers-avx2.json",),)),
-    "train": (train_table, (("bench-train.json",),)),
-    "train-avx2": (train_table, (("bench-train-avx2.json",),)),
+Sources = tuple[tuple[str, ...], ...]  # files of results/, those that a table takes together
+ONE_FILE: dict[str, Callable[[Record], str]] = {  # the table NAME of bench-NAME.json
+    **dict.fromkeys(("layers", "layers-avx2"), layers_table),
+    **dict.fromkeys(("train", "train-avx2", "train-zen3"), train_table),
+    **dict.fromkeys(("latency", "latency-avx2"), latency_table),
+    "family": family_table,
+}
+LATENCY: Sources = (("bench-latency.json", "bench-latency-avx2.json"),)
+TABLES: dict[str, tuple[Callable[..., str], Sources]] = {
+    **{name: (build, ((f"bench-{name}.json",),)) for name, build in ONE_FILE.items()},
     "limits": (limits_table, (("limits.json",),)),
-    "distance": (
-        distance_table,
-        (("bench-layers.json", "limits.json"), ("bench-layers-avx2.json", "limits.json")),
-    ),
+    "distance": (distance_table, (("bench-layers.json", "limits.json"), ("bench-layers-avx2.json", "limits.json"))),
     "breakdown": (breakdown_table, (("bench-train-zen3.json",),)),
-    "train-zen3": (train_table, (("bench-train-zen3.json",),)),
-    "family": (family_table, (("bench-family.json",),)),
     "limits-u8": (limits_u8_table, (("limits-u8.json",),)),
-    "steps": (
-        steps_table,
-        (("bench-kernels-avx2.json", "limits-u8.json"), ("bench-kernels.json", "limits-u8.json")),
-    ),
-    "latency": (latency_table, (("bench-latency.json",),)),
-    "latency-avx2": (latency_table, (("bench-latency-avx2.json",),)),
+    "steps": (steps_table, (("bench-kernels-avx2.json", "limits-u8.json"), ("bench-kernels.json", "limits-u8.json"))),
     "quantisation": (quantisation_table, (("quantisation-cifar10.json", "quantisation-mnist.json"),)),
-    "latency-summary": (summary_table, (("bench-latency.json", "bench-latency-avx2.json"),)),
-    "claims": (claims_table, (("bench-latency.json", "bench-latency-avx2.json"),)),
+    "latency-summary": (summary_table, LATENCY),
+    "claims": (claims_table, LATENCY),
 }
 KNOWN = (*TABLES, *EXPERIMENTS, "other-runs")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -26,6 +27,17 @@ def own_compilations(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
+
+
+@contextmanager
+def registered(name, load):
+    """Register a data set and run on one thread inside a with block, for fixtures of a session."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(datasets._DATASETS, name, load)
+        yield
+    torch.set_num_threads(threads)
 
 
 def tiny(data_dir=None):

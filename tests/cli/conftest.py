@@ -3,8 +3,7 @@
 import os
 
 import pytest
-import torch
-from tests.conftest import patterns
+from tests.conftest import patterns, registered
 
 from torchadder.cli import main
 from torchadder.data import registry as datasets
@@ -31,16 +30,12 @@ def pixels_dataset(monkeypatch):
 def trained(tmp_path_factory):
     """Return a folder with `run`, a LeNet-5-BN trained on the pixels, and `run.tadder`, its integer program."""
     folder = tmp_path_factory.mktemp("trained")
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(datasets._DATASETS, "pixels", pixels)
+    with registered("pixels", pixels):
         run = str(folder / "run")
-        torch.set_num_threads(1)
         train = ["train", "lenet5bn-mnist", "--dataset", "pixels", "--epochs", "6", "--batch-size", "16", "--out", run]
         train.append("--no-report")
         assert main(train) == 0
         assert main(["quantize", run, "-o", f"{run}.tadder"]) == 0
-    torch.set_num_threads(threads)
     return folder
 
 

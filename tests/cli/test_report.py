@@ -48,6 +48,7 @@ def test_a_program_elsewhere_is_named(folder):
         (["unfinished"], "unfinished has no checkpoint (last.pt)"),
         (["damaged"], "damaged/last.pt is damaged"),
         (["unmeasured"], "unmeasured has a checkpoint and no metrics"),
+        (["foreign"], "cannot read foreign/recipe.json: no recipe of this version"),
         (["run", "run"], "run is named twice"),
         (["run", "-o", "page.txt"], "expected a name that ends in .html"),
         (["run", "-o", "none/page.html"], "none is no folder; create it first"),
@@ -57,11 +58,12 @@ def test_a_program_elsewhere_is_named(folder):
     ],
 )
 def test_a_mistake_is_one_line(folder, capsys, arguments, message):
-    for name in ("unfinished", "damaged", "unmeasured", "again"):
+    for name in ("unfinished", "damaged", "unmeasured", "foreign", "again"):
         shutil.copytree("run", name)
     os.remove("unfinished/last.pt")
     Path("damaged/last.pt").write_bytes(b"damaged")
     os.remove("unmeasured/metrics.jsonl")
+    Path("foreign/recipe.json").write_text('{"name": "x"}')
     assert main(["report", "-o", "page.html", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -238,22 +238,10 @@ def conv(x=X, weight=W, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1
 
 
 DOUBLE = torch.float64
-REFUSED = [  # call, exception, words that the message must contain
+REFUSED = [  # call, exception, words of the message; tests/test_functional.py has every check of the geometry
     (lambda: conv(x=(1, 3, 5, 5)), ValueError, ["input has 3 channels", "expects 4"]),
-    (lambda: conv(groups=2), ValueError, ["input has 4 channels", "groups=2", "expects 8"]),
-    (lambda: conv(groups=4), ValueError, ["groups=4", "6 filters"]),
-    (lambda: conv(groups=0), ValueError, ["groups=0"]),
-    (lambda: conv(x=(4, 5, 5)), ValueError, ["input", "(4, 5, 5)"]),
     (lambda: conv(weight=(6, 4, 3)), ValueError, ["weight", "(6, 4, 3)"]),
-    (lambda: conv(weight=(0, 4, 3, 3)), ValueError, ["weight", "(0, 4, 3, 3)", "at least 1"]),
-    (lambda: conv(x=(1, 0, 5, 5), weight=(6, 0, 3, 3)), ValueError, ["weight", "at least 1"]),
-    (lambda: conv(weight=(6, 4, 6, 3)), ValueError, ["kernel (6, 3)", "larger than", "(5, 5)"]),
-    (lambda: conv(stride=(0, 1)), ValueError, ["stride=(0, 1)", "at least 1"]),
-    (lambda: conv(stride=(1,)), ValueError, []),
-    (lambda: conv(padding=(0, -1)), ValueError, ["padding=(0, -1)", "at least 0"]),
     (lambda: conv(padding=(0, 0, 0)), ValueError, ["padding=(0, 0, 0)", "2 values"]),
-    (lambda: conv(dilation=(0, 0)), ValueError, ["dilation=(0, 0)", "at least 1"]),
-    (lambda: conv(dilation=()), ValueError, ["dilation=()", "2 values"]),
     (lambda: conv(bias=(5,)), ValueError, ["bias", "(5,)", "(6,)"]),
     (lambda: conv(weight=torch.zeros(W, device="meta")), ValueError, ["weight on meta"]),
     (lambda: conv(bias=torch.zeros(6, device="meta")), ValueError, ["bias on meta"]),

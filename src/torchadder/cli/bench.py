@@ -99,7 +99,7 @@ def family(threads: Threads = None, repetitions: Repetitions = 11, out: Out = No
     counts, path = _threads(threads), _path(out, "family")
     rows = layer_bench.measure_modules(layer_bench.CASES, counts, repetitions, _show)
     result = record.make("family", repetitions, rows)
-    _finish(result, path, json, [_family_table(result)])
+    _finish(result, path, json, [_module_table(result)])
 
 
 @bench.command()
@@ -251,97 +251,66 @@ def _finish(result: dict[str, Any], out: Path, json: bool, tables: list[Cells]) 
     print(f"written to {out}")
 
 
-def _family_table(result: dict[str, Any]) -> Cells:
-    rows = [
-        [
-            row["layer"],
-            str(row["threads"]),
-            row["pass"],
-            *_fixed(row, 3, "adder_ms", "conv_ms"),
-            *_fixed(row, 2, "ratio"),
-        ]
-        for row in result["rows"]
-    ]
-    header = ["layer", "threads", "pass", "adder ms", "conv ms", "ratio"]
-    return "adder layers and torch's, medians", header, rows, 3
+def _table(title: str, rows: list[dict[str, Any]], texts: dict[str, str], numbers: dict[str, str]) -> Cells:
+    """Return a table of `rows`: the columns `texts`, then `numbers`, each a header and the format of its cells."""
+    columns = {**texts, **numbers}
+    return title, list(columns), [[_cell(form, row) for form in columns.values()] for row in rows], len(texts)
+
+
+def _cell(form: str, row: dict[str, Any]) -> str:
+    try:
+        return form.format_map(row)
+    except TypeError:  # None, where there is nothing to compare
+        return "-"
+
+
+def _milliseconds(digits: int) -> dict[str, str]:
+    return {f"{op} ms": f"{{{op}_ms:.{digits}f}}" for op in ("adder", "conv")}
+
+
+def _module_table(result: dict[str, Any]) -> Cells:
+    texts = {name: f"{{{name}}}" for name in ("layer", "threads", "pass")}
+    numbers = {**_milliseconds(3), "ratio": "{ratio:.2f}"}
+    return _table("adder layers and torch's, medians", result["rows"], texts, numbers)
 
 
 def _latency_tables(result: dict[str, Any]) -> list[Cells]:
     seen = f", {result['cpu']}" if "cpu" in result else ""
-    rows = [
-        [
-            *(str(row[key]) for key in ("model", "batch", "threads", "title")),
-            f"{row['milliseconds'] / row['batch']:.4g}",
-            f"{row['images_per_second']:.0f}",
-            "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
-        ]
-        for row in result["rows"]
-    ]
+    rows = [{**row, "per_image": row["milliseconds"] / row["batch"]} for row in result["rows"]]
+    texts = {name: f"{{{name}}}" for name in ("model", "batch", "threads")} | {"network": "{title}"}
+    numbers = {"ms/image": "{per_image:.4g}", "images/s": "{images_per_second:.0f}"}
+    numbers |= {"x slower than u8 AdderNet": "{ratio:.2f}"}
     used: dict[tuple[str, str], dict[str, None]] = {}
-    for row in result["rows"]:
+    for row in rows:
         used.setdefault((row["model"], row["title"]), {}).update(dict.fromkeys(row["kernels"]))
-    header = ["model", "batch", "threads", "network", "ms/image", "images/s", "x slower than u8 AdderNet"]
     return [
-        (f"latency of whole networks, medians of {result['n']}{seen}", header, rows, 4),
+        _table(f"latency of whole networks, medians of {result['n']}{seen}", rows, texts, numbers),
         ("kernels", ["model", "network", "kernels"], [[*key, ", ".join(names)] for key, names in used.items()], 3),
     ]
 
 
 def _step_table(result: dict[str, Any]) -> Cells:
-    rows = [
-        [
-            *(row[key] for key in ("model", "step", "kernel")),
-            *_fixed(row, 2, "microseconds"),
-            f"{row['giga_ops']:.1f}" if row["operations"] else "-",
-        ]
-        for row in result["rows"]
-    ]
-    header = ["model", "step", "kernel", "microseconds", "G/s"]
-    return "the engine, one image on one thread, medians", header, rows, 3
+    texts = {name: f"{{{name}}}" for name in ("model", "step", "kernel")}
+    numbers = {"microseconds": "{microseconds:.2f}", "G/s": "{giga_ops:.1f}"}
+    return _table("the engine, one image on one thread, medians", result["rows"], texts, numbers)
 
 
 def _layer_tables(result: dict[str, Any]) -> list[Cells]:
-    where = _where(result)
-    times, rates = ["adder_ms", "conv_ms"], ["adder_giga_ops", "conv_giga_ops"]
-    rows = [
-        [
-            *(str(row[key]) for key in ("layer", "batch", where, "pass")),
-            *_fixed(row, 3, *times),
-            *_fixed(row, 1, *rates),
-            *_fixed(row, 2, "ratio"),
-        ]
-        for row in result["rows"]
-    ]
-    numbers = [name.replace("_giga_ops", " G/s").replace("_", " ") for name in (*times, *rates)]
-    formulas = [
-        [*(str(row[key]) for key in ("layer", "batch", where)), *(f"{n:.0f}x" for n in row["speedup"].values())]
-        for row in result["formulas"]
-    ]
+    where = {name: f"{{{name}}}" for name in ("layer", "batch", _where(result))}
+    rates = {f"{op} G/s": f"{{{op}_giga_ops:.1f}}" for op in ("adder", "conv")}
+    numbers = {**_milliseconds(3), **rates, "ratio": "{ratio:.2f}"}
+    speedups = {name: f"{{speedup[{name}]:.0f}}x" for name in ("broadcast", "cdist")}
     return [
-        ("adder and convolution, medians", ["layer", "batch", where, "pass", *numbers, "ratio"], rows, 4),
-        ("speedup over other formulas", ["layer", "batch", where, "broadcast", "cdist"], formulas, 3),
+        _table("adder and convolution, medians", result["rows"], {**where, "pass": "{pass}"}, numbers),
+        _table("speedup over other formulas", result["formulas"], where, speedups),
     ]
 
 
 def _train_table(result: dict[str, Any]) -> Cells:
-    where = _where(result)
-    times = ["adder_ms", "conv_ms"]
-    rows = [
-        [
-            *(str(row[key]) for key in ("model", "batch", where)),
-            *_fixed(row, 1, *times),
-            *_fixed(row, 2, "ratio"),
-            *(f"{row['memory_mib'][op]['step']:.0f}" for op in ("adder", "conv")),
-            "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
-        ]
-        for row in result["rows"]
-    ]
-    numbers = [*(name.replace("_", " ") for name in times), "ratio", "adder MiB", "conv MiB", "memory ratio"]
-    return "training step, medians", ["model", "batch", where, *numbers], rows, 3
-
-
-def _fixed(row: dict[str, Any], digits: int, *keys: str) -> list[str]:
-    return [f"{row[key]:.{digits}f}" for key in keys]
+    texts = {name: f"{{{name}}}" for name in ("model", "batch", _where(result))}
+    memory = {f"{op} MiB": f"{{memory_mib[{op}][step]:.0f}}" for op in ("adder", "conv")}
+    numbers = {**_milliseconds(1), "ratio": "{ratio:.2f}", **memory, "memory ratio": "{memory_ratio:.2f}"}
+    return _table("training step, medians", result["rows"], texts, numbers)
 
 
 def _where(result: dict[str, Any]) -> str:

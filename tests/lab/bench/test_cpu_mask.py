@@ -90,39 +90,23 @@ def test_refused(cpu, flags, machine, asked, words):
     assert words in str(caught.value)
 
 
-def remove_source(tmp_path, monkeypatch):
+def without_source(tmp_path, monkeypatch):
     (tmp_path / cpu_mask.SOURCE).unlink()
 
 
-def break_source(tmp_path, monkeypatch):
+def with_another_source(tmp_path, monkeypatch):
     (tmp_path / cpu_mask.SOURCE).write_text("no C++\n")
-
-
-def remove_compiler(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-
-def rename_compiler(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-
-
-def block_cache(tmp_path, monkeypatch):
-    (tmp_path / "cache").write_text("")
-
-
-def remove_cpuinfo(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu_mask, "CPUINFO", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (remove_source, "needs benchmarks/cpu_mask.cpp: run it in a source checkout of torchadder"),
-        pytest.param(break_source, "c++ cannot compile benchmarks/cpu_mask.cpp (", marks=needs_compiler),
-        (remove_compiler, "needs a C++ compiler: install one"),
-        (rename_compiler, "(No such file or directory)"),
-        (block_cache, "set XDG_CACHE_HOME"),
-        (remove_cpuinfo, "needs a Linux machine"),
+        (without_source, "needs benchmarks/cpu_mask.cpp: run it in a source checkout of torchadder"),
+        pytest.param(with_another_source, "c++ cannot compile benchmarks/cpu_mask.cpp (", marks=needs_compiler),
+        (lambda tmp_path, patch: patch.setenv("PATH", str(tmp_path)), "needs a C++ compiler: install one"),
+        (lambda tmp_path, patch: patch.setenv("CXX", "no-such-compiler"), "(No such file or directory)"),
+        (lambda tmp_path, patch: (tmp_path / "cache").write_text(""), "set XDG_CACHE_HOME"),
+        (lambda tmp_path, patch: patch.setattr(cpu_mask, "CPUINFO", tmp_path / "no"), "needs a Linux machine"),
     ],
 )
 def test_a_library_that_cannot_be_built_is_one_line(cpu, tmp_path, monkeypatch, change, words):

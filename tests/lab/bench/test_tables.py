@@ -5,6 +5,10 @@ import json
 import pytest
 from tests.lab.bench.conftest import ROOT, script
 
+from torchadder.lab.reproduce import EXPERIMENTS
+from torchadder.lab.reproduce.runs import read_records
+from torchadder.lab.reproduce.table import document
+
 NAMES = ("layers", "train", "mnist", "claims")
 MARKERS = "".join(f"Before {name}.\n\n<!-- table: {name} -->\n<!-- /table -->\n\n" for name in NAMES)
 ENVIRONMENT = {
@@ -101,23 +105,6 @@ MNIST = {
     "environment": {name: ENVIRONMENT[name] for name in ("processor", "torch", "kernels")},
     "rows": [runs("conv", 99.47), runs("adder", 99.414), runs("adder", 99.0, recenter=True)],
 }
-MNIST_TABLE = """\
-`torchadder reproduce mnist`. Paper: Chen et al., CVPR 2020, [arXiv:1912.13200](https://arxiv.org/abs/1912.13200). The \
-paper has no binary network on MNIST.
-
-| network | accuracy, % | paper, % | gap | seeds | epochs |
-| :-- | --: | --: | --: | --: | --: |
-| CNN | 99.47 ± 0.02 | 99.40 | +0.07 | 3 | 50 |
-| AdderNet | 99.41 ± 0.02 | 99.40 | +0.01 | 3 | 50 |
-| BNN | not run here | – | – | – | – |
-
-| network | minutes | s an epoch | images/s | peak MiB | threads |
-| :-- | --: | --: | --: | --: | --: |
-| CNN | 5.5 | 6.7 | 9,009 | 612 | 1, 2 |
-| AdderNet | 5.5 | 6.7 | 9,009 | 612 | 1, 2 |
-
-- `mnist-lenet5bn.json`: Abacus 3000; torch 2.13.0, avx2 kernels; its runs differ in threads, listed run by run; \
-2020-06-14"""
 
 
 @pytest.fixture
@@ -142,7 +129,8 @@ def test_every_table(tables, root):
     put(root, "mnist-lenet5bn.json", MNIST)
     assert tables.main([], root) == 0
     text = (root / "README.md").read_text()
-    for name, expected in zip(NAMES, (LAYERS_TABLE, TRAIN_TABLE, MNIST_TABLE, "Not measured yet."), strict=True):
+    mnist = document(EXPERIMENTS["mnist"], read_records(root / "results"))
+    for name, expected in zip(NAMES, (LAYERS_TABLE, TRAIN_TABLE, mnist, "Not measured yet."), strict=True):
         assert body(text, name) == expected
         assert f"Before {name}.\n\n<!-- table: {name} -->\n\n" in text
     assert text.startswith("# Title\n\n")

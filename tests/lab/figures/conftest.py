@@ -1,10 +1,8 @@
 """Train one adder and one ordinary network on the tiny data set for all tests of figures."""
 
 import pytest
-import torch
-from tests.conftest import tiny
+from tests.conftest import registered, tiny
 
-from torchadder.data import registry as datasets
 from torchadder.lab.runs import TrainedRun
 from torchadder.train import Recipe, Run, train
 
@@ -12,14 +10,10 @@ from torchadder.train import Recipe, Run, train
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(datasets._DATASETS, "tiny", tiny)
+    with registered("tiny", tiny):
         for op in ("adder", "conv"):
             recipe = Recipe("lenet5bn-tiny", model="lenet5bn", dataset="tiny", op=op, epochs=2, batch_size=16)
             train(Run.open(root / op, recipe))
-    torch.set_num_threads(threads)
     return [root / "adder", root / "conv"]
 
 

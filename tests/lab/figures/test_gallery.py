@@ -39,12 +39,6 @@ def test_every_possible_figure_is_written_and_its_json_draws_the_same_bytes(runs
                 assert again == figure.stem.with_suffix(kind).read_bytes()
 
 
-def test_names_choose_figures(runs, tmp_path):
-    written, left_out = write_figures(FigureInputs(runs), tmp_path, ["curves", "filters", "curves"])
-    assert [figure.name for figure in written] == ["curves", "filters"]
-    assert left_out == {}
-
-
 def test_layers_of_different_networks_are_not_compared(runs, tmp_path):
     other = replace(runs[1], recipe=replace(runs[1].recipe, model="lenetpp"))
     written, left_out = write_figures(FigureInputs([runs[0], other]), tmp_path)

@@ -1,8 +1,7 @@
 """Train two tiny runs whose names contain HTML and scripts, quantize one, and write pages about them."""
 
 import pytest
-import torch
-from tests.conftest import patterns
+from tests.conftest import patterns, registered
 
 from torchadder import quant
 from torchadder.data import registry as datasets
@@ -23,17 +22,13 @@ def pixels(data_dir=None):
 def folders(tmp_path_factory):
     """Return run directories by operator; that of the adder network holds int8.tadder."""
     root = tmp_path_factory.mktemp("runs") / FOLDER
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     found = {op: root / f"{op} {FOLDER}" for op in ("adder", "conv")}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(datasets._DATASETS, ATTACK, pixels)
+    with registered(ATTACK, pixels):
         for op, folder in found.items():
             recipe = Recipe(ATTACK, model="lenet5bn", dataset=ATTACK, op=op, epochs=3, batch_size=16)
             train(Run.open(folder, recipe))
         images = pixels().train.images
         quant.quantize(TrainedRun.read(found["adder"]).model(), [images]).save(found["adder"] / "int8.tadder")
-    torch.set_num_threads(threads)
     return found
 
 
@@ -49,8 +44,7 @@ def pages(folders, tmp_path_factory):
     """Write pages about the AdderNet (one), about both runs (two), and without data (bare); return their paths."""
     place = tmp_path_factory.mktemp("pages")
     adder, conv = (TrainedRun.read(folders[op]) for op in ("adder", "conv"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(datasets._DATASETS, ATTACK, pixels)
+    with registered(ATTACK, pixels):
         report.write([adder], place / "one.html")
         report.write([adder, conv], place / "two.html")
     report.write([conv], place / "bare.html")

@@ -168,13 +168,8 @@ def test_a_program_in_the_directory_that_does_not_fit_is_left_out(world, tmp_pat
     text = "\n".join(map(str, found.missing))
     assert "damaged.tadder: it is damaged" in text
     assert "stranger.tadder has 1 channels and 3 classes, the run's model 1 and 10" in text
-    for name, words in (
-        ("damaged", "not a valid program"),
-        ("stranger", "was not made from this run"),
-        ("none", "cannot read"),
-    ):
-        with pytest.raises(UserError, match=words):
-            collect(TrainedRun.read(folder), "a title", UNTESTED, folder / f"{name}.tadder")
+    with pytest.raises(UserError, match="was not made from this run"):
+        collect(TrainedRun.read(folder), "a title", UNTESTED, folder / "stranger.tadder")
 
 
 def test_metrics_that_lack_a_number_are_damaged(tmp_path):

@@ -128,7 +128,6 @@ def named(run, **changes):
     [
         (lambda run, folder: [], "compares 1 to 8 runs, got 0"),
         (lambda run, folder: [named(run, folder=folder / str(n)) for n in range(9)], "compares 1 to 8 runs, got 9"),
-        (lambda run, folder: [run, named(run, folder=run.folder / ".." / run.folder.name)], "is named twice"),
         (
             lambda run, folder: [run, named(run, folder=folder, recipe=RECIPES["lenet5bn-mnist"])],
             "was tested on .* and .* on mnist: accuracies on different data sets do not compare",
@@ -140,25 +139,6 @@ def test_runs_that_cannot_be_on_one_page(world, tmp_path, change, message):
         report.write(change(world["adder"], tmp_path), tmp_path / "page.html")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "page.html").exists()
-
-
-def test_a_program_belongs_to_one_run(world, tmp_path):
-    with pytest.raises(UserError, match="belongs to one run, got 2"):
-        report.write([*world.values()], tmp_path / "page.html", program=tmp_path / "x.tadder")
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("page.txt", "expected a name that ends in .html"),
-        ("none/page.html", "is no folder; create it first"),
-        ("folder.html", "is a folder"),
-    ],
-)
-def test_a_path_that_cannot_be_written(world, tmp_path, path, message):
-    (tmp_path / "folder.html").mkdir()
-    with pytest.raises(UserError, match=message):
-        report.write([world["adder"]], tmp_path / path)
 
 
 def test_a_full_disk_leaves_the_old_page(world, tmp_path, monkeypatch):

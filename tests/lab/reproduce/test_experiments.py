@@ -4,7 +4,7 @@ import pytest
 
 from torchadder.data import load_dataset
 from torchadder.errors import UserError
-from torchadder.lab.reproduce import EXPERIMENTS, get_experiment
+from torchadder.lab.reproduce import EXPERIMENTS
 from torchadder.lab.reproduce.queue import run_name
 from torchadder.models import list_models
 
@@ -70,14 +70,3 @@ def test_cifar10_jpeg_is_the_recipe_of_cifar10_on_a_folder_named_so(tmp_path):
     (dataset,) = {recipe.dataset for recipe in recipes}
     with pytest.raises(UserError, match=f"no folder {tmp_path / 'cifar10-jpeg'}: put the images into train/CLASS/"):
         load_dataset(dataset, tmp_path)
-
-
-def test_shortened():
-    row = EXPERIMENTS["cifar10"].rows[0]
-    assert row.recipe_for(seed=3, epochs=20) == row.recipe_for(seed=3, epochs=20)
-    assert (row.recipe_for(epochs=20).epochs, row.recipe_for(seed=3).seed, row.recipe_for().epochs) == (20, 3, 400)
-
-
-def test_unknown_table():
-    with pytest.raises(UserError, match=r"^unknown table 'minst'; known: mnist, fashion_mnist, ablation, eta, "):
-        get_experiment("minst")

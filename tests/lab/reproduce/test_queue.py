@@ -12,7 +12,6 @@ from tests.lab.reproduce.conftest import Log
 
 from torchadder.data import registry as datasets
 from torchadder.errors import UserError
-from torchadder.lab import record as files
 from torchadder.lab.reproduce import Experiment, Queue, Row
 from torchadder.lab.reproduce.queue import run_name
 from torchadder.train import RECIPES, Run, train
@@ -55,16 +54,6 @@ def test_every_row_runs_with_every_seed_and_first_seeds_come_first(table):
     ]
     told = {(result.outcome.op, result.job.seed): result.outcome.accuracy for result in results}
     assert accuracies(record) == pytest.approx(told)
-
-
-def test_a_second_time_nothing_runs_and_the_record_stays(table, one):
-    one.run()
-    before = one.record_path.read_bytes()
-    log = Log()
-    results = Queue(table, seeds=1, epochs=1).run(report=log)
-    assert log.epochs == []
-    assert [result.earlier for result in results] == [True, True]
-    assert one.record_path.read_bytes() == before
 
 
 @pytest.mark.parametrize("interrupt", [(1, 1), (2, 2), (3, 1)])
@@ -269,20 +258,6 @@ def test_a_disk_that_is_full_when_the_record_is_written(table, monkeypatch):
     assert log.epochs == [("AdderNet", 0, 1)]
 
 
-REFUSED = [  # arguments -> the words of the one line
-    ({"epochs": 0}, "epochs=0 is out of range: expected 1 to 2, the epochs of the full recipe"),
-    ({"epochs": 3}, "epochs=3 is out of range: expected 1 to 2, the epochs of the full recipe"),
-    ({"only": "BNN"}, "only=BNN matches no row of tiny: its rows are CNN, AdderNet"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "words"), REFUSED)
-def test_refused(table, arguments, words):
-    with pytest.raises(UserError) as refusal:
-        Queue(table, **arguments)
-    assert str(refusal.value) == words
-
-
 def test_too_few_epochs_for_the_recipe(table):
     rows = (Row("warm", "lenet5bn-tiny", {"warmup_epochs": 1}),)
     with pytest.raises(UserError, match="warmup_epochs=1 is out of range: expected below epochs=1"):
@@ -312,10 +287,3 @@ def test_only(table, only, labels):
 )
 def test_run_name(changes, name):
     assert run_name(replace(RECIPES["lenet5bn-mnist"], **changes)) == name
-
-
-def test_the_command_in_the_record_is_without_paths_of_this_machine(one, monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.argv", [f"{tmp_path}/bin/torchadder", "reproduce", "tiny", "--data", str(tmp_path)])
-    one.run()
-    assert str(tmp_path) not in one.record_path.read_text()
-    assert files.today() >= read(one.record_path)["date"]

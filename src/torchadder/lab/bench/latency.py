@@ -178,7 +178,7 @@ def measure_steps(name: str, op: str, repetitions: int, show: Tell) -> list[dict
     rows = []
     for about, times in zip(steps, seconds, strict=True):
         median = statistics.median(times)
-        rate = about["operations"] / median / 1e9
+        rate = about["operations"] / median / 1e9 or None
         rows.append({"model": name, "op": op, **about, "microseconds": median * 1e6, "giga_ops": rate})
     return rows
 
