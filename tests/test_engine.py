@@ -1,12 +1,14 @@
 """Test that the engine equals the torch program bit for bit, on every instruction set, for any shape and threads."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tests.quant.random_programs import KINDS, Maker
 
 from torchadder import kernels
-from torchadder.engine import Engine
+from torchadder.engine import Classifier, Engine
 from torchadder.errors import UserError
 from torchadder.models import create_model
 from torchadder.quant import quantize
@@ -34,9 +36,10 @@ def assert_equal(program, images, **options):
     values = [images[:1]]
     for step in program.steps:
         values.append(step(*(values[source] for source in step.sources)))
-    for number, (got, want) in enumerate(zip(engine.values(images[:1]), values, strict=False)):
+    for number, (got, want) in enumerate(zip(engine.values(images[:1], quantized=True), values, strict=False)):
         assert torch.equal(got, want[0]), f"value {number}"
-    assert torch.equal(Engine(program, **options)(images), program(images))
+    found = Engine(program, **options)(images, quantized=True)
+    assert torch.equal(found, program(images, quantized=True))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -82,7 +85,7 @@ def test_extreme_quantized_values(kind, isa):
         layer = Layer(kind, [0], weight, zero_point, (1, 1), (0, 0), logits)
         program = Program((333, 3, 3), torch.ones(333), torch.zeros(333), [layer])
         images = torch.full((1, 333, 3, 3), x, dtype=torch.uint8)
-        assert torch.equal(Engine(program, isa=isa)(images), program(images))
+        assert torch.equal(Engine(program, isa=isa)(images, quantized=True), program(images, quantized=True))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -107,48 +110,113 @@ def test_images_are_quantized_as_in_torch(isa):
     assert torch.equal(Engine(program, isa=isa)(images), program(images))
 
 
-def test_images_of_any_layout_and_type():
-    program = Maker(3).program()
-    engine = Engine(program, threads=1)
-    channels, height, width = program.shape
-    images = quantized((height, width, channels), 4).permute(0, 3, 1, 2)
-    assert torch.equal(engine(images), program(images))
-    assert torch.equal(engine(images.numpy()), program(images))
-    assert torch.equal(engine(images[::2]), program(images[::2]))
-    assert engine(images[:0]).shape == (0, engine.classes)
-    numbers = torch.randn(2, *program.shape)
-    assert torch.equal(engine(numbers.numpy()), program(numbers))
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+LAYOUTS = {  # of an array (N, C, H, W)
+    "as it is": lambda x: x,
+    "torch": torch.from_numpy,
+    "torch, channels last": lambda x: torch.from_numpy(x).contiguous(memory_format=torch.channels_last),
+    "every second image": lambda x: np.repeat(x, 2, 0)[::2],
+    "negative strides": lambda x: x[..., ::-1, ::-1].copy()[..., ::-1, ::-1],
+    "height, width, channels": lambda x: x.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2),
+    "Fortran order": np.asfortranarray,
+    "read only": read_only,
+    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "a list": lambda x: x.tolist(),
+    "no image": lambda x: x[:0],
+    "needs a gradient": lambda x: torch.from_numpy(x).requires_grad_(),
+    "negated view": lambda x: torch.complex(torch.zeros(x.shape), -torch.from_numpy(x).float()).conj().imag,
+}
+IMAGES = {  # type of the images -> quantized
+    "float32": False,
+    "float64": False,
+    "float16": False,
+    "uint8": True,
+}
+
+
+@pytest.mark.parametrize("dtype", IMAGES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_of_any_layout_and_type(layout, dtype):
+    if dtype == "uint8" and layout in ("a list", "needs a gradient", "negated view"):
+        pytest.skip("has no uint8 form")
+    program, is_quantized = Maker(3).program(), IMAGES[dtype]
+    images = (torch.rand(4, *program.shape, generator=torch.Generator().manual_seed(0)) * 40).numpy().astype(dtype)
+    images.flat[:3] = images[0].max() if is_quantized else (np.nan, np.inf, -np.inf)
+    given = LAYOUTS[layout](images.copy())
+    want = program(torch.from_numpy(images[: len(given)]), quantized=is_quantized)
+    assert torch.equal(Engine(program, threads=1)(given, quantized=is_quantized), want)
+
+
+def test_uint8_images_are_pixels_where_the_file_knows_mean_and_std(tmp_path):
+    maker = Maker(0)
+    maker.shapes = [(3, 8, 6)]
+    program = maker.program()
+    program.save(tmp_path / "net.tadder", mean=[0.5, 0.25, 0.4], std=[0.1, 0.2, 0.3])
+    pixels = quantized(program.shape, 2)
+    prepared = [Classifier(tmp_path / "net.tadder").preprocessing.prepare(image.numpy(), (8, 6)) for image in pixels]
+    for found in (Engine(tmp_path / "net.tadder")(pixels), Engine(tmp_path / "net.tadder")(pixels.numpy())):
+        assert torch.equal(found, program(torch.cat(prepared)))
 
 
 @pytest.mark.parametrize(
-    ("images", "error", "words"),
+    ("images", "quantized", "error", "words"),
     [
-        (torch.zeros(1, 2, 3, 3).byte(), ValueError, r"expected images \(N, "),
-        (torch.zeros(3, 3).byte(), ValueError, r"expected images \(N, "),
-        (np.zeros((1, 1, 1, 1)), TypeError, "expected images float32 or uint8"),
-        (torch.zeros(1, 1, 1, 1).half(), TypeError, "expected images float32 or uint8"),
+        (torch.zeros(1, 2, 3, 3), False, ValueError, r"expected images \(N, 1, 1, 1\), got \(1, 2, 3, 3\)"),
+        (torch.zeros(3, 3), False, ValueError, r"expected images \(N, "),
+        (torch.zeros(1, 1, 1, 1).byte(), False, ValueError, "images are uint8: .* mean .*, or pass quantized=True"),
+        (torch.zeros(1, 1, 1, 1), True, TypeError, "quantized=True: expected uint8 images, got torch.float32"),
+        (np.zeros((1, 1, 1, 1), np.int64), False, TypeError, "expected images of floating point or uint8, got int64"),
+        (torch.zeros(1, 1, 1, 1).int(), False, TypeError, "expected images of floating point or uint8"),
+        (torch.zeros(1, 1, 1, 1, device="meta"), False, TypeError, "expected images on the CPU, got meta"),
+        (np.full((1, 1, 1, 1), None), False, TypeError, "expected images of floating point or uint8, got object"),
     ],
 )
-def test_wrong_images_are_refused(images, error, words):
+def test_wrong_images_are_refused(images, quantized, error, words):
     one, logits = torch.ones(1, 1, 1, 1).byte(), Logits(torch.ones(1), torch.zeros(1))
     layer = Layer("adder", [0], one, torch.zeros(1).byte(), (1, 1), (0, 0), logits)
-    engine = Engine(Program((1, 1, 1), torch.ones(1), torch.zeros(1), [layer]))
+    program = Program((1, 1, 1), torch.ones(1), torch.zeros(1), [layer])
     with pytest.raises(error, match=words):
-        engine(images)
+        Engine(program)(images, quantized=quantized)
+    if isinstance(images, torch.Tensor) and images.is_cpu:
+        with pytest.raises((TypeError, ValueError), match=r"quantized=True|expected images"):
+            program(images, quantized=quantized)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        ("", {}, r"^cannot read '': expected the path of a .tadder file"),
+        (".", {}, r"^cannot read '.': expected the path of a .tadder file"),
+        ("none.tadder", {}, r"^cannot read none.tadder: No such file"),
+        ("empty.tadder", {}, r"^empty.tadder is not a valid program: .* 0 bytes"),
+        ("page.tadder", {}, r"^page.tadder is not a valid program: .* no .tadder file, or a part of one"),
+        (b"", {}, r"^the program is not a valid program: .* 0 bytes"),
+        ("net.tadder", {"threads": 0}, "^threads=0 is out of range: expected 1 to 1024"),
+        ("net.tadder", {"isa": "mmx"}, "^cannot run net.tadder: isa=mmx is not available on this CPU: choose one of"),
+    ],
+)
+def test_wrong_arguments_are_refused(source, options, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Maker(0).program().save("net.tadder")
+    Path("empty.tadder").touch()
+    Path("page.tadder").write_text("<!DOCTYPE html><html><head>")
+    with pytest.raises(UserError, match=words):
+        Engine(source, **options)
 
 
 def test_from_a_file(tmp_path):
     program = Maker(5).program()
     program.save(tmp_path / "net.tadder", about={"model": "some", "accuracy": 12.5})
     engine = Engine(tmp_path / "net.tadder", threads=1)
-    images = quantized(program.shape, 2)
+    images = torch.randn(2, *program.shape)
     assert torch.equal(engine(images), Program.load(tmp_path / "net.tadder")(images))
+    assert torch.equal(Engine((tmp_path / "net.tadder").read_bytes())(images), engine(images))
     assert engine.about == {"model": "some", "accuracy": 12.5}
     assert engine.file_bytes == (tmp_path / "net.tadder").stat().st_size
-    with pytest.raises(UserError, match="threads=0 is out of range: expected 1 to 1024"):
-        Engine(program, threads=0)
-    with pytest.raises(UserError, match=r"^cannot run the program: .*no kernels for 'mmx'"):
-        Engine(program, isa="mmx")
 
 
 def test_an_engine_follows_the_instruction_set_in_use():
@@ -164,15 +232,15 @@ def test_values_with_disjoint_live_ranges_share_memory():
     assert engine.arena_bytes < 4 * 34 * 34 * 16 < keeps.arena_bytes
     assert Engine(program, threads=3).arena_bytes == 3 * engine.arena_bytes
     with pytest.raises(ValueError, match="does not keep its values"):
-        engine.values(quantized(program.shape, 1))
+        engine.values(quantized(program.shape, 1), quantized=True)
     with pytest.raises(ValueError, match="expected one image, got 2"):
-        keeps.values(quantized(program.shape, 2))
+        keeps.values(quantized(program.shape, 2), quantized=True)
 
 
 def test_profile_and_benchmark():
     program = Maker(7).program()
     engine = Engine(program, threads=2)
-    seconds = engine.profile(quantized(program.shape, 3))
+    seconds = engine.profile(quantized(program.shape, 3), quantized=True)
     assert len(seconds) == 1 + len(program.steps)
     assert all(value > 0 for value in seconds)
     assert engine.benchmark(2, 5) > 0
@@ -185,7 +253,7 @@ def test_one_engine_in_two_threads_at_once():
     torch.manual_seed(0)
     program = quantize(create_model("lenet5bn").eval(), [torch.randn(2, 1, 32, 32)], method="max")
     engine = Engine(program, threads=1)
-    batches = [quantized(program.shape, 5, seed) for seed in range(8)]
+    batches = [torch.randn(5, *program.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
     wanted = [program(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
         for got, want in zip(pool.map(engine, batches * 4), wanted * 4, strict=True):

@@ -106,7 +106,8 @@ struct KeptPlan {
 
 std::shared_ptr<const PixelPlan> pixel_plan(const torchadder_convolution &shape, Direction direction) {
   static std::mutex mutex;
-  static std::deque<KeptPlan> kept;  // the most recently made first
+  // The most recently made first. They are never destroyed: a thread may still compute while the process ends.
+  static std::deque<KeptPlan> &kept = *new std::deque<KeptPlan>;
   torchadder_convolution key = shape;
   key.images = key.weight_channels_last = key.images_channels_first = 0;
   const std::lock_guard<std::mutex> lock(mutex);

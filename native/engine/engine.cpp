@@ -7,11 +7,13 @@
 #include <vector>
 
 #include "common/error.h"
+#include "common/threads.h"
 #include "engine/executor.h"
 #include "engine/kernels.h"
 #include "torchadder_engine.h"
 
 using namespace torchadder::engine;
+using torchadder::Call;
 using torchadder::fail;
 
 struct torchadder_engine {
@@ -43,6 +45,7 @@ int read_file(const char *path, std::vector<char> &bytes) {
 int run(torchadder_engine *engine, const float *images, const uint8_t *q, int64_t count, float *logits,
         double *seconds) {
   if (count < 0) return fail("%lld images: expected 0 or more", static_cast<long long>(count));
+  const Call call;
   engine->executor.run(images, q, count, logits, seconds);
   return 0;
 }
@@ -52,6 +55,7 @@ int run(torchadder_engine *engine, const float *images, const uint8_t *q, int64_
 extern "C" {
 
 int torchadder_engine_check(const void *bytes, size_t size) {
+  const Call call;
   try {
     Program::read({static_cast<const char *>(bytes), size});
     return 0;
@@ -81,9 +85,10 @@ torchadder_engine *torchadder_engine_read(const void *bytes, size_t size, int th
     fail("%d threads: expected 1 to %d", threads, kMaxThreads);
     return nullptr;
   }
+  const Call call;
   const Kernels *const kernels = Kernels::find(isa && *isa ? isa : nullptr);
   if (!kernels) {
-    fail("the engine has no kernels for '%s' on this CPU", isa);
+    fail("isa=%s is not available on this CPU: choose one of %s", isa, Kernels::names().c_str());
     return nullptr;
   }
   try {
@@ -143,6 +148,7 @@ int torchadder_engine_value(torchadder_engine *engine, int index, int64_t *shape
   if (index < 0 || index >= static_cast<int>(plan.values.size()))
     return fail("value %d: expected 0 to %zu", index, plan.values.size() - 1);
   const Layout &layout = plan.values[static_cast<std::size_t>(index)];
+  const Call call;
   shape[0] = layout.pixel, shape[1] = layout.height, shape[2] = layout.width;
   if (q) engine->executor.value(index, q);
   return 0;

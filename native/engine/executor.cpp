@@ -57,24 +57,16 @@ void Executor::run(const float *images, const uint8_t *q, int64_t count, float *
   const auto image = [&](int64_t i) {
     return Image{images ? images + i * size : nullptr, q ? q + i * size : nullptr, logits + i * classes};
   };
-  const auto work = [&](int member, int team) {
-    const int64_t whole = count / team * team;
+  team(threads(), [&](int member, int members) {
+    const int64_t whole = count / members * members;
     double *const times = member ? nullptr : seconds;
-    for (int64_t i = member; i < whole; i += team)
+    for (int64_t i = member; i < whole; i += members)
       run_image(image(i), arenas_[static_cast<std::size_t>(member)].get(), {0, 1, nullptr}, times);
     if (whole == count) return;
-    const Team all{member, team, &barrier_};
+    const Team all{member, members, &barrier_};
     all.wait();
     for (int64_t i = whole; i < count; ++i) run_image(image(i), arenas_[0].get(), all, times);
-  };
-#if defined(_OPENMP)
-  if (threads() > 1) {
-#pragma omp parallel num_threads(threads())
-    work(omp_get_thread_num(), omp_get_num_threads());
-    return;
-  }
-#endif
-  work(0, 1);
+  });
 }
 
 void Executor::run_image(const Image &image, uint8_t *arena, const Team &team, double *seconds) const {

@@ -78,4 +78,12 @@ const Kernels *Kernels::find(const char *name) {
   return nullptr;
 }
 
+std::string Kernels::names() {
+  std::string found;
+  for (int i = 0; i < kIsaCount; ++i)
+    if (const Isa isa = static_cast<Isa>(i); kTables[i] && is_supported(isa))
+      found += (found.empty() ? "" : ", ") + std::string(isa_name(isa));
+  return found;
+}
+
 }  // namespace torchadder::engine

@@ -6,8 +6,9 @@
  *     torchadder_engine_free(engine);
  *
  * A file may come from a stranger: every number is checked before anything runs. An engine allocates all its memory
- * when it is loaded. Calls of one engine from several threads run one after the other. Functions that return int return
- * 0, or -1 with a line in torchadder_last_error() (torchadder.h). torchadder/quant/file.py describes the file format.
+ * when it is loaded. Calls of one engine from several threads run one after the other. A process may fork at any time,
+ * and both sides may use the engine. Functions that return int return 0, or -1 with a line in torchadder_last_error()
+ * (torchadder.h). torchadder/quant/file.py describes the file format.
  */
 #ifndef TORCHADDER_ENGINE_H
 #define TORCHADDER_ENGINE_H

@@ -3,7 +3,7 @@
     engine = Engine("net.tadder", threads=4)
     logits = engine(images)  # (N, C, H, W) -> float32 (N, classes)
 
-A Classifier also prepares the images, as the file describes.
+A Classifier also prepares image files, as the .tadder file describes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import operator
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Engine:
     """Run an integer program natively.
 
     Args:
-        source: a ``.tadder`` file, which may come from a stranger, or a Program.
+        source: a ``.tadder`` file, which may come from a stranger, its content as bytes, or a Program.
         threads: how many share the images of a batch, or the work of a single image. Default:
             torch.get_num_threads().
         isa: "reference", "avx2", "avx2max", "avx512" or "avx512vnni"; default: the best that this CPU runs (and
@@ -42,52 +43,80 @@ class Engine:
 
     Raises UserError where the file is missing or damaged, or an argument is out of range.
 
+    A copy, also a pickled one in another process, is an engine of its own, made from the content of the file, which an
+    engine keeps. Calls of one engine from several threads run one after the other: give each thread a copy.
+    ``close()``, or the end of a ``with`` block, frees the memory.
+
     Attributes:
         shape: (C, H, W) of an image. classes: number of logits. threads: as given.
         about: text and numbers that the file keeps beside the program, see quant.file.
-        file_bytes, weight_bytes, arena_bytes: memory in bytes; running needs the weights and the arena only.
+        file_bytes, weight_bytes, arena_bytes: memory in bytes of the content, the packed weights, the values.
     """
 
     def __init__(
         self,
-        source: str | Path | Program,
+        source: str | Path | bytes | Program,
         threads: int | None = None,
         isa: str | None = None,
         keep_values: bool = False,
     ):
-        self.threads = torch.get_num_threads() if threads is None else threads
+        self.threads = torch.get_num_threads() if threads is None else operator.index(threads)
         if not 1 <= self.threads <= 1024:
             raise UserError(f"threads={threads} is out of range: expected 1 to 1024")
-        content = source.to_bytes() if isinstance(source, Program) else file.read(source)
-        name = "the program" if isinstance(source, Program) else str(source)
-        native = _library()
-        wanted = None if isa is None else isa.encode()
-        self._handle = native.torchadder_engine_read(content, len(content), self.threads, wanted, keep_values)
-        if not self._handle:
-            reason = _last_error()
-            file.check(content, name)
-            raise UserError(f"cannot run {name}: {reason}")  # the file is sound, an argument is not
-        self.about: dict[str, Any] = dict(file.head_of(content, name)["about"])
-        found = native.torchadder_engine_describe(self._handle)
+        if isinstance(source, Program | bytes):
+            self._name = "the program"
+            content = source.to_bytes() if isinstance(source, Program) else source
+        else:
+            self._name = str(source)
+            content = file.read(source)
+        self._handle: _Handle | None = _Handle(content, self._name, self.threads, isa, keep_values)
+        self._made_from: tuple[Any, ...] = (content, self.threads, isa, keep_values)
+        self.about: dict[str, Any] = dict(file.head_of(content, self._name)["about"])
+        found = _library().torchadder_engine_describe(self._handle)
         self.shape = (found.channels, found.height, found.width)
         self.classes = found.classes
         self.file_bytes, self.weight_bytes, self.arena_bytes = found.file_bytes, found.weight_bytes, found.arena_bytes
         self._steps = found.steps
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            _library().torchadder_engine_free(self._handle)
+    def close(self) -> None:
+        """Free the memory, once calls in other threads have returned. Every later use raises UserError."""
+        self._handle, self._made_from = None, ()
 
-    def __call__(self, images: Tensor | np.ndarray) -> Tensor:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        self._opened()
+        return type(self), self._made_from
+
+    def __call__(self, images: Tensor | np.ndarray, *, quantized: bool = False) -> Tensor:
         """Return logits float32 (N, classes) of images (N, C, H, W).
 
-        Images are float32 as the network takes them, or uint8, which are quantized values already.
+        Args:
+            images: floating point as the network takes them, or uint8 pixels where the file has mean and std. An
+                infinite number becomes the nearest quantized value, NaN becomes quantized value 0.
+            quantized: images are uint8 and quantized values already.
         """
-        return self._run(images, None)
+        return self._run(images, quantized, None)
+
+    @functools.cached_property
+    def preprocessing(self) -> Preprocessing:
+        """Tell how pixels become the input of the network. Raises UserError where the file does not say it."""
+        try:
+            return Preprocessing.from_dict(self.about, self.shape[0])
+        except ValueError as error:
+            raise UserError(
+                f"cannot tell from {self._name} how to prepare an image: {error}; quantize it again, or save it from "
+                "Python with mean and std"
+            ) from error
 
     def benchmark(self, batch: int = 1, repetitions: int = 51) -> float:
         """Return the latency: the median seconds of a call with ``batch`` random images, after one call to warm up."""
-        images = torch.rand(batch, *self.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        random = torch.Generator().manual_seed(0)
+        images = torch.rand(batch, *self.shape, generator=random, dtype=torch.float32, device="cpu")
         self(images)
         seconds = []
         for _ in range(repetitions):
@@ -96,48 +125,91 @@ class Engine:
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds)
 
-    def profile(self, images: Tensor | np.ndarray) -> list[float]:
+    def profile(self, images: Tensor | np.ndarray, *, quantized: bool = False) -> list[float]:
         """Return the seconds that one thread spends on quantizing the input and on each step, over all images."""
-        seconds = np.zeros(1 + self._steps)
-        self._run(images, seconds.ctypes.data)
-        return [float(value) for value in seconds]
+        seconds = (ctypes.c_double * (1 + self._steps))()
+        self._run(images, quantized, seconds)
+        return [*seconds]
 
     def kernels(self) -> list[str]:
         """Return the name of the kernel that each step runs on, in order."""
-        names = (_library().torchadder_engine_kernel(self._handle, step) for step in range(self._steps))
-        return [name.decode() for name in names]
+        handle = self._opened()
+        return [_library().torchadder_engine_kernel(handle, step).decode() for step in range(self._steps)]
 
-    def values(self, image: Tensor | np.ndarray) -> list[Tensor]:
+    def values(self, image: Tensor | np.ndarray, *, quantized: bool = False) -> list[Tensor]:
         """Return the quantized values, uint8 (C, H, W), of the input and of each step but the last, for one image.
 
         ``image`` is (1, C, H, W). Raises UserError for more images, or for an engine without keep_values.
         """
         if len(image) != 1:
             raise UserError(f"expected one image, got {len(image)}")
-        self(image)
-        found = []
+        self(image, quantized=quantized)
+        handle, found = self._opened(), []
         for index in range(self._steps):
             shape = (ctypes.c_int64 * 3)()
-            if _library().torchadder_engine_value(self._handle, index, shape, None):
+            if _library().torchadder_engine_value(handle, index, shape, None):
                 raise UserError(_last_error())
-            q = torch.empty(tuple(shape), dtype=torch.uint8)
-            _library().torchadder_engine_value(self._handle, index, shape, q.data_ptr())
+            q = torch.empty(tuple(shape), dtype=torch.uint8, device="cpu")
+            _library().torchadder_engine_value(handle, index, shape, q.data_ptr())
             found.append(q)
         return found
 
-    def _run(self, images: Tensor | np.ndarray, seconds: int | None) -> Tensor:
-        images = torch.as_tensor(images)
-        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
-            raise UserError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
-        if images.device.type != "cpu" or images.dtype not in (torch.float32, torch.uint8):
-            raise TypeError(f"expected images float32 or uint8 on the CPU, got {images.dtype} on {images.device}")
-        images = images.contiguous()
-        logits = torch.empty(len(images), self.classes, dtype=torch.float32)
+    def _opened(self) -> _Handle:
+        if self._handle is None:
+            raise UserError("the engine is closed: make a new one with Engine(...)")
+        return self._handle
+
+    def _run(self, images: Tensor | np.ndarray, quantized: bool, seconds: Any) -> Tensor:
+        handle = self._opened()  # this reference keeps it while the call runs
+        images = self._dense(images, quantized)
+        logits = torch.empty(len(images), self.classes, dtype=torch.float32, device="cpu")
         native = _library()
-        run = native.torchadder_engine_run_u8 if images.dtype == torch.uint8 else native.torchadder_engine_run_f32
-        if run(self._handle, images.data_ptr(), len(images), logits.data_ptr(), seconds):
+        run = native.torchadder_engine_run_u8 if quantized else native.torchadder_engine_run_f32
+        if run(handle, images.data_ptr(), len(images), logits.data_ptr(), seconds):
             raise RuntimeError(_last_error())
         return logits
+
+    def _dense(self, images: Tensor | np.ndarray, quantized: bool) -> Tensor:
+        """Return images as the native code reads them: contiguous, uint8 if they are quantized values, else float32."""
+        if not isinstance(images, Tensor):
+            array = np.asarray(images)
+            if array.dtype.kind not in "fu":
+                raise TypeError(f"expected images of floating point or uint8, got {array.dtype}")
+            # torch takes no other byte order and no negative strides, and warns of arrays that it cannot write.
+            images = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ("C", "W")))
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
+            raise UserError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
+        if images.device.type != "cpu":
+            raise TypeError(f"expected images on the CPU, got {images.device}")
+        if quantized and images.dtype != torch.uint8:
+            raise TypeError(f"quantized=True: expected uint8 images, got {images.dtype}")
+        if not quantized and images.dtype == torch.uint8:
+            try:
+                images = self.preprocessing.normalization(images)
+            except UserError as error:
+                raise UserError(f"images are uint8: {error}, or pass quantized=True if they are no pixels") from error
+        elif not quantized and not images.is_floating_point():
+            raise TypeError(f"expected images of floating point or uint8, got {images.dtype}")
+        return (images if quantized else images.to(torch.float32)).resolve_neg().contiguous()
+
+
+class _Handle:
+    """Own a native engine, which is freed with the last reference. ctypes passes it as a pointer."""
+
+    _as_parameter_: int | None = None
+
+    def __init__(self, content: bytes, name: str, threads: int, isa: str | None, keep_values: bool):
+        native, wanted = _library(), None if isa is None else isa.encode()
+        self._free = native.torchadder_engine_free
+        self._as_parameter_ = native.torchadder_engine_read(content, len(content), threads, wanted, keep_values)
+        if not self._as_parameter_:
+            reason = _last_error()
+            file.check(content, name)
+            raise UserError(f"cannot run {name}: {reason}")  # the file is sound, an argument is not
+
+    def __del__(self) -> None:
+        if self._as_parameter_:
+            self._free(self._as_parameter_)
 
 
 class Classifier:
@@ -152,13 +224,7 @@ class Classifier:
 
     def __init__(self, path: str | Path, threads: int | None = None):
         self.engine = Engine(path, threads)
-        try:
-            self.preprocessing = Preprocessing.from_dict(self.engine.about, self.engine.shape[0])
-        except ValueError as error:
-            raise UserError(
-                f"cannot tell from {path} how to prepare an image: {error}; quantize it again, or save it from Python "
-                "with mean and std"
-            ) from error
+        self.preprocessing = self.engine.preprocessing
         self.names = _names(self.engine)
 
 

@@ -65,6 +65,10 @@ def library() -> ctypes.CDLL:
     return native
 
 
+# Before a fork, because only a loaded library makes OpenMP usable in the child (native/common/threads.cpp).
+os.register_at_fork(before=library)
+
+
 def compiled() -> list[str]:
     """Return the instruction sets that the library was built with, the reference first."""
     native = library()

@@ -167,7 +167,7 @@ def make_split(dataset: IdxDataset, images: np.ndarray, labels: np.ndarray, *, s
         raise UserError(f"{source}: images of shape {images.shape} do not go with labels of shape {labels.shape}")
     if labels.max() > 9:
         raise UserError(f"{source}: a label is {labels.max()}, expected 0 to 9")
-    resized = torch.empty(len(images), 1, SIZE, SIZE)
+    resized = torch.empty(len(images), 1, SIZE, SIZE, dtype=torch.float32, device="cpu")
     for start in range(0, len(images), 10_000):  # Parts avoid a float copy of all 28 x 28 images.
         part = torch.from_numpy(images[start : start + 10_000].astype(np.float32)).unsqueeze(1)
         part = F.interpolate(part, (SIZE, SIZE), mode="bilinear", align_corners=False)

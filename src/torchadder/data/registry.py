@@ -29,7 +29,7 @@ class Normalization(NamedTuple):
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
         """Make a Normalization from one number for each channel."""
-        return cls(*(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std)))
+        return cls(*(torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1) for values in (mean, std)))
 
     def to(self, device: torch.device | str) -> Normalization:
         """Return it on ``device``."""

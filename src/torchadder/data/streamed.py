@@ -118,7 +118,7 @@ class StreamedBatches(Loader):
         damaged: dict[str, Damaged] = {}
         for part in self.parts():
             shape = (part.stop - part.start, 3, self._split.size, self._split.size)
-            images = torch.empty(shape, device=self.device, memory_format=self.memory_format)
+            images = torch.empty(shape, dtype=torch.float32, device=self.device, memory_format=self.memory_format)
             labels = torch.empty(shape[0], dtype=torch.int64, device=self.device)
             for start in range(0, shape[0], PART):
                 piece = self._next(decoded)

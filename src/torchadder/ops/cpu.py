@@ -19,7 +19,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, plan: CallPlan, rece
     if plan.weight_format is not None:
         weight = weight.contiguous()
     shape, stride, final_format = plan.output  # type: ignore[misc]
-    y = torch.empty_strided(shape, stride)
+    y = torch.empty_strided(shape, stride, dtype=torch.float32, device="cpu")
     b = None if bias is None else (bias := bias.contiguous()).data_ptr()
     function = kernels.library().torchadder_forward_f32
     if function(plan.shape, x.data_ptr(), weight.data_ptr(), b, y.data_ptr(), recenter, kernels.threads()):
@@ -31,7 +31,7 @@ def grad_input(grad: Tensor, x: Tensor, weight: Tensor, plan: CallPlan, rule: st
     """Compute dX of torchadder::adder_conv_grad_input; rule is "hardtanh" or "sign"."""
     grad, x, weight = _convert(grad, x, weight, plan)
     shape, stride, final_format = plan.grad_input  # type: ignore[misc]
-    dx = torch.empty_strided(shape, stride)
+    dx = torch.empty_strided(shape, stride, dtype=torch.float32, device="cpu")
     pointers = (grad.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr())
     function = kernels.library().torchadder_grad_input_f32
     if function(plan.shape, *pointers, rule == "sign", kernels.threads()):
@@ -69,7 +69,7 @@ def _to_format(tensor: Tensor, layout: torch.memory_format) -> Tensor:
         rows, columns = pixels, channels
     else:
         return tensor.contiguous(memory_format=layout)
-    result = torch.empty(tensor.shape, memory_format=layout)
+    result = torch.empty(tensor.shape, dtype=torch.float32, device="cpu", memory_format=layout)
     function = kernels.library().torchadder_transpose_f32
     if function(tensor.data_ptr(), result.data_ptr(), tensor.shape[0], rows, columns, kernels.threads()):
         raise _error(function)

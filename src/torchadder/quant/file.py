@@ -54,6 +54,8 @@ def pack(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
 
 def read(path: str | Path) -> bytes:
     """Return the content of a file. Raises UserError where it cannot be read."""
+    if not str(path) or Path(path).is_dir():
+        raise UserError(f"cannot read {str(path)!r}: expected the path of a {SUFFIX} file")
     try:
         return Path(path).read_bytes()
     except OSError as error:

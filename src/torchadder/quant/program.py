@@ -156,8 +156,8 @@ class AveragePool(Step):
 class Program(nn.Module):
     """Run a quantized network in torch: quantize the images, run the steps, return the logits.
 
-    ``forward`` takes images float32 (N, C, H, W) as the network takes them, or uint8, which are quantized values
-    already, and returns logits float32 (N, classes).
+    ``forward`` takes images (N, C, H, W), floating point as the network takes them, or with quantized=True uint8, which
+    are quantized values already. It returns logits float32 (N, classes).
 
     Attributes:
         shape: (C, H, W) of an image. classes: number of logits.
@@ -184,14 +184,17 @@ class Program(nn.Module):
 
     def quantize(self, images: Tensor) -> Tensor:
         """Return the quantized values, uint8, of float images (N, C, H, W)."""
-        q = images / _by_channel(self.scale) + _by_channel(self.zero_point)
-        return q.round_().clamp_(0, self.qmax).to(torch.uint8)
+        q = images.float() / _by_channel(self.scale) + _by_channel(self.zero_point)
+        return q.round_().clamp_(0, self.qmax).nan_to_num_(0).to(torch.uint8)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, quantized: bool = False) -> Tensor:
         if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
             raise UserError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
-        values = [images if images.dtype == torch.uint8 else self.quantize(images)]
+        if quantized != (images.dtype == torch.uint8) or not (quantized or images.is_floating_point()):
+            expected = "uint8 with quantized=True" if quantized else "floating point, or uint8 with quantized=True"
+            raise TypeError(f"images are {images.dtype}: expected {expected}")
+        values = [images if quantized else self.quantize(images)]
         for step in self.steps:
             values.append(step(*(values[i] for i in step.sources)))  # type: ignore[union-attr]  # each is a Step
         return values[-1].flatten(1)
@@ -272,7 +275,7 @@ def accumulate(
     """Return a layer's accumulators, int32 (N, C_out, H, W), for values ``x``, uint8 (N, C_in, H, W). See Layer."""
     exact = torch.float32 if largest_accumulator(kind, weight) < EXACT else torch.float64
     if kind == "binary":
-        signs = torch.where(x >= zero_point.view(-1, 1, 1), 1.0, -1.0)
+        signs = (x >= zero_point.view(-1, 1, 1)).float() * 2 - 1
         return F.conv2d(signs, weight.float(), None, stride, padding).int()
     rows, columns = padding
     if rows or columns:
