@@ -13,6 +13,8 @@ from typing import Any
 
 from torchadder.errors import UserError
 
+GRACE = 5.0
+
 
 class ProcessError(Exception):
     """Report a failed call in one line; ``Process.alive`` says if another call is possible."""
@@ -51,6 +53,7 @@ class Process:
         try:
             self._pipe.send((method, arguments))
             if not self._pipe.poll(timeout):
+                self._process.kill()
                 self.close()
                 raise ProcessError(f"no answer within {timeout:g} s")
             value, reason = self._pipe.recv()
@@ -65,8 +68,9 @@ class Process:
         return self._process.is_alive()
 
     def close(self) -> None:
-        """End the process immediately."""
+        """End the process: by itself within GRACE seconds, so that it frees what it shares, or by force."""
         self._pipe.close()
+        self._process.join(GRACE)
         self._process.kill()
         self._process.join()
         self._log.close()
