@@ -63,6 +63,18 @@ def check_writable(path: Path, suffix: str | None = None, name: str = "out") -> 
         raise UserError(f"{name}={path}: no permission to write into {path.parent}; choose another folder")
 
 
+def check_folder(folder: Path, name: str = "out") -> None:
+    """Check that ``folder`` is, or can become, a folder for new files, before long work. Creates nothing.
+
+    Raises UserError where it or a folder above it is a file, and where permission is missing.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{name}={folder}: {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{name}={folder}: no permission to write into {existing}; choose another folder")
+
+
 def cache_folder() -> Path:
     """Return the folder for files kept between runs, `torchadder` in $XDG_CACHE_HOME or ~/.cache; it may not exist.
 

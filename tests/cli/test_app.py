@@ -1,5 +1,6 @@
 """Test the command line as a whole: verbs, help without torch, messages in flags, missing libraries."""
 
+import io
 import re
 import subprocess
 import sys
@@ -129,6 +130,28 @@ def test_without_its_libraries_it_says_what_to_install(capsys, monkeypatch, miss
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert 'pip install "torchadder[cli]"' in err
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_no_character_ends_a_command(encoding, monkeypatch):
+    """Write characters that the terminal lacks, and the name of a file that is no UTF-8, as replacements."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr("torchadder.cli.app.commands", lambda: lambda *args, **kwargs: print("a·b", "日", "\udcff"))
+    assert main([]) == 0
+    middle = "?" if encoding == "ascii" else "·"
+    assert stream.buffer.getvalue().decode(encoding) == f"a{middle}b {'日' if encoding == 'utf-8' else '?'} ?\n"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "No", "/dev/x")])
+def test_the_system_refuses(error, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("torchadder.cli.app.commands", lambda: full)
+    monkeypatch.setattr("torchadder.cli.app._parameters", lambda *args: [])
+    assert main([]) == 2
+    assert re.fullmatch(r"error: No[^:\n]*: \S[^\n]*\n", capsys.readouterr().err)
 
 
 def test_closed_pipe_is_no_error(monkeypatch, capsys):

@@ -118,7 +118,7 @@ def test_streamed_with_a_size(folder, options, mean, std):
 
 
 def test_a_channel_of_one_value_stays_finite(tmp_path):
-    for where in ("train/a", "test/a"):
+    for where in ("train/a", "train/b", "test/a"):
         (tmp_path / "grey" / where).mkdir(parents=True)
         Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(tmp_path / "grey" / where / "0.png")
     assert load_dataset("imagefolder:grey").test.images.abs().max() < 1e-6
@@ -272,6 +272,7 @@ def ruined(split):
     return apply
 
 
+ONE_CLASS = [("train", "dog"), ("train", "eel"), ("test", "dog")]
 WRONG = [  # change to a good folder, words in the message
     (without("train"), r"animals.train is no folder: put the training images into .*animals.train/CLASS/"),
     (without("test"), r"animals has neither test nor val: put the test images into .*animals.test/CLASS/"),
@@ -279,6 +280,10 @@ WRONG = [  # change to a good folder, words in the message
     (lambda folder: [without(path)(folder) for path in FILES if path[:2] == "te"], "test has no subfolders: expected"),
     (empty("train/dog"), r"animals.train.dog has no images: expected JPEG, PNG"),
     (without("train/dog"), r"animals.test.dog is a class without training images: put some into .*animals.train.dog$"),
+    (
+        lambda folder: [without(f"{split}/{kind}")(folder) for split, kind in ONE_CLASS],
+        "has one class, and every network answers it right",
+    ),
     (ruined("train"), r"none of the 6 images of train can be used \(cannot identify image file\)"),
     (ruined("test"), r"none of the 3 images of test can be used \(cannot identify image file\)"),
 ]

@@ -55,9 +55,9 @@ def test_colour_images_of_the_size_of_the_data_set_are_its_pixels():
 
 
 def test_images_that_stream_are_cut_as_there(tmp_path):
-    for split in ("train", "test"):
-        (tmp_path / split / "cat").mkdir(parents=True)
-        (tmp_path / split / "cat" / "0.png").write_bytes(png(photo()))
+    for where in ("train/cat", "train/dog", "test/cat"):
+        (tmp_path / where).mkdir(parents=True)
+        (tmp_path / where / "0.png").write_bytes(png(photo()))
     dataset = load_dataset(f"imagefolder:{tmp_path},size=16")
     [(expected, _)] = open_batches(dataset.test, 1, workers=0)
     preprocessing = kept(Preprocessing.of(dataset), 3)
@@ -65,7 +65,7 @@ def test_images_that_stream_are_cut_as_there(tmp_path):
     x, size = preprocessing.read(Image, png(photo()), (16, 16))
     assert torch.equal(x, expected)
     assert size == (30, 40)
-    assert [*dataset.classes] == ["cat"]
+    assert [*dataset.classes] == ["cat", "dog"]
 
 
 def test_a_data_set_of_numbers_has_none():

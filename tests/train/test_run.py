@@ -284,8 +284,8 @@ def without_recipe(folder):
 
 
 REFUSED = [  # function that fills the folder, change to the recipe, resume -> words in the message
-    (as_file, {}, False, "is a file: expected a folder"),
-    (as_file, {}, True, "is a file: expected a folder"),
+    (as_file, {}, False, "is a file; choose another folder"),
+    (as_file, {}, True, "holds no run to resume"),
     (as_run, {}, False, "already holds a run: continue it with resume=True, or choose another folder"),
     (lambda folder: None, {}, True, "holds no run to resume: leave out resume=True"),
     (lambda folder: folder.mkdir(), {}, True, "holds no run to resume"),

@@ -31,7 +31,7 @@ from torchadder.errors import UserError
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 # Parameters of the library whose flag has another name, as library -> command line.
-ALIASES = {"data_dir": "data"}
+ALIASES = {"data_dir": "data", "lr": "finetune_lr"}
 
 # name=value, where value ends before punctuation that ends a part of the sentence, or is quoted.
 _ASSIGNMENT = re.compile(r"""(?<![\w./-])([a-z]\w*)=('[^']*'|"[^"]*"|[^\s'"]\S*?)(?=[.,:;)]*(?:\s|$))""")
@@ -93,6 +93,9 @@ def _tree(command: Any) -> Iterator[Any]:
 
 def run(arguments: list[str]) -> int:
     """Run the verb that `arguments` name and return its exit code; every error ends here as one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal lacks must not end a command
+            stream.reconfigure(errors="replace")
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     group = commands()
@@ -119,6 +122,8 @@ def _explain(error: BaseException, parameters: Sequence[Any]) -> tuple[str, int]
         return with_flags(str(error), parameters), 2
     if isinstance(error, UsageError):
         return _usage(error), 2
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a missing permission
+        return f"{error.strerror}: {error.filename or 'no further reason was given'}", 2
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted", 130
     reason = " ".join(str(error).split())
@@ -148,7 +153,7 @@ def with_flags(message: str, parameters: Sequence[Any]) -> str:
 
     def spelled(match: re.Match[str]) -> str:
         name, value = match.groups()
-        parameter = known.get(ALIASES.get(name, name))
+        parameter = known.get(name) or known.get(ALIASES.get(name, name))
         if parameter is None:
             return match[0]
         inner = value.strip("'\"")

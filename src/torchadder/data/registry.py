@@ -217,7 +217,10 @@ def load_dataset(name: str, data_dir: Path | None = None, *, partial: bool = Fal
     for option in options:
         if option not in _OPTIONS.get(registered, ()):
             raise UserError(f"{name} {_REFUSED[option]}")
-    return _DATASETS[registered](*arguments, data_dir, **options)
+    dataset = _DATASETS[registered](*arguments, data_dir, **options)
+    if dataset.num_classes < 2:
+        raise UserError(f"{name} has one class, and every network answers it right: add the images of another class")
+    return dataset
 
 
 def parse_name(kind: str, argument: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:

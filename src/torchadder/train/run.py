@@ -71,9 +71,8 @@ class Run:
         Raises UserError where a new run would overwrite one, where there is none to resume, where its recipe differs
         from ``recipe`` (the message names each field), and where its last.pt is damaged.
         """
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file: expected a folder for the run")
         if not resume:
+            files.check_folder(folder)
             if holds_run(folder):
                 raise UserError(f"{folder} already holds a run: continue it with resume=True, or choose another folder")
             return cls(folder, recipe, None)

@@ -68,7 +68,7 @@ def write(
     _check(runs, program)
     contents = _collect(runs, data_dir, test, program, workers)
     try:
-        files.write_bytes(path, render(contents).encode())
+        files.write_bytes(path, render(contents).encode(errors="replace"))  # a path may be no UTF-8
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     several = len(contents) > 1
