@@ -290,5 +290,5 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line(capsys, monkeypatch):
     assert main(TRAIN) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    words = "cannot write runs/bench-train.json (No space left on device): choose another file with --out"
+    words = "cannot write runs/bench-train.json: No space left on device; choose another folder"
     assert err.endswith(f"\nerror: {words}\n")

@@ -110,7 +110,7 @@ BAD = [  # arguments after quantize, words of the line
     (["run", "-o", "new.tadder", "--images", "0"], "'--images'"),
     (["nowhere", "-o", "new.tadder"], "no checkpoint at nowhere"),
     (["run.tadder", "-o", "new.tadder"], "cannot read run.tadder: expected a run directory"),
-    (["run", "-o", "new.tadder", "--dataset", "mnits"], "unknown data set 'mnits'"),
+    (["run", "-o", "new.tadder", "--dataset", "mnits"], "--dataset mnits is unknown"),
     (
         ["run", "-o", "new.tadder", "--dataset", "other"],
         "run takes 1 channels and knows 10 classes; --dataset other has 1 and 5",

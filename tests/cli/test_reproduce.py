@@ -167,7 +167,7 @@ USER_ERRORS = [  # arguments -> the words that the line must contain
     ([*REPRODUCE, "--epochs", "0"], "0 is out of range: expected 1 to 2, the epochs of the full recipe"),
     ([*REPRODUCE, "--epochs", "3"], "3 is out of range: expected 1 to 2, the epochs of the full recipe"),
     (["reproduce", "tiny", "--seeds", "0"], "'--seeds'"),
-    ([*REPRODUCE, "--results", "file"], "cannot write file/reproduce-tiny.json (File exists): choose another folder"),
+    ([*REPRODUCE, "--results", "file"], "--results file/reproduce-tiny.json: file is no folder"),
 ]
 
 

@@ -175,7 +175,7 @@ def nothing(folder):
 
 
 USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line must contain
-    (nothing, ["train", "lenet-mnist"], "unknown recipe 'lenet-mnist'; known: lenet5bn-"),
+    (nothing, ["train", "lenet-mnist"], "lenet-mnist is unknown: expected one of lenet5bn-"),
     (nothing, ["train"], "Missing argument 'RECIPE': see torchadder train --help"),
     (nothing, ["trian"], "No such command 'trian'"),
     (nothing, [*TRAIN, "--epoch", "3"], "No such option: --epoch"),
@@ -187,7 +187,7 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (nothing, [*TRAIN, "--schedule", "step"], "--schedule step needs the epochs after which the rate falls"),
     (nothing, [*TRAIN, "--warmup-epochs", "3"], "--warmup-epochs 3 is out of range: expected below --epochs 3"),
     (nothing, [*TRAIN, "--augment"], "--augment, but tiny has no augmentation: leave it out, or pass --no-augment"),
-    (nothing, [*TRAIN, "--dataset", "mnits"], "unknown data set 'mnits'; known: "),
+    (nothing, [*TRAIN, "--dataset", "mnits"], "--dataset mnits is unknown: expected one of "),
     (nothing, [*TRAIN, "--dataset", "mnist", "--data", "nowhere"], "--data nowhere is no folder"),
     (nothing, [*TRAIN, "--lr", "nan"], "--lr nan is out of range"),
     (nothing, [*TRAIN, "--grad", "half"], "--grad half is out of range: expected full or sign"),
@@ -238,7 +238,7 @@ def test_mistake_of_the_user_is_one_line_and_exit_code_2(tmp_path, capsys, prepa
             ["train", "lenet5bn-mnist", "--out", "run", "--resume"],
             "name (run: lenet5bn-tiny, now: lenet5bn-mnist)",
         ),
-        (["eval", "run", "--dataset", "mnits"], "unknown data set 'mnits'; known: "),
+        (["eval", "run", "--dataset", "mnits"], "--dataset mnits is unknown: expected one of "),
     ],
 )
 def test_mistake_with_an_existing_run(run, capsys, arguments, words):
@@ -292,7 +292,7 @@ def test_as_a_module():
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: unknown recipe 'lenet-mnist'; known: lenet5bn-")
+    assert done.stderr.startswith("error: lenet-mnist is unknown: expected one of lenet5bn-")
 
 
 @pytest.fixture

@@ -301,9 +301,9 @@ def test_wrong_folder_gets_one_line(folder, change, words, on_error):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("imagefolder", "unknown data set 'imagefolder'; known: .*imagefolder:DIR"),
-        ("imagefolder:", "unknown data set 'imagefolder:'; known: .*imagefolder:DIR"),
-        ("picturefolder:x", "unknown data set 'picturefolder:x'; known: "),
+        ("imagefolder", "dataset=imagefolder is unknown: expected one of .*imagefolder:DIR"),
+        ("imagefolder:", "dataset=imagefolder: is unknown: expected one of .*imagefolder:DIR"),
+        ("picturefolder:x", "dataset=picturefolder:x is unknown: "),
         ("imagefolder:nowhere", r"no folder nowhere or .*torchadder.nowhere: put the images into train/CLASS/ and"),
         ("imagefolder:animals,size", "'size' is unknown or there twice, expected size=..., normalize=... or nothing"),
         ("imagefolder:animals,size=0", "size=0 is out of range: expected 1 to 4096"),

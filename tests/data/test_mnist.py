@@ -176,7 +176,7 @@ def test_a_wrong_folder_gets_one_line(tiny_mnist, tmp_path, change, words):
 
 def test_an_unknown_data_set_gets_the_known_ones():
     assert "mnist" in list_datasets()
-    with pytest.raises(UserError, match=r"unknown data set 'mnits'; known: .*mnist"):
+    with pytest.raises(UserError, match=r"dataset=mnits is unknown: expected one of .*mnist"):
         load_dataset("mnits")
 
 

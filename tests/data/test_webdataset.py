@@ -183,7 +183,7 @@ def test_wrong_shards_get_one_line(small, change, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("wds:", "unknown data set 'wds:'; known: .*wds:SHARDS"),
+        ("wds:", "dataset=wds: is unknown: expected one of .*wds:SHARDS"),
         ("wds:a.tar", "wds:a.tar: the shards for testing are missing, add test=SHARDS"),
         (
             "wds:a.tar,test=b.tar,count=3",

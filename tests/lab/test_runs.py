@@ -1,9 +1,11 @@
 """Test reading run directories: their contents and different titles; tests/cli/test_report.py has what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from torchadder.lab.runs import TrainedRun, titles
-from torchadder.train import Run
+from torchadder.train import Run, get_recipe
 
 
 def test_a_run_is_read_as_it_was_written(trained):
@@ -30,26 +32,23 @@ def test_a_damaged_environment_is_no_error(trained):
     assert TrainedRun.read(folder).environment == {}
 
 
-TITLES = [  # changes of each run -> titles
-    ([{}], ["AdderNet, full gradient, ALR, eta 0.2"]),
-    ([{"op": "conv"}, {"op": "binary"}], ["CNN", "BNN"]),
-    ([{"op": "conv"}, {"op": "conv", "seed": 1}], ["CNN, seed 0", "CNN, seed 1"]),
+def run(folder="run", **changes):
+    return TrainedRun(Path(folder), get_recipe("lenet5bn-mnist", changes), [], {})
+
+
+TITLES = [  # runs -> titles
+    ([run()], ["AdderNet, full gradient, ALR, eta 0.1"]),
+    ([run(op="conv"), run(op="binary")], ["CNN", "BNN"]),
+    ([run(op="conv"), run(op="conv", seed=1)], ["CNN, seed 0", "CNN, seed 1"]),
     (
-        [{"weight_grad": "sign", "lr_scheme": "ilr"}, {"eta": 0.5, "epochs": 1}],
+        [run(weight_grad="sign", lr_scheme="ilr"), run(eta=0.5, epochs=1)],
         ["AdderNet, sign gradient, ILR", "AdderNet, full gradient, ALR, eta 0.5"],
     ),
+    ([run("here/a", op="conv"), run("there/b", op="conv")], ["CNN, a", "CNN, b"]),
+    ([run("here/a", op="conv"), run("there/a", op="conv")], ["CNN, here/a", "CNN, there/a"]),
 ]
 
 
-@pytest.mark.parametrize(("changes", "expected"), TITLES)
-def test_titles_differ(trained, changes, expected):
-    runs = [TrainedRun.read(trained(f"run{i}", **change)) for i, change in enumerate(changes)]
+@pytest.mark.parametrize(("runs", "expected"), TITLES)
+def test_titles_differ(runs, expected):
     assert titles(runs) == expected
-
-
-@pytest.mark.parametrize(
-    ("folders", "expected"), [(("here/a", "there/b"), ["CNN, a", "CNN, b"]), (("here/a", "there/a"), None)]
-)
-def test_titles_of_equal_recipes_contain_folders(trained, folders, expected):
-    runs = [TrainedRun.read(trained(folder, op="conv", epochs=1)) for folder in folders]
-    assert titles(runs) == (expected or [f"CNN, {run.folder}" for run in runs])

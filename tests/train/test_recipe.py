@@ -127,7 +127,7 @@ def test_out_of_range(change, words):
 
 
 def test_unknown_recipe_names_the_known():
-    with pytest.raises(UserError, match=r"unknown recipe 'lenet-mnist'; known: .*lenet5bn-mnist"):
+    with pytest.raises(UserError, match=r"recipe=lenet-mnist is unknown: expected one of .*lenet5bn-mnist"):
         get_recipe("lenet-mnist")
 
 

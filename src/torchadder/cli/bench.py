@@ -238,10 +238,7 @@ Cells = tuple[str, list[str], list[list[str]], int]  # title, header, rows, numb
 def _finish(result: dict[str, Any], out: Path, json: bool, tables: list[Cells]) -> None:
     from torchadder.lab import record
 
-    try:
-        result = record.write(out, result)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror}): choose another file with --out") from error
+    result = record.write(out, result)
     if json:
         print(json_format.dumps(result))
         return

@@ -208,7 +208,7 @@ def load_dataset(name: str, data_dir: Path | None = None, *, partial: bool = Fal
     registered = next((known for known in _DATASETS if colon and rest and known.startswith(kind + colon)), name)
     arguments = [rest] if colon else []
     if registered not in _DATASETS:
-        raise UserError(f"unknown data set {name!r}; known: {', '.join(list_datasets())}")
+        raise UserError(f"dataset={name} is unknown: expected one of {', '.join(list_datasets())}")
     options: dict[str, Any] = {}
     if partial:
         options["partial"] = True

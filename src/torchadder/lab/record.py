@@ -88,11 +88,16 @@ def portable_command(command: str) -> str:
 def write(path: Path, record: Record) -> Record:
     """Write ``record`` to ``path`` completely or not at all, and return it as written.
 
-    Numbers are rounded to 7 decimals (a tenth of a microsecond); one that is not finite becomes null.
+    Numbers are rounded to 7 decimals (a tenth of a microsecond); one that is not finite becomes null. Raises UserError
+    if the file cannot be written.
     """
     record = _rounded(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    content = (json.dumps(record, indent=1) + "\n").encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
     return record
 
 

@@ -283,7 +283,7 @@ RECIPES: dict[str, Recipe] = {
 def get_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe ``name`` with ``changes``. Raises UserError for an unknown name or a bad value."""
     if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
+        raise UserError(f"recipe={name} is unknown: expected one of {', '.join(sorted(RECIPES))}")
     return replace(RECIPES[name], **(changes or {}))
 
 

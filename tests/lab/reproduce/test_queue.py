@@ -217,7 +217,7 @@ def test_finished_runs_need_no_data(table, one, monkeypatch):
     results = Queue(table, epochs=1).run()
     assert [(result.job.seed, result.earlier) for result in results] == [(0, True), (0, True), (1, False), (1, False)]
     assert {reason[2] for reason in reasons(results)} >= {results[2].reason}
-    assert "unknown data set 'tiny'" in results[2].reason
+    assert "dataset=tiny is unknown" in results[2].reason
 
 
 def blocked_by_file(path):
@@ -234,7 +234,7 @@ def blocked_by_device(path):
     path.with_name(path.name + ".tmp").symlink_to("/dev/full")
 
 
-@pytest.mark.parametrize(("block", "reason"), [(blocked_by_file, "exists"), (blocked_by_folder, "is a folder")])
+@pytest.mark.parametrize(("block", "reason"), [(blocked_by_file, "is no folder"), (blocked_by_folder, "is a folder")])
 def test_a_record_that_cannot_be_written_is_refused_before_the_first_run(table, block, reason):
     queue = Queue(table, results=Path("there/results"))
     block(queue.record_path)
@@ -242,16 +242,14 @@ def test_a_record_that_cannot_be_written_is_refused_before_the_first_run(table, 
     with pytest.raises(UserError) as refusal:
         queue.run(report=log)
     assert log.begun == []
-    message = str(refusal.value)
-    assert message.startswith((f"cannot write {queue.record_path} (", f"results={queue.record_path}: "))
-    assert reason in message
-    assert "choose another" in message
+    assert str(refusal.value).startswith(f"results={queue.record_path}: ")
+    assert reason in str(refusal.value)
 
 
 def test_a_disk_that_is_full_when_the_record_is_written(table, monkeypatch):
     queue = Queue(table, seeds=1, epochs=1)
     blocked_by_device(queue.record_path)
-    with pytest.raises(UserError, match=r"^cannot write .*reproduce-tiny-epochs-1\.json \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"^cannot write .*reproduce-tiny-epochs-1\.json: No space left on device"):
         queue.run()
     log = Log()
     queue.run(report=log)  # files.write_bytes has taken the link away

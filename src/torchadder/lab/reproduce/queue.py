@@ -115,7 +115,9 @@ class Queue:
         The record is written after each run. After a KeyboardInterrupt, the next call continues from the last saved
         epoch. Raises UserError if the record cannot be written, before the first run if possible.
         """
-        self._check_record_path()
+        with suppress(OSError):  # check_writable names what stands in the way
+            self.record_path.parent.mkdir(parents=True, exist_ok=True)
+        files.check_writable(self.record_path, name="results")
         report = report or Report()
         results: list[Result] = []
         reasons: dict[str, str | None] = {}
@@ -129,8 +131,8 @@ class Queue:
                 result = Result(job, reason=_one_line(error))
             report.run_ended(result)
             results.append(result)
-            if result.outcome:
-                self._write()
+            if result.outcome and (content := self.record()):
+                record.write(self.record_path, content)
         return results
 
     def _do(self, job: Job, data_dir: Path | None, report: Report, reasons: dict[str, str | None]) -> Result:
@@ -166,26 +168,6 @@ class Queue:
         if not finished:
             return None
         return {**runs.assemble(finished), "table": self.experiment.name, "shortened": self.shortened}
-
-    def _write(self) -> None:
-        content = self.record()
-        if content is not None:
-            try:
-                record.write(self.record_path, content)
-            except OSError as error:
-                raise self._unwritable(error) from error
-
-    def _check_record_path(self) -> None:
-        """Raise UserError if the record cannot be written, before hours are spent on its runs."""
-        try:
-            self.record_path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        files.check_writable(self.record_path, name="results")
-
-    def _unwritable(self, error: OSError) -> UserError:
-        reason = error.strerror or error
-        return UserError(f"cannot write {self.record_path} ({reason}): choose another folder with results=DIR")
 
 
 def run_name(recipe: Recipe) -> str:
