@@ -25,6 +25,7 @@ from torchadder.lab.predictions import Predictions, predict
 from torchadder.lab.record import portable_command
 from torchadder.lab.reproduce import EXPERIMENTS
 from torchadder.lab.reproduce.runs import effective
+from torchadder.lab.reproduce.table import row_of
 from torchadder.lab.runs import TrainedRun
 from torchadder.lab.weights import LayerWeights, fits
 from torchadder.models import Model
@@ -254,19 +255,14 @@ def headline_of(run: TrainedRun) -> Headline:
 
 def paper_of(run: TrainedRun) -> Paper | None:
     """Return the number of the first published table that has the recipe, in full or with fewer epochs."""
-    ours = effective(asdict(run.recipe))
     for experiment in EXPERIMENTS.values():
-        for row in experiment.rows:
-            if row.paper is None or experiment.source is None:
-                continue
-            full = effective(asdict(row.recipe_for()))
-            if ours != {**full, "epochs": ours["epochs"]} or ours["epochs"] > full["epochs"]:
-                continue
-            done = run.metrics[-1]["epoch"] == full["epochs"]
-            difference = round(round(run.metrics[-1]["test_accuracy"], 2) - row.paper, 2)
-            gap = difference + 0.0 if done else None  # + 0.0 turns -0.0 into 0.0.
-            source = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", experiment.source)
-            return Paper(row.paper, f"{source}: {experiment.title}, {row.label}", full["epochs"], gap)
+        row = row_of(effective(asdict(run.recipe)), experiment)
+        if row is None or row.paper is None or experiment.source is None:
+            continue
+        source = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", experiment.source)
+        done = run.metrics[-1]["epoch"] == experiment.epochs
+        gap = row.gap(run.metrics[-1]["test_accuracy"]) if done else None
+        return Paper(row.paper, f"{source}: {experiment.title}, {row.label}", experiment.epochs, gap)
     return None
 
 

@@ -32,6 +32,10 @@ class Row:
         shortened = {} if epochs is None else {"epochs": epochs}
         return get_recipe(self.recipe, {**self.changes, "seed": seed, **shortened})
 
+    def gap(self, accuracy: float) -> float | None:
+        """Return ``accuracy`` minus the paper's in percentage points, both rounded as printed; None without a paper."""
+        return None if self.paper is None else round(round(accuracy, 2) - self.paper, 2) + 0.0  # no -0.0
+
 
 @dataclass(frozen=True)
 class Experiment:

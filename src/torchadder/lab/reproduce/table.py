@@ -28,10 +28,8 @@ class Line:
 
     @property
     def gap(self) -> float | None:
-        """Return our accuracy minus the paper's in percentage points, both rounded as printed."""
-        if self.measured is None or self.row.paper is None:
-            return None
-        return round(round(self.measured["mean"], 2) - self.row.paper, 2) + 0.0  # no -0.0
+        """Return our accuracy minus the paper's; None if one of them is missing."""
+        return None if self.measured is None else self.row.gap(self.measured["mean"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -63,14 +61,17 @@ def fill(experiment: Experiment, records: Mapping[str, Record], epochs: int | No
 def shortened(experiment: Experiment, records: Mapping[str, Record]) -> list[int]:
     """Return the numbers of epochs below the recipe's that rows of ``experiment`` were measured with, largest first."""
     measured = (row["recipe"] for record in records.values() for row in record["rows"])
-    found = {recipe["epochs"] for recipe in measured if _belongs(recipe, experiment)}
+    found = {recipe["epochs"] for recipe in measured if row_of(recipe, experiment)}
     return sorted(found - {experiment.epochs}, reverse=True)
 
 
-def _belongs(recipe: Mapping[str, Any], experiment: Experiment) -> bool:
-    """Return True if the table has a row with this recipe, in full or shortened."""
-    rows = (effective(asdict(row.recipe_for())) for row in experiment.rows)
-    return any(recipe == {**full, "epochs": recipe["epochs"]} and recipe["epochs"] <= full["epochs"] for full in rows)
+def row_of(recipe: Mapping[str, Any], experiment: Experiment) -> Row | None:
+    """Return the row with this recipe (as ``effective`` returns it), in full or shortened; None if there is none."""
+    for row in experiment.rows:
+        full = effective(asdict(row.recipe_for()))
+        if recipe == {**full, "epochs": recipe["epochs"]} and recipe["epochs"] <= full["epochs"]:
+            return row
+    return None
 
 
 Cells = list[list[str]]  # the header of a table, then its lines
@@ -147,7 +148,7 @@ def others(records: Mapping[str, Record]) -> str:
     for file, record in records.items():
         for row in record["rows"]:
             recipe = row["recipe"]
-            if any(_belongs(recipe, experiment) for experiment in EXPERIMENTS.values()):
+            if any(row_of(recipe, experiment) for experiment in EXPERIMENTS.values()):
                 continue
             counts = [str(row["n"]), str(row["epochs"])]
             lines.append([_described(recipe), f"`{file}`", _accuracy(row), *counts, *_cost(row)])
