@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from torchadder import files
 from torchadder.errors import UserError
@@ -50,6 +53,9 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "torchadder",
 }
 DPI = 120
+BINS = 60
+INSIDE = 0.998  # fraction of the values that a histogram spans, so that outliers do not compress it
+DRAWN = 5  # layers with a histogram; the axes below show the numbers of all layers
 
 
 def check_installed() -> None:
@@ -121,27 +127,50 @@ def evenly_spaced(names: Sequence[str], most: int) -> list[str]:
     return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
 
 
-def rows_and_layers(
-    titles: Sequence[str], columns: int, row_height: float, layers: Sequence[str], legend: Sequence[str]
-) -> tuple[Figure, Any, Axes]:
-    """Return a figure, a row of axes for each of ``titles`` (rows, columns), and axes below with ``layers`` along x.
+def histogram(values: Tensor) -> dict[str, list[float]]:
+    """Return "edges" and "density" of BINS bins over the middle of the values, as a density of all of them."""
+    order = values.double().flatten().sort().values
+    cut = round(len(order) * (1 - INSIDE) / 2)
+    counts, edges = torch.histogram(order[cut : len(order) - cut], BINS)
+    density = counts / (len(order) * (edges[1] - edges[0]))
+    return {"edges": edges.tolist(), "density": density.nan_to_num(0, 0, 0).tolist()}
 
-    ``legend``: the labels that ``legend_beside`` will list beside the lower axes; they decide its height.
+
+def rows_and_layers(
+    panels: Sequence[dict[str, Any]],
+    row_height: float,
+    legend: Sequence[str],
+    draw_histogram: Callable[[Axes, dict[str, Any]], None],
+) -> tuple[Figure, Axes]:
+    """Return a figure with a row of histograms for each of ``panels``, and axes below with all layers along x.
+
+    Args:
+        panels: "title" and "layers", which have a "name" and are the same in all panels.
+        legend: the labels that ``legend_beside`` will list beside the lower axes; they decide its height.
+        draw_histogram: draws the histogram of one layer.
     """
+    layers = [layer["name"] for layer in panels[0]["layers"]]
+    drawn = evenly_spaced(layers, DRAWN)
     many = len(layers) > 8
     below = max(2.3 + many * 0.07 * max(map(len, layers)), 0.17 * sum(len(_beside(label)) for label in legend))
-    heights = [0.4 + row_height * len(titles), below]
+    heights = [0.4 + row_height * len(panels), below]
     figure = canvas(11, sum(heights))
     parts: Any = figure.subfigures(2, 1, height_ratios=heights)
-    rows = parts[0].subplots(len(titles), columns, squeeze=False)
-    for row, title in zip(rows, titles, strict=True):
-        row[0].set_ylabel(wrapped(title, 22))
+    for row, panel in zip(parts[0].subplots(len(panels), len(drawn), squeeze=False), panels, strict=True):
+        row[0].set_ylabel(wrapped(panel["title"], 22))
+        by_name = {layer["name"]: layer for layer in panel["layers"]}
+        for place, name in zip(row, drawn, strict=True):
+            draw_histogram(place, by_name[name])
+            place.set_yticks([])
+            place.spines["left"].set_visible(False)
+            place.locator_params(axis="x", nbins=4)
+            place.tick_params(colors=FAINT, labelcolor=INK)
     axes = parts[1].subplots()
     axes.set_xticks(range(len(layers)), layers, rotation=90 if many else 0)
     axes.set_xlim(-0.6, len(layers) - 0.4)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-    return figure, rows, axes
+    return figure, axes
 
 
 def legend_beside(axes: Axes) -> None:

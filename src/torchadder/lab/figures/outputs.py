@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from torchadder.data import StreamedSplit, open_batches
-from torchadder.lab.figures.drawing import COLOURS, FAINT, INK, MARKERS, evenly_spaced, legend_beside, rows_and_layers
+from torchadder.lab.figures.drawing import COLOURS, INK, MARKERS, histogram, legend_beside, rows_and_layers
 from torchadder.lab.runs import FigureInputs, TrainedRun, several_networks
 from torchadder.lab.weights import kind_of, weighted_layers
 from torchadder.nn import Adder
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PIXELS = 1 << 18  # number of input pixels per channel: 256 images of 32 x 32
-BINS = 60
-DRAWN = 5  # layers with a histogram
-INSIDE = 0.998  # fraction of the values that a histogram spans, so that outliers do not compress it
 RAW, RECENTRED = "raw", "recentred"
 FORMS = {RAW: COLOURS[1], RECENTRED: COLOURS[0]}
 
@@ -82,17 +79,11 @@ def layer_outputs(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
 
 
 def _statistics(channels: Tensor) -> dict[str, Any]:
-    values = channels.flatten().sort().values
-    cut = round(len(values) * (1 - INSIDE) / 2)
-    inside = values[cut : len(values) - cut]
-    counts, edges = torch.histogram(inside.double(), BINS)
-    density = counts / (len(values) * (edges[1] - edges[0]))
     std, mean = torch.std_mean(channels.double(), dim=1)
     errors = (channels.bfloat16().double() - channels).square().mean(1).sqrt()
     varies = std > 0
     return {
-        "edges": edges.tolist(),
-        "density": density.nan_to_num(0, 0, 0).tolist(),
+        **histogram(channels),
         "spread": (mean.abs() / std)[varies].tolist(),
         "rounding": (errors / std)[varies].tolist(),
     }
@@ -130,16 +121,10 @@ def describe(data: dict[str, Any]) -> str:
 
 def draw(data: dict[str, Any]) -> Figure:
     panels = data["panels"]
-    names = [layer["name"] for layer in panels[0]["layers"]]
-    drawn = evenly_spaced(names, DRAWN)
     series = {
         f"{panel['title']}, {form}": (number, form) for number, panel in enumerate(panels) for form in panel["numbers"]
     }
-    figure, rows, axes = rows_and_layers([panel["title"] for panel in panels], len(drawn), 1.6, names, list(series))
-    for row, panel in zip(rows, panels, strict=True):
-        layers = {layer["name"]: layer for layer in panel["layers"]}
-        for place, name in zip(row, drawn, strict=True):
-            _histogram(place, layers[name])
+    figure, axes = rows_and_layers(panels, 1.6, list(series), _histogram)
     for place, (label, (number, form)) in enumerate(series.items()):
         shift = (place - (len(series) - 1) / 2) * 0.5 / len(series)
         _spreads(axes, panels[number]["layers"], form, shift, MARKERS[number % len(MARKERS)], label)
@@ -164,7 +149,3 @@ def _histogram(axes: Axes, layer: dict[str, Any]) -> None:
             axes.stairs(layer[form]["density"], layer[form]["edges"], fill=True, color=colour, alpha=0.7)
     axes.axvline(0, color=INK, linewidth=0.6, linestyle=":")
     axes.set_title(layer["name"], loc="left", fontsize=8)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.locator_params(axis="x", nbins=4)
-    axes.tick_params(colors=FAINT, labelcolor=INK)

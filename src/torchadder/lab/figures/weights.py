@@ -14,10 +14,9 @@ import torch
 
 from torchadder.lab.figures.drawing import (
     COLOURS,
-    FAINT,
     INK,
     MARKERS,
-    evenly_spaced,
+    histogram,
     legend_beside,
     line_style,
     rows_and_layers,
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PATTERNS = {"adder": LAPLACE, "conv": GAUSSIAN}  # in the paper
-BINS = 60
-DRAWN = 5  # layers with a histogram; the axes below show the numbers of all layers
-INSIDE = 0.998  # fraction of the weights that a histogram spans, so that outliers do not compress it
 
 
 def unsupported(runs: list[TrainedRun]) -> str | None:
@@ -57,16 +53,10 @@ def measure(inputs: FigureInputs) -> dict[str, Any]:
 
 
 def _layer(layer: LayerWeights) -> dict[str, Any]:
-    values = layer.values.double()
-    order = values.sort().values
-    cut = round(len(order) * (1 - INSIDE) / 2)
-    edges = torch.linspace(order[cut].item(), order[-1 - cut].item(), BINS + 1, dtype=torch.float64)
-    counts = torch.histogram(values, edges).hist
-    density = counts / (len(values) * (edges[1] - edges[0]))
-    found: dict[str, Any] = {"name": layer.name, "kind": layer.kind, "weights": len(values)}
+    found: dict[str, Any] = {"name": layer.name, "kind": layer.kind, "weights": len(layer.values)}
     for fit in (layer.laplace, layer.gaussian):
         found[fit.name.lower()] = {name: value for name, value in fit._asdict().items() if name != "name"}
-    return {**found, "edges": edges.tolist(), "density": density.tolist()}
+    return {**found, **histogram(layer.values)}
 
 
 def describe(data: dict[str, Any]) -> str:
@@ -95,14 +85,7 @@ def _verdict(panels: list[dict[str, Any]]) -> str:
 
 def draw(data: dict[str, Any]) -> Figure:
     panels = data["panels"]
-    names = [layer["name"] for layer in panels[0]["layers"]]
-    drawn = evenly_spaced(names, DRAWN)
-    titles = [panel["title"] for panel in panels]
-    figure, rows, axes = rows_and_layers(titles, len(drawn), 1.9, names, titles)
-    for row, panel in zip(rows, panels, strict=True):
-        layers = {layer["name"]: layer for layer in panel["layers"]}
-        for place, name in zip(row, drawn, strict=True):
-            _histogram(place, layers[name])
+    figure, axes = rows_and_layers(panels, 1.9, [panel["title"] for panel in panels], _histogram)
     for number, panel in enumerate(panels):
         gains = [layer["laplace"]["log_likelihood"] - layer["gaussian"]["log_likelihood"] for layer in panel["layers"]]
         style = line_style(number) | {"linestyle": "none"}
@@ -125,9 +108,5 @@ def _histogram(axes: Axes, layer: dict[str, Any]) -> None:
         label = f"{fit.name} {fit.log_likelihood:.3f}"
         axes.plot(x, fit.density(x), dashes, color=COLOURS[1 - number], linewidth=1.2, label=label)
     axes.set_title(f"{layer['name']}\n{layer['weights']:,} weights", loc="left", fontsize=8)
-    axes.set_yticks([])
-    axes.locator_params(axis="x", nbins=4)
-    axes.spines["left"].set_visible(False)
     axes.set_ylim(0, 1.45 * axes.get_ylim()[1])  # leaves room for the legend
     axes.legend(loc="upper left", fontsize=7, handlelength=1.2, borderaxespad=0, labelcolor=INK)
-    axes.tick_params(colors=FAINT, labelcolor=INK)
