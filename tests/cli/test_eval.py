@@ -108,3 +108,17 @@ def test_the_official_checkpoint(capsys):
     out = capsys.readouterr().out
     assert out.startswith("resnet20 · adder · cifar10 test 92.20% · loss 0.31")
     assert out.endswith(" s · 461/500 correct\n")
+
+
+def test_one_answer_to_all_images_is_named(model, capsys):
+    with torch.no_grad():
+        model.bn5.weight.zero_()
+    assert main(["eval", pretrained(model), "--dataset", "tiny", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["images"] == 30
+    assert err.startswith("warning: folder gives all 30 test images the same class: ")
+    assert err.count("\n") == 1
+    command = ["quantize", "folder", "-o", "net.tadder", "--dataset", "tiny", "--no-eval"]
+    for images, told in [("10", 1), ("9", 0)]:
+        assert main([*command, "--images", images]) == 0
+        assert capsys.readouterr().err.count(f"warning: net.tadder gives all {images} calibration images the") == told

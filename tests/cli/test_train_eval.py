@@ -30,10 +30,15 @@ def run(capsys):
 def test_train_prints_header_epochs_and_result(capsys, tmp_path):
     assert main([*TRAIN, "--epochs", "2"]) == 0
     out, err = capsys.readouterr()
-    header, first, second, result = out.splitlines()
+    header, first, second, warning, result = out.splitlines()
     assert header.startswith("lenet5bn-tiny · adder · 61,942 parameters · 0 multiplications in 5 layers · ALR eta 0.2")
     assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  test [\d.]+%  [\d.]+ s  [\d,]+ images/s  eta \d:\d\d", first)
     assert second.startswith("epoch 2/2")
+    assert re.fullmatch(
+        r"warning: after epoch 2 the test accuracy, [\d.]+%, is no better than one answer to every image, although "
+        r"that on training images is [\d.]+%: .* start a new run with --norm-batches 50, or train longer",
+        warning,
+    )
     assert re.fullmatch(r"test accuracy [\d.]+% after 2 epochs \(best [\d.]+% in epoch [12]\) · 0:0\d · run", result)
     assert err == ""
     assert (tmp_path / "run" / "best.safetensors").exists()

@@ -39,7 +39,7 @@ def test_a_layer_becomes_its_counterpart_and_nothing_else_of_it_changes(start, e
     layer, expected = classes[start](*args), classes[end](*args)
     expected.load_state_dict(layer.state_dict())
     parameters = dict(layer.named_parameters())
-    assert convert(layer, end) is layer
+    assert convert(layer, end, recenter=False) is layer
     assert type(layer) is classes[end]
     assert vars(layer).keys() - {"conversion"} == vars(expected).keys()
     assert repr(layer) == repr(expected)
@@ -182,6 +182,12 @@ def test_grad_and_recenter_reach_the_adder_layers_and_leave_with_them():
     assert all(layer.grad == rule and layer.recenter for layer in layers)
     convert(model, "binary")
     assert not any(hasattr(layer, "recenter") or hasattr(layer, "grad") for layer in layers)
+
+
+@pytest.mark.parametrize(("arguments", "recentred"), [({}, True), ({"recenter": False}, False)])
+def test_recentring_is_the_default_of_convert(arguments, recentred):
+    model = convert(network(), **arguments)
+    assert [model.get_submodule(name).recenter for name in MIDDLE] == [recentred] * 3
 
 
 def test_rescale_brings_each_converted_weight_to_a_root_mean_square_of_one():

@@ -94,7 +94,8 @@ REFUSED = {  # module, further arguments: error and what its message must contai
     "a class": (lambda: nn.Conv2d, {}, TypeError, "got type"),
     "operator": (network, {"to": "adders"}, ValueError, "to=adders is unknown: expected one of conv, adder, binary"),
     "rule": (network, {"grad": GradientRule("half")}, ValueError, "'half'"),
-    "option of conv": (network, {"to": "conv", "recenter": True}, ValueError, "to=conv"),
+    "option of conv": (network, {"to": "conv", "normalize": True}, ValueError, "to=conv"),
+    "norm of one layer": (lambda: nn.Linear(2, 2), {"normalize": True}, ValueError, "a network, got a single Linear"),
     "option of binary": (network, {"to": "binary", "rescale": True}, ValueError, "to=binary"),
     "rule of binary": (network, {"to": "binary", "grad": GradientRule("sign")}, ValueError, "to=binary"),
     "no layer": (lambda: nn.Sequential(nn.ReLU(), nn.LayerNorm(4)), {}, ValueError, "no convolution and no linear"),
@@ -151,7 +152,7 @@ def test_a_network_with_a_conversion_of_its_own_is_converted_inside_another():
 BARE = "no normalisation follows 2 of the adder layers: 0, 4"
 WARNED = {  # arguments: the words of the warning
     "adder": ({"filter_fn": lambda name, layer: name != "2"}, BARE),
-    "adder, recentred": ({"filter_fn": lambda name, layer: name != "2", "recenter": True}, BARE),
+    "adder, raw": ({"filter_fn": lambda name, layer: name != "2", "recenter": False}, BARE),
     "binary": ({"to": "binary"}, r"1 of the binary layers see no negative input: 2; every sign is then \+1"),
 }
 

@@ -71,6 +71,7 @@ TOGETHER = {
     "adder": {},
     "conv": {"op": "conv"},
     "average": {"ema": 0.8, "clip_grad": 0.1, "label_smoothing": 0.1},
+    "statistics": {"norm_batches": 2},
     "channels last": {"op": "conv", "channels_last": True},
     "taught": {"teacher": "small", "progressive": True},
 }

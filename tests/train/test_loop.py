@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from torchadder.train.loop import (
     deterministic_algorithms,
     evaluate,
     forward_backward,
+    is_at_chance,
     rate_at,
     recompute_norm_statistics,
 )
@@ -62,7 +64,7 @@ def test_top5_counts_the_five_likeliest(classes, top5):
     logits = torch.arange(classes, 0, -1.0).expand(7, classes).clone()
     labels = torch.tensor([0, 0, 1, 2, 5, 6, 6]) if classes == 7 else torch.tensor([0, 0, 1, 2, 1, 1, 1])
     scores = evaluate(torch.nn.Identity(), Batches(Split(logits, labels), 2))
-    assert (scores.accuracy, scores.top5) == (100 * 2 / 7, pytest.approx(top5))
+    assert (scores.accuracy, scores.top5, scores.answers) == (100 * 2 / 7, pytest.approx(top5), 1)
     assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item())
 
 
@@ -204,13 +206,70 @@ def test_statistics_are_those_of_the_training_images_and_the_order_is_undisturbe
     batches, untouched = (Batches(tiny().train, 10, train=True, seed=3) for _ in range(2))
     model = nn.Sequential(nn.BatchNorm2d(1))
     model[0].running_mean.fill_(50.0)
-    recompute_norm_statistics(model, batches)
+    recompute_norm_statistics(model, batches, 50)
     images = tiny().train.images  # five batches of ten: each image once
     torch.testing.assert_close(model[0].running_mean, images.mean((0, 2, 3)))
     assert model[0].running_var.item() == pytest.approx(images.var().item(), rel=0.05)
     assert model[0].momentum == 0.1
     for (one, _), (other, _) in zip(batches, untouched, strict=True):
         assert torch.equal(one, other)
+
+
+def test_statistics_of_the_last_weights_are_tested_and_saved_and_change_no_weight(tiny_recipe, tmp_path):
+    run = Run.open(tmp_path / "run", dataclasses.replace(tiny_recipe, norm_batches=3))
+    outcome = train(run)
+    plain, found = trained(tmp_path / "plain", tiny_recipe), load_checkpoint(tmp_path / "run/last.pt")
+    for name, p in found.named_parameters():
+        assert torch.equal(p, plain[name])
+    assert not torch.equal(found.bn1.running_mean, plain["bn1.running_mean"])
+    assert outcome.accuracy == evaluate(found, Batches(tiny().test, 30)).accuracy
+    assert found.bn1.num_batches_tracked == 3
+
+
+# a test at chance
+
+LABELS = torch.tensor([0] * 50 + [1] * 25 + [2] * 25)
+CHANCE = [  # labels, accuracies in percent on training and test images: whether that is at chance
+    (LABELS, 80.0, 50.0, True),
+    (LABELS, 80.0, 20.0, True),
+    (LABELS, 62.5, 60.0, True),  # a quarter of the way from 50% to 100%, and two standard errors above 50%
+    (LABELS, 62.0, 50.0, False),
+    (LABELS, 80.0, 61.0, False),
+    (LABELS[:50], 100.0, 100.0, False),
+]
+
+
+@pytest.mark.parametrize(("labels", "training", "test", "expected"), CHANCE)
+def test_at_chance_is_no_better_than_one_answer_to_images_though_others_are_learned(labels, training, test, expected):
+    assert is_at_chance({"train_accuracy": training, "test_accuracy": test}, labels) is expected
+
+
+@pytest.mark.parametrize(
+    ("change", "epochs", "words"),
+    [
+        ({}, [3, 4], "running averages .* norm_batches=50, or train longer"),
+        ({"norm_batches": 1}, [3, 4], "between training and test images"),
+        ({"epochs": 2}, [2], r"after epoch 2 the test accuracy, [\d.]+%, is no better than one answer"),
+    ],
+)
+def test_training_warns_after_the_third_and_the_last_epoch(tiny_recipe, tmp_path, monkeypatch, change, epochs, words):
+    class Listen(Progress):
+        def epoch_done(self, row):
+            self.epoch = row["epoch"]
+
+        def warned(self, line):
+            heard.append((self.epoch, line))
+
+    def unlearnable(data_dir=None):
+        dataset = tiny()
+        return dataclasses.replace(dataset, test=Split(dataset.train.images, (dataset.train.labels + 1) % 10))
+
+    heard = []
+    monkeypatch.setitem(datasets._DATASETS, "tiny", unlearnable)
+    recipe = dataclasses.replace(tiny_recipe, **{"op": "conv", "epochs": 4, **change})
+    train(Run.open(tmp_path / "run", recipe), progress=Listen())
+    assert [epoch for epoch, _ in heard] == epochs
+    assert all(re.search(words, line) and "\n" not in line for _, line in heard)
 
 
 def test_the_average_is_what_is_tested_and_saved(tiny_recipe, tmp_path):

@@ -47,6 +47,9 @@ class Shown(Progress):
     def epoch_done(self, row):
         self.seen.append(("done", row["epoch"]))
 
+    def warned(self, line):
+        self.seen.append(("warned", line.partition(" the")[0]))
+
 
 def test_an_epoch_is_a_point_of_each_curve(tiny_recipe, tmp_path, calls):
     shown, run = Shown(), Run.open(tmp_path / "run", dataclasses.replace(tiny_recipe, epochs=2))
@@ -63,7 +66,8 @@ def test_an_epoch_is_a_point_of_each_curve(tiny_recipe, tmp_path, calls):
         "flush",
     ]
     assert len(calls) == 1 + 2 * 7
-    assert shown.seen == [("started", 0), ("stepped", 1), ("done", 1), ("stepped", 2), ("done", 2)]
+    first, second = [("stepped", 1), ("done", 1)], [("stepped", 2), ("done", 2), ("warned", "after epoch 2")]
+    assert shown.seen == [("started", 0), *first, *second]
 
 
 def test_a_run_that_continues_replaces_what_came_after_its_state(tiny_recipe, tmp_path, calls):

@@ -74,6 +74,21 @@ def test_fields_that_an_older_run_lacks_are_what_it_did():
     assert recipe == get_recipe("lenet5bn-mnist")
     assert (recipe.optimizer, recipe.schedule, recipe.accumulate, recipe.augment) == ("sgd", "cosine", 1, False)
     assert (recipe.warmup_epochs, recipe.label_smoothing, recipe.ema, recipe.clip_grad) == (0, 0, 0, 0)
+    assert recipe.norm_batches == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "batches"),
+    [
+        ({}, 0),
+        ({"dataset": "mnist"}, 0),
+        ({"dataset": "imagefolder:shapes"}, 50),
+        ({"dataset": "imagefolder:shapes", "norm_batches": 0}, 0),
+    ],
+)
+def test_other_images_have_statistics_of_the_weights(change, batches):
+    """The recipe of the paper keeps its running averages."""
+    assert get_recipe("lenet5bn-mnist", change).norm_batches == batches
 
 
 REFUSED = [  # change -> the words that the message must contain

@@ -128,6 +128,7 @@ CHANGES = [
     {"ema": 0.8, "warmup_epochs": 1},
     {"accumulate": 3, "label_smoothing": 0.1, "clip_grad": 0.1, "deterministic": True},
     {"schedule": "step", "milestones": "1", "ema": 0.5},
+    {"norm_batches": 2},
 ]
 
 

@@ -30,6 +30,11 @@ def error(message: str) -> None:
         tell()
 
 
+def warning(message: str) -> None:
+    """Print a warning as one line on stderr."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 def table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str] | None],

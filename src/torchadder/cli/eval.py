@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 MANY_CLASSES = 100  # with fewer classes the top-5 accuracy is not printed
 BATCH = 256  # images
+ONE_ANSWER = (
+    "gives {} the same class: the network has learned nothing, or its batch normalisation has statistics of other "
+    "weights; train longer, or with --norm-batches 50"
+)
 
 
 class Network(NamedTuple):
@@ -80,6 +84,8 @@ def evaluate(
     seconds = time.perf_counter() - start
     count = len(images.test)
     correct = round(scores.accuracy * count / 100)
+    if scores.answers == 1 < count:
+        console.warning(f"{checkpoint} {ONE_ANSWER.format(f'all {count:,} test images')}")
     if json:
         result = {
             "checkpoint": str(checkpoint),

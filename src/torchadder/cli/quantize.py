@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from torchadder import files
-from torchadder.cli.eval import BATCH
+from torchadder.cli import console
+from torchadder.cli.eval import BATCH, ONE_ANSWER
 from torchadder.cli.options import METHODS, SUFFIX, DataFolder, DatasetName, OnError, Partial, Workers
 from torchadder.errors import UserError
 
@@ -57,7 +58,13 @@ def quantize(
     from torchadder import quant
     from torchadder.engine import Engine
     from torchadder.models.checkpoint import read_checkpoint
-    from torchadder.quant.deploy import calibration_images, finetuning_batches, image_metadata, matching_dataset
+    from torchadder.quant.deploy import (
+        calibration_images,
+        finetuning_batches,
+        gives_one_answer,
+        image_metadata,
+        matching_dataset,
+    )
     from torchadder.quant.program import Layer
     from torchadder.version import __version__
 
@@ -104,6 +111,9 @@ def quantize(
     if test:
         about["float_accuracy"] = _accuracy(model, split, workers)
     program.save(out, about=about, **image_metadata(split))
+    engine, count = Engine(out), about["calibration_images"]
+    if gives_one_answer(engine, calibration):
+        console.warning(f"{out} {ONE_ANSWER.format(f'all {count:,} calibration images')}")
     result = {
         "file": str(out),
         **about,
@@ -111,7 +121,7 @@ def quantize(
         "weights": sum(step.weight.numel() for step in program.steps if isinstance(step, Layer)),
     }
     if test:
-        result |= _compared(about["float_accuracy"], _accuracy(Engine(out), split, workers), len(split.test))
+        result |= _compared(about["float_accuracy"], _accuracy(engine, split, workers), len(split.test))
     print(json_format.dumps(result) if json else _describe(result))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import re
 import shlex
 import sys
 import time
@@ -196,6 +197,10 @@ class TrainingProgress(Progress):
             self._show(epoch, self._steps, numbers)
         else:
             self._bar.print(f"epoch {epoch}/{self._epochs}  {numbers}  {self._eta(epoch)}")
+
+    def warned(self, line: str) -> None:
+        flags = re.sub(r"\b(\w+)=(\w+)", lambda match: f"--{match[1].replace('_', '-')} {match[2]}", line)
+        self._bar.print(f"warning: {flags}")
 
     def _show(self, epoch: int, step: int, numbers: str) -> None:
         if self._bar.live:

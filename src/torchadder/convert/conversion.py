@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -46,6 +46,13 @@ _COUNTERPARTS = {
     )
     for kind in row
     if kind is not None
+}
+
+_NORMALISATIONS: dict[type[nn.Module], type[nn.Module]] = {
+    AdderConv1d: nn.BatchNorm1d,
+    AdderConv2d: nn.BatchNorm2d,
+    AdderConv3d: nn.BatchNorm3d,
+    AdderLinear: nn.BatchNorm1d,
 }
 
 # torch's fused inference multiplies by linear1.weight and linear2.weight without calling the layers. It runs only where
@@ -100,7 +107,7 @@ class Conversion:
 
 
 def _result(row: Row) -> str:
-    return row.after if row.outcome == "converted" else f"{row.outcome}: {row.note}".removesuffix(": ")
+    return f"{row.after if row.outcome == 'converted' else row.outcome}: {row.note}".removesuffix(": ")
 
 
 def convert(
@@ -109,8 +116,9 @@ def convert(
     filter_fn: Filter | None = None,
     *,
     grad: GradientRule = DEFAULT_RULE,
-    recenter: bool = False,
+    recenter: bool = True,
     rescale: bool = False,
+    normalize: bool = False,
     example_input: Any = None,
 ) -> nn.Module:
     """Replace the convolutions and linear layers of any module by adder layers, by binary layers, or the reverse.
@@ -120,9 +128,9 @@ def convert(
 
     The module is changed in place: each layer changes its class and nothing else. Parameters stay the same objects
     under the same names with the same bits, so that optimisers, tied weights, hooks, shared modules and state_dicts
-    remain valid, and converting back gives the first network again. Only nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Linear
-    and their counterparts in torchadder.nn are replaced; subclasses, computed weights and the like are left as they
-    are, and the report names them.
+    remain valid, and converting back gives the first network again, apart from the modules that ``normalize`` adds.
+    Only nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Linear and their counterparts in torchadder.nn are replaced; subclasses,
+    computed weights and the like are left as they are, and the report names them.
 
     Train a converted network: a trained CNN is no trained AdderNet. Its filters are a good start with rescale=True.
 
@@ -131,9 +139,14 @@ def convert(
         to: "adder", "binary" (2-d convolutions and linear layers only) or "conv".
         filter_fn: called with the dotted name and the layer, returns whether to convert it. Without it the layers that
             run first and last are kept as they are, as in the paper; to="conv" keeps none.
-        grad, recenter: options of the adder layers, as in AdderConv2d.
+        grad, recenter: options of the adder layers, as in AdderConv2d. Here recenter is True by default: the mean of
+            recentred outputs moves less, so that the running mean of a batch normalisation is right after fewer steps.
+            The statistics of a network that was trained with raw outputs, such as the official ones, need False.
         rescale: scale the weight of each converted adder layer to a root mean square of 1, the initial one of adder
             layers. torch's convolutions start with smaller weights, which take an adder layer many steps to enlarge.
+        normalize: add a batch normalisation after each adder layer that no normalisation follows. The module then has
+            nn.Sequential(layer, norm) in the place of the layer: "conv.weight" becomes "conv.0.weight" in its
+            state_dict, so load a pretrained CNN before. An AdderLinear then takes inputs (N, in_features) only.
         example_input: a tensor, a tuple of arguments or a dict of keyword arguments for the module, which then runs
             once, in evaluation mode, and is left as it was. This run gives the exact order of the layers.
             Without it torch.fx traces the module; where it cannot, the order of definition is taken.
@@ -145,8 +158,11 @@ def convert(
     Raises TypeError for what is not an nn.Module, and UserError (a ValueError) for an unknown operator and where no
     layer can be converted. The module is then as it was.
     """
-    _check(module, to, grad, recenter or rescale)
+    _check(module, to, grad, rescale or normalize)
     network = _unwrapped(module)
+    if normalize and is_weighted(network):
+        kind = type(network).__name__
+        raise UserError(f"normalize=True needs a network, got a single {kind}: convert nn.Sequential(layer, norm)")
     needs_flow = to != "conv" and not is_weighted(network)
     flow = find_flow(network, example_input) if needs_flow else None
     layers = {name: layer for name, layer in network.named_modules() if is_weighted(layer)}
@@ -154,12 +170,16 @@ def convert(
     if not any(row.outcome in ("converted", "already") for row in rows):
         raise UserError(f"{type(network).__name__} is not converted: {_why_none(rows, filter_fn)}")
     converted = {row.name: layers[row.name] for row in rows if row.outcome == "converted"}
+    bare = _without_normalisation(rows, layers, to, flow)
     if flow is not None:
-        _warn(converted, to, flow)
+        _warn(converted, [] if normalize else bare, to, flow)
     for layer in converted.values():
         _change_class(layer, to, {"grad": grad, "recenter": recenter} if to == "adder" else {})
         if rescale:
             _rescale(layer.weight)
+    for name in bare if normalize else ():
+        added = _normalise(network, layers[name])
+        rows = [replace(row, note=f"{added} added") if row.name == name else row for row in rows]
     _mark_and_guard(network)
     found = None if flow is None else flow.found
     module.conversion = Conversion(type(network).__name__, to, found, tuple(rows))  # type: ignore[assignment]
@@ -173,6 +193,22 @@ def _rescale(weight: Tensor) -> None:
     weight.div_(torch.where(size > 0, size, 1))
 
 
+def _without_normalisation(rows: list[Row], layers: dict[str, nn.Module], to: str, flow: Flow | None) -> list[str]:
+    """Return the names of the adder layers that no normalisation follows."""
+    adder = [row.name for row in rows if row.outcome in ("converted", "already")] if to == "adder" else []
+    return [name for name in adder if flow is not None and flow.lacks_normalisation(layers[name])]
+
+
+def _normalise(network: nn.Module, layer: Any) -> str:
+    """Put nn.Sequential(layer, norm) in the place of ``layer``, under all its names; return the class of the norm."""
+    kind, weight = _NORMALISATIONS[type(layer)], layer.weight
+    norm = kind(len(weight), device=weight.device, dtype=weight.dtype)
+    block = nn.Sequential(layer, norm).train(layer.training)
+    for name in [name for name, part in network.named_modules(remove_duplicate=False) if part is layer]:
+        network.set_submodule(name, block)
+    return kind.__name__
+
+
 def _check(module: nn.Module, to: str, grad: GradientRule, has_options: bool) -> None:
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise TypeError(f"convert takes an nn.Module that is not scripted, got {type(module).__name__}")
@@ -180,7 +216,7 @@ def _check(module: nn.Module, to: str, grad: GradientRule, has_options: bool) ->
         raise UserError(f"to={to} is unknown: expected one of {', '.join(OPS)}")
     grad.check()
     if to != "adder" and (has_options or grad != DEFAULT_RULE):
-        raise UserError(f"grad, recenter and rescale are options of adder layers: leave them out with to={to}")
+        raise UserError(f"grad, rescale and normalize are options of adder layers: leave them out with to={to}")
     if not isinstance(getattr(module, "conversion", None), Conversion | None):
         kind = type(module).__name__
         raise UserError(f"{kind} has an attribute `conversion` of its own: call convert(nn.Sequential(model))[0]")
@@ -227,13 +263,12 @@ def _why_none(rows: list[Row], filter_fn: Filter | None) -> str:
     )
 
 
-def _warn(layers: dict[str, nn.Module], to: str, flow: Flow) -> None:
+def _warn(layers: dict[str, nn.Module], bare: list[str], to: str, flow: Flow) -> None:
     unsure = " (judged by the order of definition; pass example_input to be certain)" * (flow.found == "defined")
-    bare = [name for name, layer in layers.items() if to == "adder" and flow.lacks_normalisation(layer)]
     if bare:
         text = (
-            f"no normalisation follows {len(bare)} of the adder layers: {_shortened(bare)}{unsure}; their outputs are "
-            "all negative and large, and the network may not learn: add one after each, or exclude them with filter_fn"
+            f"no normalisation follows {len(bare)} of the adder layers: {_shortened(bare)}{unsure}; the network may "
+            "not learn: add one after each with normalize=True, or exclude them with filter_fn"
         )
         warnings.warn(text, stacklevel=3)
     blind = [name for name, layer in layers.items() if to == "binary" and flow.never_sees_negatives(layer)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchadder.data import Dataset, Loader, Split, list_datasets, load_dataset, open_batches
@@ -15,6 +17,7 @@ from torchadder.train.run import holds_run, saved_recipe
 
 CALIBRATION_BATCH = 32  # images; small, because all values of the network for one batch are in memory at once
 FINETUNE_BATCH = 128  # images
+SEVERAL = 10  # random images, too many to be all of one class by chance
 
 
 def matching_dataset(
@@ -66,6 +69,12 @@ def calibration_images(dataset: Dataset, count: int = 512, seed: int = 0, worker
     number = -(-count // CALIBRATION_BATCH)
     batches = open_batches(dataset.train, count // number, train=True, seed=seed, workers=workers)
     return [images for images, _ in islice(batches, number)]
+
+
+def gives_one_answer(forward: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> bool:
+    """Say whether ``forward`` finds one class the likeliest in every image of ``batches``; False for few images."""
+    answers = torch.cat([forward(images).argmax(1) for images in batches])
+    return len(answers) >= SEVERAL and len(answers.unique()) == 1
 
 
 def finetuning_batches(dataset: Dataset, checkpoint: Path, seed: int = 0, workers: int | None = None) -> Loader:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from torchadder.data import Loader, load_dataset, open_batches
+from torchadder.data import Loader, Split, StreamedSplit, load_dataset, open_batches
 from torchadder.errors import UserError
 from torchadder.models import Model, create_model
 
@@ -34,12 +35,12 @@ from .optimizer import (
     is_finite,
 )
 from .progress import Progress
-from .recipe import Recipe
+from .recipe import NORM_BATCHES, Recipe
 from .run import Outcome, Run, rng_state, set_rng_state
 
 REPORT_EVERY = 20  # steps between two calls of Progress.stepped, since reading the loss waits for a GPU
 STEP_FACTOR = 0.1  # multiplies the learning rate at each milestone of schedule="step"
-NORM_BATCHES = 50  # batches that give averaged weights (recipe.ema) their batch-normalisation statistics
+CHECKED_EPOCH = 3  # the first epoch, beside the last, after which training warns of a test at chance
 
 
 def train(
@@ -171,8 +172,8 @@ def train_epochs(
         images_seen = batches.count
         train_seconds = time.perf_counter() - start
 
-        if average is not None:
-            recompute_norm_statistics(tested, batches)
+        if average is not None or recipe.norm_batches:
+            recompute_norm_statistics(tested, batches, recipe.norm_batches or NORM_BATCHES)
         processes.average_buffers(model, tested, distiller)
         scores = evaluate(tested, test_batches, processes)
         row = {
@@ -198,6 +199,8 @@ def train_epochs(
         }
         run.end_epoch(row, tested, state)
         progress.epoch_done(row)
+        if epoch in (CHECKED_EPOCH, recipe.epochs) and is_at_chance(row, labels_of(dataset.test)):
+            progress.warned(describe_chance(row, recipe))
 
 
 def rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -250,16 +253,15 @@ def build_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
 
 
-def recompute_norm_statistics(model: nn.Module, batches: Loader) -> None:
-    """Recompute the batch-normalisation statistics of ``model`` from training images; ``batches`` stay as they were.
+def recompute_norm_statistics(model: nn.Module, batches: Loader, count: int) -> None:
+    """Recompute the batch-normalisation statistics of ``model`` from ``count`` batches, at most those of an epoch.
 
-    Averaged weights need statistics of their own. The mean of an adder layer's outputs is hundreds of times their
-    standard deviation and changes with the weights, so that averaged statistics do not fit them. Half-way through the
-    training of a LeNet-5-BN, averaged weights had an accuracy of 96% with recomputed statistics, and of 12% with
-    averaged ones.
+    The mean of an adder layer's outputs is hundreds of times their standard deviation and changes with the weights.
+    Running averages, and those of averaged weights (recipe.ema), do not fit the weights until these change slowly.
+    Training does not use them: the weights stay the same bits, and ``batches`` are left as they were.
     """
     before = batches.state_dict()
-    update_bn((images for images, _ in islice(batches, NORM_BATCHES)), model)
+    update_bn((images for images, _ in islice(batches, count)), model)
     batches.load_state_dict(before)
 
 
@@ -285,11 +287,15 @@ def deterministic_algorithms(on: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Scores:
-    """Hold mean cross-entropy, top-1 and top-5 accuracy in percent; with at most five classes top-5 is 100."""
+    """Hold mean cross-entropy, top-1 and top-5 accuracy in percent; with at most five classes top-5 is 100.
+
+    ``answers``: how many different classes were the likeliest one of an image.
+    """
 
     loss: float
     accuracy: float
     top5: float
+    answers: int
 
 
 @torch.no_grad()
@@ -303,14 +309,49 @@ def evaluate(model: Callable[[Tensor], Tensor], batches: Loader, processes: Proc
     device = batches.device
     loss_sum = torch.zeros((), device=device, dtype=torch.float64)
     correct = torch.zeros(2, device=device, dtype=torch.int64)  # top-1, top-5
+    answers = [torch.zeros(0, device=device, dtype=torch.int64)]
     for images, labels in batches:
         logits = model(images)
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
-        likeliest = logits.topk(min(5, logits.shape[1])).indices
-        correct += torch.stack([logits.argmax(1) == labels, (likeliest == labels[:, None]).any(1)]).sum(1)
+        likeliest, answer = logits.topk(min(5, logits.shape[1])).indices, logits.argmax(1)
+        correct += torch.stack([answer == labels, (likeliest == labels[:, None]).any(1)]).sum(1)
+        answers.append(answer)
     loss, *right = processes.sum(loss_sum, *correct)
     top1, top5 = (100 * count.item() / batches.count for count in right)
-    return Scores(loss.item() / batches.count, top1, top5)
+    different = set().union(*processes.gather(torch.cat(answers).unique().tolist()))
+    return Scores(loss.item() / batches.count, top1, top5, len(different))
+
+
+def labels_of(split: Split | StreamedSplit) -> Tensor:
+    """Return all labels of ``split``, int64 (N,)."""
+    return torch.as_tensor((split if isinstance(split, Split) else split.source).labels)
+
+
+def is_at_chance(row: dict[str, Any], labels: Tensor) -> bool:
+    """Say whether the network learned the training images, but answers the test images as if it saw none of them.
+
+    Chance is the share of the most frequent of the test ``labels``. The test accuracy is at most two standard errors
+    above it, and the training accuracy has come at least a quarter of the way from it to 100%.
+    """
+    chance = labels.bincount().max().item() / len(labels)
+    highest = chance + 2 * math.sqrt(chance * (1 - chance) / len(labels))
+    learned = row["train_accuracy"] / 100 >= chance + (1 - chance) / 4
+    return chance < 1 and learned and row["test_accuracy"] / 100 <= highest
+
+
+def describe_chance(row: dict[str, Any], recipe: Recipe) -> str:
+    """Return one line about an epoch that is_at_chance."""
+    if recipe.norm_batches or recipe.ema:
+        todo = "look for a difference between training and test images, or start a new run with a smaller lr"
+    else:
+        todo = (
+            "the running averages of batch normalisation may lag behind the weights: "
+            f"start a new run with norm_batches={NORM_BATCHES}, or train longer"
+        )
+    return (
+        f"after epoch {row['epoch']} the test accuracy, {row['test_accuracy']:.1f}%, is no better than one answer to "
+        f"every image, although that on training images is {row['train_accuracy']:.1f}%: {todo}"
+    )
 
 
 def describe_divergence(run: Run, epoch: int, places: list[str | None]) -> str:

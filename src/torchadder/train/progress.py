@@ -26,7 +26,8 @@ CURVES = {  # column of metrics.jsonl -> name of the curve
 class Progress:
     """Receive the progress of a training run. This class ignores it; a subclass shows it.
 
-    The loop calls ``started`` once, then ``stepped`` many times and ``epoch_done`` once in every epoch.
+    The loop calls ``started`` once, then ``stepped`` many times and ``epoch_done`` once in every epoch, and
+    ``warned`` after it where something looks wrong.
     """
 
     def started(self, recipe: Recipe, model: Model, epochs_done: int, steps_per_epoch: int) -> None:
@@ -37,6 +38,9 @@ class Progress:
 
     def epoch_done(self, row: dict[str, Any]) -> None:
         """Show that an epoch is trained, tested and saved; ``row`` is its line in metrics.jsonl."""
+
+    def warned(self, line: str) -> None:
+        """Show a warning about the epoch that is done."""
 
 
 class TensorBoard(Progress):
@@ -67,3 +71,6 @@ class TensorBoard(Progress):
             self._writer.add_scalar(curve, row[column], row["epoch"])
         self._writer.flush()
         self._shown.epoch_done(row)
+
+    def warned(self, line: str) -> None:
+        self._shown.warned(line)

@@ -36,6 +36,8 @@ def _option(
     return field(default=default, metadata={"help": help, "group": group, **limits})
 
 
+NORM_BATCHES = 50  # training batches from which the statistics of batch normalisation are estimated
+
 # groups of options
 NETWORK, IMAGES, OPTIMISER = "Network", "Images", "Optimiser"
 RATE, ADDER, DISTILLATION, NUMBERS = "Learning rate", "Adder layers", "Distillation", "Numbers"
@@ -56,6 +58,13 @@ class Recipe:
     op: str = _option("adder", "Operator of the layers.", NETWORK, choices=("adder", "conv", "binary"))
     sync_bn: bool = _option(
         False, "Normalise over the whole batch of all processes, not over the share of each process.", NETWORK
+    )
+    norm_batches: int = _option(
+        0,
+        "Training batches that give batch normalisation its statistics before each test; 0: running averages, as in "
+        f"the paper; other images than the recipe's own: {NORM_BATCHES}.",
+        NETWORK,
+        low=0,
     )
     epochs: int = _option(50, "Passes over the training images.", IMAGES, low=1)
     batch_size: int = _option(
@@ -281,10 +290,18 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Return the recipe ``name`` with ``changes``. Raises UserError for an unknown name or a bad value."""
+    """Return the recipe ``name`` with ``changes``.
+
+    On another data set than its own, which may be small, it has norm_batches=NORM_BATCHES unless ``changes`` says
+    otherwise: after few steps the running averages of an AdderNet's statistics are far from the true ones.
+
+    Raises UserError for an unknown name or a bad value.
+    """
     if name not in RECIPES:
         raise UserError(f"recipe={name} is unknown: expected one of {', '.join(sorted(RECIPES))}")
-    return replace(RECIPES[name], **(changes or {}))
+    recipe, changes = RECIPES[name], changes or {}
+    other = {} if changes.get("dataset", recipe.dataset) == recipe.dataset else {"norm_batches": NORM_BATCHES}
+    return replace(recipe, **{**other, **changes})
 
 
 def differences(ours: Recipe, theirs: Recipe) -> dict[str, tuple[Any, Any]]:
