@@ -131,7 +131,7 @@ def test_latency_json(measured, capsys, tmp_path):
 def test_latency_tables(measured, capsys):
     assert main(["bench", "latency", "lenet5bn", "resnet20", "lenet5bn", "--threads", "1"]) == 0
     out, _ = capsys.readouterr()
-    words = [line.replace("│", " ").split() for line in out.splitlines()]
+    words = lines(out)
     for name in ("lenet5bn", "resnet20"):
         assert [name, "1", "1", "CNN,", "torch", "fp32", "5", "800", "2.50"] in words
         assert [name, "CNN,", "torch", "fp32", "k8,", "k4"] in words

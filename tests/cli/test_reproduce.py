@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from torchadder.cli import main
+from torchadder.cli.console import Bar
 from torchadder.cli.reproduce import _Lines
 from torchadder.data import registry as datasets
 from torchadder.errors import UserError
@@ -70,8 +71,8 @@ def test_a_bar_for_the_run_that_is_going(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     stream, runs = Terminal(), queue.Queue(EXPERIMENTS["tiny"], seeds=1)
-    with _Lines(stream, 2) as lines:
-        runs.run(report=lines)
+    with Bar(stream, transient=True) as bar:
+        runs.run(report=_Lines(bar, 2))
     frames = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()))
     assert any(
         re.fullmatch(r"2/2  AdderNet, seed 0 ━+ epoch 2/2    test [\d.]+%  [\d.]+ s\s*", frame) for frame in frames

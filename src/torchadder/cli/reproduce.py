@@ -7,7 +7,7 @@ import shlex
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,11 +59,11 @@ def reproduce(
         raise UserError("reproduce runs in one process: start it without torchrun, or train its rows one by one")
     experiment = get_experiment(table)
     queue = Queue(experiment, seeds=seeds, epochs=epochs, out=out, results=results, only=only)
-    with _Lines(sys.stderr if json else sys.stdout, len(queue.jobs)) as lines:
+    with console.Bar(sys.stderr if json else sys.stdout, transient=True) as bar:
         try:
-            ended = queue.run(data, lines)
+            ended = queue.run(data, _Lines(bar, len(queue.jobs)))
         except KeyboardInterrupt:
-            lines.close()
+            bar.close()
             flags = {"--epochs": epochs, "--seeds": seeds, "--only": only, "--data": data}
             flags |= {"--out": out if out != RUNS else None, "--results": results, "--json": json}
             console.error(f"interrupted; what is saved is kept, continue with: {_command(table, flags)}")
@@ -89,22 +89,11 @@ def reproduce(
 class _Lines(Report):
     """Print one line for each run that ended and, on a terminal, a bar for the current run."""
 
-    def __init__(self, stream: IO[str], total: int):
-        self._bar = console.Bar(stream, transient=True)
+    def __init__(self, bar: console.Bar, total: int):
+        self._bar = bar
         self._total, self._epochs, self._steps, self._tested = total, 1, 1, ""
         self._running = ""
         self._reason: str | None = None
-
-    def __enter__(self) -> _Lines:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the terminal as it was. A second call does nothing."""
-        self._bar.close()
 
     def run_begun(self, job: Job) -> None:
         self._tested = ""
