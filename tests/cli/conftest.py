@@ -46,3 +46,18 @@ def folder(trained, pixels_dataset, tmp_path, monkeypatch):
     for name in ("run", "run.tadder"):
         os.symlink(trained / name, name)
     return tmp_path
+
+
+@pytest.fixture
+def refused(capsys):
+    """Return a function that runs a command, checks that it ends as a user's mistake in one line, and returns that."""
+
+    def run(arguments):
+        assert main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return run

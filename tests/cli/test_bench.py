@@ -189,15 +189,10 @@ REFUSED = [  # arguments -> the words on stderr
 
 
 @pytest.mark.parametrize(("arguments", "words"), REFUSED)
-def test_refused_before_anything_is_measured(no_time, tmp_path, capsys, arguments, words):
+def test_refused_before_anything_is_measured(no_time, tmp_path, refused, arguments, words):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert words in err
+    assert words in refused(arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
@@ -262,13 +257,8 @@ def test_train_on_a_gpu(two_gpus, capsys, tmp_path):
     ],
 )
 @pytest.mark.parametrize("verb", ["layers", "train"])
-def test_refused_on_a_gpu(two_gpus, capsys, tmp_path, verb, arguments, words):
-    assert main(["bench", verb, *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert words in err
-    assert err.count("\n") == 1
+def test_refused_on_a_gpu(two_gpus, refused, tmp_path, verb, arguments, words):
+    assert words in refused(["bench", verb, *arguments])
     assert not (tmp_path / "runs").exists()
 
 
