@@ -1,4 +1,6 @@
-"""Define the exception for mistakes of a caller."""
+"""Define the exception for mistakes of a caller, and what its messages are made of."""
+
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -7,3 +9,14 @@ class UserError(ValueError):
     The text is one line: what is wrong, with which value (``name=value``), and what to do. The command line prints it
     and exits with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or the name of its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shortened(names: Sequence[str], separator: str = ", ", shown: int = 8) -> str:
+    """Join the first names in one line, and count the others."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return separator.join(names[:shown]) + more

@@ -109,7 +109,7 @@ BAD = [  # arguments after quantize, words of the line
     (["run", "-o", "new.tadder", "--bits", "9"], "'--bits'"),
     (["run", "-o", "new.tadder", "--images", "0"], "'--images'"),
     (["nowhere", "-o", "new.tadder"], "no checkpoint at nowhere"),
-    (["run.tadder", "-o", "new.tadder"], "cannot read run.tadder: expected a run directory"),
+    (["run.tadder", "-o", "new.tadder"], "run.tadder is an integer program, not a checkpoint"),
     (["run", "-o", "new.tadder", "--dataset", "mnits"], "--dataset mnits is unknown"),
     (
         ["run", "-o", "new.tadder", "--dataset", "other"],

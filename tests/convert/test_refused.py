@@ -174,6 +174,6 @@ def test_a_warning_that_is_made_an_error_changes_nothing():
 
 
 def test_a_long_warning_is_shortened():
-    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(9)))
-    with pytest.warns(UserWarning, match=r"7 of the adder layers: 1, 2, 3, 4, 5 and 2 more;"):
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
+    with pytest.warns(UserWarning, match=r"10 of the adder layers: 1, 2, 3, 4, 5, 6, 7, 8 and 2 more;"):
         convert(model)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -72,6 +73,28 @@ def test_a_file_without_any_configuration_is_recognised(tmp_path, op):
     assert torch.equal(loaded.fc1.weight, trained(op).fc1.weight)
 
 
+@pytest.mark.parametrize(
+    ("file", "save"),
+    [
+        ("model.safetensors", lambda state, path: save_file(state, path, {"format": "pt"})),
+        ("pytorch_model.bin", torch.save),
+    ],
+)
+def test_a_folder_whose_configuration_names_no_model_is_recognised(tmp_path, file, save):
+    (tmp_path / "config.json").write_text('{"num_classes": 10}')
+    save(trained().state_dict(), tmp_path / file)
+    assert load_checkpoint(tmp_path).config == trained().config
+
+
+def test_the_weights_of_a_cnn_are_not_taken_for_an_addernet_s_without_a_word(tmp_path):
+    torch.save(trained("conv").state_dict(), tmp_path / "net.pth")
+    with pytest.warns(UserWarning, match="loaded as an AdderNet, but its filters .* pass op='conv' or op='binary'"):
+        load_checkpoint(tmp_path / "net.pth")
+    assert load_checkpoint(tmp_path / "net.pth", "conv").config["op"] == "conv"
+    torch.save(trained().state_dict(), tmp_path / "net.pth")
+    load_checkpoint(tmp_path / "net.pth")  # a warning would be an error
+
+
 def test_a_configuration_decides_the_operator(run):
     assert load_checkpoint(run, op="conv").config["op"] == "adder"
 
@@ -91,10 +114,6 @@ def test_loading_imports_neither_the_compiler_nor_the_hub(run):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torchadder.models.hub" in done.stdout.split()
     assert not {"torch._dynamo", "huggingface_hub"} & set(done.stdout.split())
-
-
-class Anything:
-    pass
 
 
 def edit(change):
@@ -141,31 +160,64 @@ def pickled(value):
     return apply
 
 
+def program(run):
+    save_file({"a": torch.ones(1)}, run / "run.tadder", {"tadder": "{}"})
+    return run / "run.tadder"
+
+
+def program_of_jit(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(torch.nn.ReLU()), run / "net")
+    return run / "net"
+
+
+def foreign(text):
+    """Return a function that writes a folder as other libraries do."""
+
+    def apply(run):
+        (run / "model").mkdir()
+        (run / "model/config.json").write_text(text)
+        save_file({"embeddings.weight": torch.ones(2, 2)}, run / "model/model.safetensors")
+        return run / "model"
+
+    return apply
+
+
+def only_bias(tensors):
+    for name in [name for name in tensors if name != "bn1.bias"]:
+        del tensors[name]
+
+
 def of_classes(count):
     return json.dumps({"model": {"name": "lenet5bn", "num_classes": count}})
 
 
 REFUSED = [  # change to a run directory that returns the path to load -> words in the message
     (lambda run: run / "nowhere", "no checkpoint at .*nowhere; expected a run directory"),
-    (lambda run: run / "config.json", "cannot read .*config.json: expected a run directory"),
-    (write("run.tadder", b"x"), r"cannot read .*run.tadder: expected a run directory"),
+    (lambda run: run / "config.json", "config.json is a text that begins with '{.*, not a checkpoint$"),
+    (program, "run.tadder is an integer program, not a checkpoint: torchadder.Engine runs it$"),
     (
         lambda run: (run / "best.safetensors").unlink() or run,
         "holds no best.safetensors or model.safetensors; expected",
     ),
-    (write("best.safetensors", b""), "is damaged"),
-    (write("best.safetensors", b"\xff" * 100), "is damaged"),
-    (cut, "is damaged"),
+    (write("best.safetensors", b"\xff" * 100), "is no checkpoint, damaged or incomplete: copy or download it again$"),
+    (write("net", b""), "net is empty: copy or download it again$"),
+    (write("net", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n"), ": run git lfs pull$"),
+    (write("net.pth", b"\n<!DOCTYPE html>\n<html>"), "is an HTML page, not a checkpoint: download the file itself$"),
+    (write("net.pth", b"Entry not found"), "is a text that begins with 'Entry not found', not a checkpoint$"),
+    (write("net.pth.gz", b"\x1f\x8b\x08\x00"), r"is compressed \(gzip\): unpack it first$"),
+    (cut, r"is damaged or incomplete \(.*\): copy or download it again$"),
     (edit(lambda tensors: tensors.pop("fc2.weight")), "does not fit lenet5bn: missing fc2.weight"),
     (
         edit(lambda tensors: tensors.update(a=torch.ones(1), **{"conv1.weight": torch.ones(6, 1, 3, 3)})),
         r"unexpected a; conv1.weight has shape \(6, 1, 3, 3\), expected \(6, 1, 5, 5\)",
     ),
-    (config("{}"), "describes no known model"),
     (config("[1]"), "does not say which model"),
     (config("{"), "does not say which model"),
     (config('{"model": {"name": "x"}, "dataset": "", "epoch": 1, "accuracy": 1}'), "model=x is unknown"),
-    (edit(lambda tensors: tensors.clear()), "missing conv1.weight, bn1.weight, .* and 22 more"),
+    (edit(lambda tensors: tensors.clear()), "holds an empty state dict$"),
+    (edit(only_bias), "missing conv1.weight, bn1.weight, .* and 16 more$"),
     (
         edit(lambda tensors: tensors.update({f"extra{i}": torch.ones(1) for i in range(10)})),
         "unexpected extra0, .*extra7 and 2 more$",
@@ -180,13 +232,13 @@ REFUSED = [  # change to a run directory that returns the path to load -> words 
     (config(of_classes("10")), "describes no known model"),
     (config('{"model": {"name": "lenet5bn"}, "dataset": ["mnist"]}'), r"no known model \(dataset is \['mnist'\]\)"),
     (config('{"model": 3, "dataset": "mnist", "epoch": 1, "accuracy": 1}'), "describes no known model"),
-    (write("last.pt", b""), "is damaged"),
-    (write("last.pt", b"PK\x03\x04" + b"\x00" * 50), "is damaged"),
-    (pickled(Anything()), r"last.pt holds pickled code \(.*Anything\), which was not run"),
-    (pickled([1, 2]), "holds a list"),
-    (pickled({"model": {}}), "lacks 'checkpoint'"),
-    (pickled({"checkpoint": 3, "model": {}}), "does not say which model"),
-    (pickled({"checkpoint": {}, "model": {"conv1.weight": 3}}), "'conv1.weight' is of type int$"),
+    (pickled({"model": {}}), "holds an empty state dict$"),
+    (pickled({"checkpoint": {"model": {}}, "model": {"conv1.weight": 3}}), "'conv1.weight' is of type int; save"),
+    (pickled(trained()), r"last.pt holds a whole object \(LeNet5BN\), whose code was not run: save model.state_dict"),
+    (pickled({"model": trained()}), "no state dict: 'model' is of type LeNet5BN; save model.state_dict"),
+    (program_of_jit, "net is an exported program or another archive, not a checkpoint: save model.state_dict"),
+    (foreign('{"model_type": "resnet"}'), r"config.json is of another library \(model_type='resnet'\): build"),
+    (foreign("{}"), "fits no known model; .*its config.json names no model of this library: build"),
 ]
 
 

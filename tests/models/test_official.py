@@ -2,9 +2,12 @@
 
 import os
 import pickle
+from argparse import Namespace
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,12 +53,53 @@ def test_every_model_is_recognised_by_its_tensors(tmp_path, name, counts):
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), state.values(), strict=True))
 
 
+def rename(old, new):
+    return lambda state: OrderedDict((key.replace(old, new), value) for key, value in state.items())
+
+
+def counted(state):
+    """Add the buffers of thop, which counts operations."""
+    names = [key.rpartition(".")[0] + ".total_params" for key in state]
+    return {**state, **dict.fromkeys(["total_ops", *names], torch.zeros(1))}
+
+
+def without_counters(state):
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def envelope(**entries):
+    return lambda state: {"epoch": 3, **{name: state if entry is None else entry for name, entry in entries.items()}}
+
+
+OTHER = {"conv1.adder": torch.zeros(1)}
+WRITTEN = {  # what others write: change to a good state, file name, words of the warning
+    "module.": (rename("", ""), "model.pt", None),
+    "no prefix": (rename("module.", ""), "model.th", None),
+    "module.module.": (rename("module.", "module.module."), "model.ckpt", None),
+    "_orig_mod.": (rename("module.", "_orig_mod."), "model.bin", None),
+    "compiled parts": (lambda state: rename("fc1.", "fc1._orig_mod.")(rename("module.", "")(state)), "model", None),
+    "model.": (rename("module.", "model."), "last.pt", None),
+    "net.module.": (rename("module.", "net.module."), "best.safetensors", None),
+    "state_dict": (envelope(state_dict=None), "config.json", None),
+    "model": (envelope(model=None, args=Namespace(lr=0.1), best=np.float64(3)), "model.pth.tar", None),
+    "net": (envelope(net=None, acc=93.1), "ckpt.t7", None),
+    "model_state_dict": (envelope(model_state_dict=None, optimizer={"state": {0: OTHER}}), "model.pth", None),
+    "state_dict_ema": (envelope(state_dict_ema=None), "model.pth", None),
+    "any name": (envelope(student=None), "model.pth", None),
+    "in two": (envelope(checkpoint={"weights": OTHER}, model={"net": OTHER}, state_dict=None), "model.pth", "left out"),
+    "averaged too": (envelope(state_dict_ema=OTHER, state_dict=None), "model.pth", "left out state_dict_ema$"),
+    "thop": (counted, "model.pth", "left out total_ops, module.conv1.total_params, .* and 3 more$"),
+    "AveragedModel": (lambda state: {"n_averaged": torch.tensor(3), **state}, "model.pth", "left out n_averaged$"),
+    "no counters": (without_counters, "model.pth", None),
+}
+
+
 @pytest.mark.parametrize("legacy", [True, False])
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "state_dict": state}])
-@pytest.mark.parametrize("name", ["model.pth", "model.pt"])
-def test_wrappings(tmp_path, model, wrap, prefix, legacy, name):
-    loaded = load_checkpoint(write(tmp_path / name, wrap(published(model, prefix)), legacy=legacy), op="conv")
+@pytest.mark.parametrize(("change", "name", "words"), WRITTEN.values(), ids=WRITTEN.keys())
+def test_what_others_write_is_loaded(tmp_path, model, change, name, words, legacy):
+    path = write(tmp_path / name, change(published(model)), legacy=legacy)
+    with pytest.warns(UserWarning, match=words) if words else nullcontext():
+        loaded = load_checkpoint(path, op="conv")
     assert loaded.config["op"] == "adder"  # the names say so
     assert not loaded.training
     x = torch.randn(2, 1, 32, 32)
@@ -100,10 +144,6 @@ def change(**tensors):
     return apply
 
 
-def rename(old, new):
-    return lambda state: OrderedDict((key.replace(old, new), value) for key, value in state.items())
-
-
 REFUSED = [  # change to a good state -> words in the message
     (change(fc1__adder=None), "model.pth fits no known model; the nearest is lenet5bn: missing fc1.adder$"),
     (change(**{"a\nb": torch.ones(1)}), r"unexpected 'a\\nb'$"),
@@ -116,12 +156,12 @@ REFUSED = [  # change to a good state -> words in the message
     (change(fc1__adder=torch.ones(84, 120, device="meta")), r"fc1.adder is no plain tensor \(.*, meta\)$"),
     (rename("fc1.adder", "fc1.weight"), "missing fc1.adder; unexpected fc1.weight$"),  # another operator there
     (
-        rename("module.", "net."),
-        r"nearest is lenet5bn: missing conv1.adder, .* and 22 more; unexpected net.conv1.adder, .* and 22 more$",
+        rename("module.bn", "module.norm"),
+        r"nearest is lenet5bn: missing bn1.weight, .* and 12 more; unexpected norm1.weight, .* and 17 more$",
     ),
     (lambda state: {"weights": torch.ones(2, 2)}, "fits no known model; .* unexpected weights$"),
-    (lambda state: {**state, "epoch": 3}, "holds no state dict: 'epoch' is of type int$"),
-    (lambda state: {**state, 3: torch.ones(1)}, "holds no state dict: 3 is of type Tensor$"),
+    (lambda state: {**state, "epoch": 3}, "holds no state dict: 'epoch' is of type int; save model.state_dict"),
+    (lambda state: {**state, 3: torch.ones(1)}, "holds no state dict: 3 is of type Tensor; save"),
     (lambda state: {}, "holds an empty state dict$"),
     (lambda state: {"state_dict": {}}, "holds an empty state dict$"),
     (lambda state: [1, 2], "holds no state dict, but a value of type list$"),
@@ -161,7 +201,7 @@ def test_pickled_code_is_not_run(tmp_path, place, legacy):
         path.write_bytes(pickle.dumps(content))
     else:
         write(path, content, legacy=legacy)
-    with pytest.raises(UserError, match=r"model.pth (holds pickled code \(\w+.mkdir\), which was not run|is damaged)"):
+    with pytest.raises(UserError, match=r"(holds pickled code \(\w+.mkdir\), which was not run|is no checkpoint)"):
         load_checkpoint(path)
     assert not written.exists()
     pickle.loads(pickle.dumps(content))  # it would have
@@ -174,7 +214,7 @@ def test_damaged_file_gets_one_line(tmp_path, model, legacy):
     whole = path.read_bytes()
     for size in [0, 1, 10, 100, 1000, len(whole) // 2, len(whole) - 100]:
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"model.pth is damaged and cannot be read \(.+\)$") as caught:
+        with pytest.raises(UserError, match=r"model.pth is (no checkpoint|empty|a text).*[^.]$") as caught:
             load_checkpoint(path)
         assert "\n" not in str(caught.value)
 

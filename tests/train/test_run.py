@@ -293,7 +293,7 @@ REFUSED = [  # function that fills the folder, change to the recipe, resume -> w
     (lambda folder: folder.mkdir(), {}, True, "holds no run to resume"),
     (as_run, {"epochs": 5}, True, r"another recipe: epochs \(run: 3, now: 5\)"),
     (as_run, {"op": "conv", "seed": 4}, True, r"op \(run: adder, now: conv\), seed \(run: 0, now: 4\)"),
-    (with_damaged_last, {}, True, "last.pt is damaged"),
+    (with_damaged_last, {}, True, "last.pt is no checkpoint, damaged"),
     (with_damaged_recipe, {}, True, "no recipe of this version"),
     (without_recipe, {}, True, "cannot read .*recipe.json"),
 ]

@@ -14,7 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from torchadder.errors import UserError
+from torchadder.errors import UserError, shortened
 from torchadder.functional import DEFAULT_RULE, GradientRule
 from torchadder.nn import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear
 from torchadder.nn.adder import root_mean_square
@@ -256,7 +256,7 @@ def _why_none(rows: list[Row], filter_fn: Filter | None) -> str:
     if not kept:
         return "; ".join(f"{row.name} ({row.before}): {row.note}" for row in rows[:3])
     if filter_fn is not None:
-        return f"filter_fn chose none of its {len(kept)} layers ({_shortened([row.name for row in kept])})"
+        return f"filter_fn chose none of its {len(kept)} layers ({shortened([row.name for row in kept])})"
     return (
         "the layers that run first and last are kept, and no other is a torch convolution or linear layer; "
         "filter_fn=lambda name, layer: True takes those too"
@@ -267,21 +267,17 @@ def _warn(layers: dict[str, nn.Module], bare: list[str], to: str, flow: Flow) ->
     unsure = " (judged by the order of definition; pass example_input to be certain)" * (flow.found == "defined")
     if bare:
         text = (
-            f"no normalisation follows {len(bare)} of the adder layers: {_shortened(bare)}{unsure}; the network may "
+            f"no normalisation follows {len(bare)} of the adder layers: {shortened(bare)}{unsure}; the network may "
             "not learn: add one after each with normalize=True, or exclude them with filter_fn"
         )
         warnings.warn(text, stacklevel=3)
     blind = [name for name, layer in layers.items() if to == "binary" and flow.never_sees_negatives(layer)]
     if blind:
         text = (
-            f"{len(blind)} of the binary layers see no negative input: {_shortened(blind)}{unsure}; every sign is then "
+            f"{len(blind)} of the binary layers see no negative input: {shortened(blind)}{unsure}; every sign is then "
             "+1: remove the ReLU before each, as the sign is the nonlinearity"
         )
         warnings.warn(text, stacklevel=3)
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _counterpart(layer: nn.Module, to: str) -> type[nn.Module] | None:

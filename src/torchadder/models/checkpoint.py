@@ -1,39 +1,37 @@
 """Read and write checkpoints: the weights of a model and the arguments that build it again.
 
 A checkpoint is a run directory, a directory or file of safetensors, or a pickled state dict, in the names of this
-library or in those of the files that the AdderNet authors published: pickles, often of a DataParallel
-(``module.layer1.0.conv1.adder``), in which the weight of an adder layer is called ``adder``.
+library or in those of the files that the AdderNet authors published, in which the weight of an adder layer is called
+``adder`` (``module.layer1.0.conv1.adder``).
 
-Files may come from strangers: pickles are read with weights_only=True, and memory is taken only after every name,
-shape and dtype has been compared with those of the model.
+Files may come from strangers: memory is taken only after every name, shape and dtype has been compared with those of
+the model.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torchadder import files
-from torchadder.errors import UserError
+from torchadder.errors import UserError, first_line, shortened
 from torchadder.models.registry import Model, create_model, list_models
+from torchadder.models.state_dict import find_state, read_file
 from torchadder.nn import Adder
+from torchadder.nn.adder import SMALL, root_mean_square
 
 BEST, LAST, CONFIG = "best.safetensors", "last.pt", "config.json"
-WEIGHTS = "model.safetensors"  # with CONFIG beside it: what save_pretrained writes
-PICKLES = (".pt", ".pth")
-_KINDS = f"a run directory (or its {BEST} or {LAST}), a directory with {WEIGHTS}, a safetensors file or a .pth"
-_DATA_PARALLEL = "module."  # the prefix that nn.DataParallel puts before every name
-_NAMES_SHOWN = 8  # tensors of one kind that a message names; it counts the others
+WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"  # with CONFIG beside it: what save_pretrained writes
+_KINDS = f"a run directory (or its {BEST} or {LAST}), a directory with {WEIGHTS}, a safetensors file or a state dict"
 _PROBES = {1009: "num_classes", 1013: "in_chans"}  # primes that no tensor of a model has as a size for another reason
 
 
@@ -73,12 +71,17 @@ def load_checkpoint(path: str | Path, op: str = "adder") -> Model:
     - a run directory (its best.safetensors) or its last.pt;
     - a directory with model.safetensors and config.json, as ``save_pretrained`` writes it;
     - a safetensors file, with its configuration in its metadata or in config.json beside it, or without any;
-    - a .pth or .pt with a state dict, in the names of this library or in the published ones.
+    - a pickled state dict, in the names of this library or in the published ones, bare or in an envelope
+      ({"state_dict": ...}, {"model": ...}), also with the prefixes of wrappers (module., _orig_mod., model.).
 
-    A file without a configuration is recognised by the names and shapes of its tensors. ``op`` is then the operator
-    of the network, unless the names are the published ones (``conv1.adder``), which are those of an AdderNet.
+    The content decides, not the file's name. A file without a configuration is recognised by the names and shapes of
+    its tensors. ``op`` is then the operator of the network, unless the names are the published ones
+    (``conv1.adder``), which are those of an AdderNet.
 
     Returns a float32 Model in evaluation mode on the CPU; create_model(**model.config) builds the same network.
+
+    Warns of tensors that it left out (the counts of thop, further state dicts of an envelope), and of an assumed
+    AdderNet whose filters are as small as those of a CNN.
 
     Raises UserError for a path that is none of these, a damaged file, and tensors that fit no model: the message
     lists missing and unexpected names and wrong shapes. Code in a pickle is never run.
@@ -89,18 +92,19 @@ def load_checkpoint(path: str | Path, op: str = "adder") -> Model:
 def read_checkpoint(path: str | Path, op: str = "adder") -> tuple[Model, Checkpoint]:
     """Load a model as load_checkpoint does, and return it with the description that the checkpoint holds."""
     file = _find_file(Path(path))
-    about: Mapping[str, Any] | None = None
-    if file.suffix == ".safetensors":
-        about, tensors = _read_safetensors(file)
-    elif file.name == LAST:
-        about, tensors = _read_last_model(file)
-    elif file.suffix in PICKLES:
-        tensors = _read_state_dict(file)
+    content, metadata = read_file(file)
+    if isinstance(content, dict) and isinstance(content.get("checkpoint"), dict) and "model" in content["checkpoint"]:
+        about, content = content["checkpoint"], content.get("model")  # a last.pt
     else:
-        raise UserError(f"cannot read {file}: expected {_KINDS}")
-    if about is None:
-        config, tensors = _recognise(tensors, op, file)
-        return _build(config, tensors, file), Checkpoint(config)
+        about = _read_config(file, metadata)
+    tensors, left_out = find_state(content, file)
+    if left_out:
+        warnings.warn(f"{file}: left out {shortened(left_out)}", stacklevel=3)
+    if about is None or "model" not in about:
+        config, tensors = _recognise(tensors, op, file, about)
+        model, checkpoint = _build(config, tensors, file), Checkpoint(config)
+        _warn_of_small_filters(model, file)
+        return model, checkpoint
     try:
         checkpoint = Checkpoint(
             **{field.name: about[field.name] for field in fields(Checkpoint) if field.name in about}
@@ -112,7 +116,7 @@ def read_checkpoint(path: str | Path, op: str = "adder") -> tuple[Model, Checkpo
 
 def read_last(file: Path) -> dict[str, Any]:
     """Return the training state in a last.pt, tensors on the CPU. Raises UserError where the file is damaged."""
-    state = _read_pickle(file)
+    state, _ = read_file(file)
     if not isinstance(state, dict):
         raise UserError(f"{file} is damaged: it holds a {type(state).__name__}, not a training state")
     return state
@@ -157,9 +161,9 @@ class Difference:
 
     def __str__(self) -> str:
         parts = [
-            f"missing {_shortened(self.missing)}" if self.missing else "",
-            f"unexpected {_shortened(self.unexpected)}" if self.unexpected else "",
-            _shortened(self.wrong, "; ") if self.wrong else "",
+            f"missing {shortened(self.missing)}" if self.missing else "",
+            f"unexpected {shortened(self.unexpected)}" if self.unexpected else "",
+            shortened(self.wrong, "; ") if self.wrong else "",
         ]
         return "; ".join(part for part in parts if part)
 
@@ -199,6 +203,7 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: obj
         model = create_on_meta(**config)
     except Exception as error:  # a file may hold values of any type
         raise UserError(f"{source}: its configuration describes no known model ({first_line(error)})") from error
+    tensors = {**_counters(model), **tensors}
     if problems := compare_states(model.state_dict(), tensors):
         raise UserError(f"{source} does not fit {model.config['name']}: {problems}")
     model.to_empty(device="cpu")
@@ -206,11 +211,19 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: obj
     return model.eval()
 
 
-def _recognise(tensors: Mapping[str, Tensor], op: str, source: object) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _counters(model: nn.Module) -> dict[str, Tensor]:
+    """Return zeros for the counters of normalisations, which older and other writers leave out."""
+    return {name: torch.tensor(0) for name in model.state_dict() if name.endswith("num_batches_tracked")}
+
+
+def _recognise(
+    tensors: Mapping[str, Tensor], op: str, source: object, foreign: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Find the model that ``tensors`` fit; return the arguments of create_model, and the tensors by its names.
 
     Published names of adder weights decide for op "adder"; otherwise ``op`` does, since names and shapes are the same
-    for all operators. Raises UserError that names the nearest model and every difference from it.
+    for all operators. ``foreign``: the configuration of another library, for the message. Raises UserError that names
+    the nearest model and every difference from it.
     """
     if published := any(name.endswith(".adder") for name in tensors):
         op = "adder"
@@ -219,12 +232,33 @@ def _recognise(tensors: Mapping[str, Tensor], op: str, source: object) -> tuple[
         probe = create_on_meta(name=name, **{argument: size for size, argument in _PROBES.items()})
         names = _published_names(probe) if published else {key: key for key in probe.state_dict()}
         model = create_on_meta(name=name, op=op, **_read_arguments(probe, names, tensors))
-        problems = compare_states({names[key]: tensor for key, tensor in model.state_dict().items()}, tensors)
+        found = {**_counters(model), **tensors}
+        problems = compare_states({names[key]: tensor for key, tensor in model.state_dict().items()}, found)
         if not problems:
-            return model.config, {key: tensors[file_key] for key, file_key in names.items()}
+            return model.config, {key: found[file_key] for key, file_key in names.items()}
         candidates.append((len(problems), name, problems))
     _, name, problems = min(candidates, key=lambda candidate: candidate[0])
-    raise UserError(f"{source} fits no known model; the nearest is {name}: {problems}")
+    raise UserError(f"{source} fits no known model; the nearest is {name}: {problems}{_origin(foreign)}")
+
+
+def _origin(foreign: Mapping[str, Any] | None) -> str:
+    """Say which library's configuration this is, and what to do with its model."""
+    if foreign is None:
+        return ""
+    kind = next((key for key in ("model_type", "architectures", "architecture", "_class_name") if key in foreign), None)
+    whose = f"is of another library ({kind}={str(foreign[kind])[:60]!r})" if kind else "names no model of this library"
+    return f"; its {CONFIG} {whose}: build the model with its own code, then call torchadder.convert"
+
+
+def _warn_of_small_filters(model: Model, source: object) -> None:
+    """Warn where the filters of an assumed AdderNet are as small as those of a CNN."""
+    sizes = [root_mean_square(m.weight).item() for m in model.modules() if isinstance(m, Adder)]  # type: ignore[arg-type]
+    if sizes and max(sizes) < SMALL:
+        warnings.warn(
+            f"{source} does not name its operator and is loaded as an AdderNet, but its filters are as small as those "
+            "of a CNN: pass op='conv' or op='binary' if it is one",
+            stacklevel=4,
+        )
 
 
 def _read_arguments(probe: Model, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -253,91 +287,35 @@ def _find_file(path: Path) -> Path:
         if not path.is_file():
             raise UserError(f"no checkpoint at {path}; expected {_KINDS}")
         return path
-    for name in (BEST, WEIGHTS):
+    for name in (BEST, WEIGHTS, PICKLE):
         if (path / name).is_file():
             return path / name
     raise UserError(f"{path} holds no {BEST} or {WEIGHTS}; expected {_KINDS}")
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """Return configuration (from the metadata, else from config.json beside the file, else None) and tensors."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged and cannot be read ({first_line(error)})") from error
+def _read_config(file: Path, metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """Return the configuration in the metadata, else in config.json beside the file, else None.
+
+    A configuration without "model" is that of another library.
+    """
     beside = file.with_name(CONFIG)
-    if "torchadder" not in metadata and not beside.exists():
-        return None, tensors
+    if metadata is None and file.name != PICKLE:
+        return None
+    if metadata and "tadder" in metadata:
+        raise UserError(f"{file} is an integer program, not a checkpoint: torchadder.Engine runs it")
+    if metadata and "torchadder" in metadata:
+        text: Any = metadata["torchadder"]
+    elif beside.exists():
+        try:
+            text = beside.read_text()
+        except (OSError, ValueError):
+            text = ""
+    else:
+        return None
     try:
-        about = json.loads(metadata.get("torchadder") or beside.read_text())
-    except (OSError, ValueError):
+        about = json.loads(text)
+    except ValueError:
         about = None
     if not isinstance(about, dict):
         raise UserError(f"{file} does not say which model it holds, in its metadata or {beside}")
-    return about, tensors
-
-
-def _read_last_model(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    state = read_last(file)
-    try:
-        about, tensors = state["checkpoint"], state["model"]
-    except KeyError as error:
-        raise UserError(f"{file} is no training state of this library: it lacks {error}") from error
-    if not isinstance(about, dict):
-        raise UserError(f"{file} does not say which model it holds")
-    return about, _check_tensors(tensors, file)
-
-
-def _read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a pickled state dict, bare or under "state_dict", without the prefix of DataParallel."""
-    content = _read_pickle(file)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    tensors = _check_tensors(content, file)
-    if all(name.startswith(_DATA_PARALLEL) for name in tensors):
-        return {name.removeprefix(_DATA_PARALLEL): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _read_pickle(file: Path) -> Any:
-    """Return what torch.save wrote to ``file``, tensors on the CPU; weights_only, so that no code in it is run.
-
-    Raises UserError where the file is damaged or holds anything but plain values and tensors.
-    """
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged zip or pickle raises errors of many types
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UserError(
-                f"{file} holds pickled code ({code[1]}), which was not run; a checkpoint is a state dict of tensors"
-            ) from error
-        raise UserError(f"{file} is damaged and cannot be read ({first_line(error)})") from error
-
-
-def _check_tensors(content: Any, source: object) -> dict[str, Tensor]:
-    """Return ``content`` where it maps names to tensors; else raise a UserError that says what it is."""
-    if not isinstance(content, Mapping):
-        raise UserError(f"{source} holds no state dict, but a value of type {type(content).__name__}")
-    if not content:
-        raise UserError(f"{source} holds an empty state dict")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(f"{source} holds no state dict: {name!r} is of type {type(tensor).__name__}")
-    return dict(content)
-
-
-# messages
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or the name of its class where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _shortened(names: Iterable[str], separator: str = ", ") -> str:
-    """Join the first names in one line, and count the others."""
-    names = list(names)
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return separator.join(names[:_NAMES_SHOWN]) + more
+    return about

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from torchadder import files
-from torchadder.errors import UserError
+from torchadder.errors import UserError, first_line
 from torchadder.version import __version__
 
 from .checkpoint import (
@@ -27,7 +27,6 @@ from .checkpoint import (
     compare_states,
     cpu_state,
     create_on_meta,
-    first_line,
     load_checkpoint,
 )
 from .registry import Model
@@ -56,11 +55,11 @@ def save_pretrained(model: Model, directory: str | os.PathLike[str]) -> None:
     files.write_bytes(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
 
 
-def from_pretrained(name: str | os.PathLike[str], revision: str | None = None) -> Model:
+def from_pretrained(name: str | os.PathLike[str], revision: str | None = None, op: str = "adder") -> Model:
     """Load a model from a local path, or from the hub by its name owner/name; a local path has precedence.
 
     A path may be any checkpoint that load_checkpoint reads. From the hub only config.json and model.safetensors are
-    fetched; ``revision`` is a branch, tag or commit there.
+    fetched; ``revision`` is a branch, tag or commit there. ``op``: the operator of a model whose files do not name it.
 
     Returns a float32 Model in evaluation mode on the CPU. Raises UserError as load_checkpoint does, and where
     the hub has no such repository, refuses access to it, or cannot be reached.
@@ -69,7 +68,7 @@ def from_pretrained(name: str | os.PathLike[str], revision: str | None = None) -
     if path.exists():
         if revision is not None:
             raise UserError(f"revision={revision} is for the hub, but {path} is a local path: leave it out")
-        return load_checkpoint(path)
+        return load_checkpoint(path, op)
     repo_id = _repo_id(os.fspath(name))
     hub = _huggingface_hub()
     try:
@@ -78,7 +77,7 @@ def from_pretrained(name: str | os.PathLike[str], revision: str | None = None) -
         raise _refusal(repo_id, revision, error) from error
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{repo_id} on the hub holds no {WEIGHTS}, so it is no model saved by push_to_hub")
-    return load_checkpoint(folder / WEIGHTS)
+    return load_checkpoint(folder / WEIGHTS, op)
 
 
 def push_to_hub(
@@ -194,9 +193,11 @@ def _refusal(repo_id: str, revision: str | None, error: Exception) -> UserError:
     return UserError(f"{repo_id}: the hub refused ({first_line(error)})")
 
 
-def _from_pretrained(cls: type[Model], name: str | os.PathLike[str], revision: str | None = None) -> Model:
+def _from_pretrained(
+    cls: type[Model], name: str | os.PathLike[str], revision: str | None = None, op: str = "adder"
+) -> Model:
     """Load a model as models.from_pretrained does. Raises UserError also where it is not of this class."""
-    model = from_pretrained(name, revision)
+    model = from_pretrained(name, revision, op)
     if not isinstance(model, cls):
         raise UserError(f"{name} holds {model.config['name']}, a {type(model).__name__}, not a {cls.__name__}")
     return model
