@@ -46,7 +46,7 @@ def test_a_program_elsewhere_is_named(folder):
         (["none"], "none holds no run"),
         (["run", "none"], "none holds no run"),
         (["unfinished"], "unfinished has no checkpoint (last.pt)"),
-        (["damaged"], "damaged/last.pt is no checkpoint, damaged or incomplete"),
+        (["damaged"], "damaged/last.pt is a text that begins with 'damaged', not a checkpoint"),
         (["unmeasured"], "unmeasured has a checkpoint and no metrics"),
         (["foreign"], "cannot read foreign/recipe.json: no recipe of this version"),
         (["run", "run"], "run is named twice"),
