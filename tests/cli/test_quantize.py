@@ -12,6 +12,7 @@ from torchadder.cli import main
 from torchadder.data import registry as datasets
 from torchadder.engine import Engine
 from torchadder.models.checkpoint import load_checkpoint
+from torchadder.models.trained import build_network
 from torchadder.quant import Program
 from torchadder.quant.finetuning import LEARNING_RATE
 from torchadder.version import __version__
@@ -160,3 +161,26 @@ def test_eval_of_a_program_of_other_images(folder, capsys, monkeypatch):
     assert "bare.tadder does not say what it was trained on: pass --dataset" in capsys.readouterr().err
     assert main(["eval", "bare.tadder", "--dataset", "pixels"]) == 0
     assert capsys.readouterr().out.startswith("bare.tadder · pixels test ")
+
+
+def test_a_network_of_ones_own(folder, capsys, monkeypatch):
+    """Quantize, test and count a network that a function of the working directory builds."""
+    Path("own_nets.py").write_text(
+        "from torch import nn\n"
+        "def net(classes=10):\n"
+        "    body = [nn.Conv2d(1, 8, 5, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(392, classes)]\n"
+        "    return nn.Sequential(*body)\n"
+        "def small(): return net(3)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    torch.manual_seed(0)
+    torch.save(build_network("own_nets:net").state_dict(), "own.pt")
+    own = ["own_nets:net", "--weights", "own.pt"]
+    made = result(capsys, "quantize", *own, "-o", "own.tadder", "--dataset", "pixels")
+    tested = [result(capsys, "eval", *names) for names in ([*own, "--dataset", "pixels"], ["own.tadder"])]
+    assert [made["float_correct"], made["correct"]] == [found["correct"] for found in tested]
+    assert made["model"] == tested[0]["model"] == tested[1]["model"] == "own_nets:net"
+    counts = result(capsys, "summary", "own_nets:net", "--input-size", "1x32x32")["total"]
+    assert counts["parameters"] == 8 * 26 + 16 + 3930
+    assert main(["quantize", "own_nets:small", "--weights", "own.pt", "-o", "x.tadder", "--dataset", "pixels"]) == 2
+    assert "own.pt does not fit the network of own_nets:small: 4.weight has shape (10, 392)" in capsys.readouterr().err

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from torchadder.cli import main
 from torchadder.data import registry as datasets
@@ -175,10 +177,20 @@ def write(name, content):
     return prepare
 
 
+def pictures(size):
+    def prepare(folder):
+        for place in ("train/a", "train/b", "test/a"):
+            (folder / "x" / place).mkdir(parents=True)
+            Image.new("RGB", (size, size)).save(folder / "x" / place / "0.png")
+
+    return prepare
+
+
 def nothing(folder):
     pass
 
 
+OWN = [*TRAIN, "--batch-size", "2", "--dataset"]
 USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line must contain
     (nothing, ["train", "lenet-mnist"], "lenet-mnist is unknown: expected one of lenet5bn-"),
     (nothing, ["train"], "Missing argument 'RECIPE': see torchadder train --help"),
@@ -207,6 +219,8 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     ),
     (write("run", b""), TRAIN, "--out run: run is a file; choose another folder"),
     (write("file", b""), [*TRAIN[:-1], "file/run"], "file is a file; choose another folder"),
+    (pictures(28), [*OWN, "imagefolder:x"], "lenet5bn does not take its images of 28 x 28 with 3 channels"),
+    (pictures(30), [*OWN, "imagefolder:x,size=16"], "it is made for 32 x 32: add ,size=32 to the name"),
     (nothing, ["eval", "nowhere"], "no checkpoint at nowhere"),
     (write("run/config.json", b"{}"), ["eval", "run"], "run holds no best.safetensors"),
     (write("run/best.safetensors", b"junk"), ["eval", "run"], "is damaged"),
@@ -215,15 +229,25 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
         ["eval", "run.tadder"],
         "run.tadder is not a valid program: ",
     ),
+    (lambda folder: (folder / "x").mkdir(), ["predict", "x", "a.png"], "expected the path of a .tadder file"),
+    (
+        lambda folder: torch.save({"a": torch.zeros(1)}, folder / "a.pt"),
+        ["predict", "a.pt", "a.png"],
+        "a.pt is not a valid program: it is a checkpoint",
+    ),
+    (nothing, ["eval", "x.tadder", "--weights", "a.pt"], "--weights a.pt is for package.module:function"),
+    (nothing, ["quantize", "nets:net", "-o", "a.tadder"], "nets:net builds a network without trained weights"),
+    (nothing, ["summary", "nets:net"], "nets:net: pass the shape of an input with --input-size"),
 ]
 
 
 def assert_one_line(capsys, words):
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert words in err
+    *others, line = err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert all(other.startswith("imagefolder: ") for other in others)  # the decoding of the images
 
 
 @pytest.mark.parametrize(("prepare", "arguments", "words"), USER_ERRORS)

@@ -94,7 +94,13 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
-@pytest.mark.parametrize(("name", "mean", "std"), [("cifar", *CIFAR), ("imagenet", *IMAGENET)])
+SIX = "/".join(map(str, sum(CIFAR, ())))
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [("cifar", *CIFAR), ("imagenet", *IMAGENET), ("0.5/0.25", (0.5,) * 3, (0.25,) * 3), (SIX, *CIFAR)],
+)
 def test_normalised_by_published_statistics(folder, name, mean, std):
     dataset = load_dataset(f"imagefolder:{folder},normalize={name}")
     expected = (np.stack([pixels_of("test", name) for name in TEST]) / 255 - mean) / std
@@ -308,8 +314,11 @@ def test_wrong_folder_gets_one_line(folder, change, words, on_error):
         ("imagefolder:animals,size", "'size' is unknown or there twice, expected size=..., normalize=... or nothing"),
         ("imagefolder:animals,size=0", "size=0 is out of range: expected 1 to 4096"),
         ("imagefolder:animals,size=x", "size=x is out of range: expected 1 to 4096"),
-        ("imagefolder:animals,size=8,normalize=x", "normalize=x is unknown: expected imagenet or cifar"),
-        ("imagefolder:animals,normalize=x", "normalize=x is unknown: expected imagenet or cifar"),
+        *(
+            (f"imagefolder:animals{size},normalize=x", "normalize=x is unknown: expected imagenet, cifar, or")
+            for size in (",size=8", "")
+        ),
+        *((f"imagefolder:animals,normalize={text}", "is unknown") for text in ("1", "0/0", "nan/1", "1/2/3", "0/1/")),
         ("imagefolder:animals,", "imagefolder:animals,: '' is unknown or there twice, expected size=..."),
     ],
 )

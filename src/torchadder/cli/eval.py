@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from torchadder.cli import console
-from torchadder.cli.options import SUFFIX, DataFolder, DatasetName, OnError, Partial, Workers
+from torchadder.cli.options import KINDS, SUFFIX, DataFolder, DatasetName, OnError, Partial, Weights, Workers
 from torchadder.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class Network(NamedTuple):
     """Hold what is tested: a function from images to logits, its input and output, and a description of it."""
 
     forward: Callable[[Tensor], Tensor]
-    channels: int
-    classes: int
+    channels: int | None  # None: it does not say
+    classes: int | None
     size: tuple[int, int] | None  # height and width of the images; None accepts any
     dataset: str | None  # the data set that it was trained on, if it says so
     words: list[str]  # the description for people
@@ -42,13 +42,10 @@ class Network(NamedTuple):
 
 def evaluate(
     checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar=f"RUN|CHECKPOINT|FILE{SUFFIX}",
-            help="A run directory or a checkpoint file of one, a directory written by save_pretrained, a "
-            "safetensors file, a .pth in the layout of the AdderNet authors, or what quantize wrote.",
-        ),
+        str,
+        typer.Argument(metavar=f"RUN|CHECKPOINT|FILE{SUFFIX}", help=f"{KINDS}; or what quantize wrote."),
     ],
+    weights: Weights = None,
     dataset: DatasetName = None,
     data: DataFolder = None,
     partial: Partial = False,
@@ -63,11 +60,18 @@ def evaluate(
 
     A run directory means its best epoch; its last.pt is the last one.
     """
+    from torch import nn
+
     from torchadder.data import open_batches
     from torchadder.quant.deploy import matching_dataset
+    from torchadder.quant.file import is_program
     from torchadder.train import evaluate as scores_of
+    from torchadder.train.images import check_images
 
-    network = _program(checkpoint, threads) if checkpoint.suffix == SUFFIX else _model(checkpoint, threads)
+    program = checkpoint.endswith(SUFFIX) or is_program(checkpoint)
+    if program and weights is not None:
+        raise UserError(f"weights={weights} is for package.module:function; {checkpoint} holds its own weights")
+    network = _program(Path(checkpoint), threads) if program else _model(checkpoint, weights, threads)
     images = matching_dataset(
         checkpoint,
         dataset or network.dataset,
@@ -78,6 +82,9 @@ def evaluate(
         partial=partial,
         on_error=on_error,
     )
+    if isinstance(network.forward, nn.Module):
+        check_images(network.forward, images, checkpoint)
+        network.forward.to(network.device)
     batches = open_batches(images.test, BATCH, device=network.device, workers=workers)
     start = time.perf_counter()
     scores = scores_of(network.forward, batches)
@@ -88,7 +95,7 @@ def evaluate(
         console.warning(f"{checkpoint} {ONE_ANSWER.format(f'all {count:,} test images')}")
     if json:
         result = {
-            "checkpoint": str(checkpoint),
+            "checkpoint": checkpoint,
             **network.about,
             "dataset": images.name,
             "images": count,
@@ -101,7 +108,8 @@ def evaluate(
         }
         print(json_format.dumps(result))
         return
-    parts = [*network.words, f"{images.name} test {scores.accuracy:.2f}%"]
+    trained = f" (trained on {network.dataset})" if network.dataset not in (None, images.name) else ""
+    parts = [*network.words, f"{images.name} test {scores.accuracy:.2f}%{trained}"]
     parts += [f"top-5 {scores.top5:.2f}%"] if images.num_classes >= MANY_CLASSES else []
     parts += [f"loss {scores.loss:.4f}", f"{count:,} images in {seconds:.1f} s", f"{correct:,}/{count:,} correct"]
     if "file_bytes" in network.about:
@@ -110,25 +118,25 @@ def evaluate(
     print(" · ".join(parts))
 
 
-def _model(path: Path, threads: int | None) -> Network:
+def _model(name: str, weights: Path | None, threads: int | None) -> Network:
     if threads is not None:
-        raise UserError(f"threads={threads} is for a {SUFFIX} file: for {path} set OMP_NUM_THREADS, which torch reads")
-    from torchadder.models.checkpoint import read_checkpoint
+        raise UserError(f"threads={threads} is for a {SUFFIX} file: for {name} set OMP_NUM_THREADS, which torch reads")
+    from torchadder.models.trained import open_trained
     from torchadder.train.distributed import alone
 
-    model, about = read_checkpoint(path)
+    model, about = open_trained(name, weights)
     device = alone().device
-    model.to(device)
-    config = model.config
-    words = [config["name"], config["op"], *([f"epoch {about.epoch}"] if about.epoch is not None else [])]
+    config = about.model
+    words = [config[name] for name in ("name", "op") if name in config]
+    words += [f"epoch {about.epoch}"] if about.epoch is not None else []
     return Network(
         model,
-        config["in_chans"],
-        config["num_classes"],
+        config.get("in_chans"),
+        config.get("num_classes"),
         None,
         about.dataset,
         words,
-        {"model": config["name"], "op": config["op"], "epoch": about.epoch},
+        {"model": config["name"], "op": config.get("op"), "epoch": about.epoch},
         device,
     )
 

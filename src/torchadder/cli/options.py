@@ -26,6 +26,14 @@ TABLES = (
 )
 SUFFIX = ".tadder"
 
+KINDS = (
+    "A run directory or a checkpoint file of one, a directory written by save_pretrained, a safetensors file, a state "
+    "dict, also in the names of the AdderNet authors, or package.module:function, which builds a network of yours"
+)
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The state dict for package.module:function.", show_default=False),
+]
 DatasetName = Annotated[
     str | None,
     typer.Option(

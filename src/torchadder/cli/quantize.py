@@ -13,7 +13,7 @@ import typer
 from torchadder import files
 from torchadder.cli import console
 from torchadder.cli.eval import BATCH, ONE_ANSWER
-from torchadder.cli.options import METHODS, SUFFIX, DataFolder, DatasetName, OnError, Partial, Workers
+from torchadder.cli.options import KINDS, METHODS, SUFFIX, DataFolder, DatasetName, OnError, Partial, Weights, Workers
 from torchadder.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,14 +24,12 @@ if TYPE_CHECKING:
 
 def quantize(
     checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN|CHECKPOINT", help="A trained model, of any kind that eval reads.", show_default=False
-        ),
+        str, typer.Argument(metavar="RUN|CHECKPOINT|MODULE:FUNCTION", help=f"{KINDS}.", show_default=False)
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar=f"FILE{SUFFIX}", help="The file to write.", show_default=False)
     ],
+    weights: Weights = None,
     dataset: DatasetName = None,
     data: DataFolder = None,
     bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of activations and adder filters.")] = 8,
@@ -57,7 +55,7 @@ def quantize(
     """
     from torchadder import quant
     from torchadder.engine import Engine
-    from torchadder.models.checkpoint import read_checkpoint
+    from torchadder.models.trained import open_trained
     from torchadder.quant.deploy import (
         calibration_images,
         finetuning_batches,
@@ -66,27 +64,29 @@ def quantize(
         matching_dataset,
     )
     from torchadder.quant.program import Layer
+    from torchadder.train.images import check_images
     from torchadder.version import __version__
 
     if method not in METHODS:
         raise UserError(f"method={method} is unknown: expected {', '.join(METHODS)}")
     files.check_writable(out, SUFFIX)
-    model, origin = read_checkpoint(checkpoint)
-    config = model.config
+    model, origin = open_trained(checkpoint, weights)
+    config = origin.model
     split = matching_dataset(
         checkpoint,
         dataset or origin.dataset,
         data,
-        config["in_chans"],
-        config["num_classes"],
+        config.get("in_chans"),
+        config.get("num_classes"),
         partial=partial,
         on_error=on_error,
     )
+    check_images(model, split, checkpoint)
     calibration = calibration_images(split, images, seed, workers)
     about = {
         "torchadder": __version__,
         "model": config["name"],
-        "op": config["op"],
+        **({"op": config["op"]} if "op" in config else {}),
         "dataset": split.name,
         "bits": bits,
         "method": method,
@@ -98,7 +98,7 @@ def quantize(
         stream = sys.stderr if json else sys.stdout
         program = quant.finetune(
             model,
-            finetuning_batches(split, checkpoint, seed, workers),
+            finetuning_batches(split, weights or Path(checkpoint), seed, workers),
             calibration,
             bits,
             method,  # type: ignore[arg-type]  # checked above
@@ -138,7 +138,7 @@ def _compared(before: float, after: float, count: int) -> dict[str, Any]:
 
 
 def _describe(result: dict[str, Any]) -> str:
-    parts = [result["file"], result["model"], result["op"], f"{result['bits']} bits"]
+    parts = [result["file"], result["model"], *([result["op"]] if "op" in result else []), f"{result['bits']} bits"]
     parts += [f"{result['weights']:,} weights", f"{result['file_bytes']:,} bytes"]
     parts += [f"calibrated with {result['calibration_images']:,} images ({result['method']})"]
     lines = [" · ".join(parts)]

@@ -13,7 +13,14 @@ from torchadder.errors import UserError
 
 
 def summary(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"One of: {', '.join(MODELS)}.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"One of: {', '.join(MODELS)}; or package.module:function, which builds a network of yours.",
+            show_default=False,
+        ),
+    ],
     op: Annotated[str, typer.Option(metavar="|".join(OPS), help="The operator of its layers.")] = "adder",
     input_size: Annotated[
         str | None,
@@ -25,8 +32,14 @@ def summary(
     size = None if input_size is None else _size(input_size)
     from torchadder.counts import summary as count
     from torchadder.models import create_model
+    from torchadder.models.trained import build_network, is_function
 
-    counts = count(create_model(model, op=op, in_chans=None if size is None else size[0]), size)
+    if is_function(model):
+        if size is None:
+            raise UserError(f"{model}: pass the shape of an input with --input-size, such as 3x32x32")
+        counts = count(build_network(model), size)
+    else:
+        counts = count(create_model(model, op=op, in_chans=None if size is None else size[0]), size)
     if json:
         print(json_format.dumps(counts.to_dict()))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,6 +136,13 @@ class Dataset:
     classes: Sequence[str] = ()
     normalization: Normalization | None = None
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of an image."""
+        if isinstance(self.test, Split):
+            return self.in_chans, self.test.pixels.shape[2], self.test.pixels.shape[3]
+        return self.in_chans, self.test.size, self.test.size
+
     @classmethod
     def streamed(
         cls,
@@ -245,11 +253,19 @@ def size_option(options: Mapping[str, str]) -> int:
 
 
 def normalization_option(options: Mapping[str, str]) -> Normalization:
-    """Return the option normalize=, the name of published statistics."""
+    """Return the option normalize=: the name of published statistics, MEAN/STD, or three means and three deviations."""
     name = options.get("normalize", "imagenet")
-    if name not in NORMALIZATIONS:
-        raise UserError(f"normalize={name} is unknown: expected {' or '.join(NORMALIZATIONS)}")
-    return NORMALIZATIONS[name]
+    if name in NORMALIZATIONS:
+        return NORMALIZATIONS[name]
+    try:
+        numbers = [float(number) for number in name.split("/")]
+        mean, std = {2: (numbers[:1] * 3, numbers[1:] * 3), 6: (numbers[:3], numbers[3:])}[len(numbers)]
+        if not all(map(math.isfinite, numbers)) or min(std) <= 0:
+            raise ValueError
+    except (ValueError, KeyError):
+        known = ", ".join(NORMALIZATIONS)
+        raise UserError(f"normalize={name} is unknown: expected {known}, or numbers, MEAN/STD") from None
+    return Normalization.of(mean, std)
 
 
 def integer_option(options: Mapping[str, str], key: str, *, low: int, high: int) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchadder.data import Dataset, Loader, Split, list_datasets, load_dataset, open_batches
+from torchadder.data import Dataset, Loader, list_datasets, load_dataset, open_batches
 from torchadder.data.preprocessing import Preprocessing
 from torchadder.errors import UserError
 from torchadder.train.run import holds_run, saved_recipe
@@ -21,11 +21,11 @@ SEVERAL = 10  # random images, too many to be all of one class by chance
 
 
 def matching_dataset(
-    source: Path,
+    source: object,
     name: str | None,
     data_dir: Path | None,
-    channels: int,
-    classes: int,
+    channels: int | None,
+    classes: int | None,
     size: tuple[int, int] | None = None,
     *,
     partial: bool = False,
@@ -36,7 +36,7 @@ def matching_dataset(
     Args:
         source: the checkpoint or program, for messages.
         name: of the data set; None raises UserError.
-        channels, classes: of the network's input and output.
+        channels, classes: of the network's input and output; None where it does not say.
         size: height and width of the images; None where the network takes any.
         data_dir, partial, on_error: as in load_dataset.
 
@@ -45,13 +45,12 @@ def matching_dataset(
     if name is None:
         raise UserError(f"{source} does not say what it was trained on: pass dataset={'|'.join(list_datasets())}")
     images = load_dataset(name, data_dir, partial=partial, on_error=on_error)
-    if (images.in_chans, images.num_classes) != (channels, classes):
+    if channels not in (None, images.in_chans) or classes not in (None, images.num_classes):
         raise UserError(
             f"{source} takes {channels} channels and knows {classes} classes; dataset={images.name} has "
             f"{images.in_chans} and {images.num_classes}: choose another"
         )
-    test = images.test
-    found = tuple(test.pixels.shape[2:]) if isinstance(test, Split) else (test.size, test.size)
+    found = images.shape[1:]
     if size not in (None, found):
         expected, has = (f"{height} x {width}" for height, width in (size, found))
         raise UserError(

@@ -42,6 +42,7 @@ from torchadder.data.registry import Normalization
 from torchadder.errors import UserError
 
 FORMAT, VERSION, SUFFIX = "tadder", 1, ".tadder"
+MAX_HEAD = 1 << 26  # bytes; no head of a program is as long
 ByChannel = float | Sequence[float] | Tensor
 
 
@@ -50,6 +51,16 @@ def pack(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     # Clones, because safetensors refuses tensors that share memory.
     own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     return safetensors.torch.save(own, {FORMAT: json.dumps(head)})
+
+
+def is_program(path: str | Path) -> bool:
+    """Return whether the content of a file is that of a program, sound or not, whatever its name."""
+    try:
+        with open(path, "rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            return size < MAX_HEAD and FORMAT in json.loads(opened.read(size))["__metadata__"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def read(path: str | Path) -> bytes:
@@ -67,7 +78,10 @@ def check(content: bytes, path: str | Path) -> None:
     native = kernels.library()
     native.torchadder_engine_check.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
     if native.torchadder_engine_check(content, len(content)):
-        raise UserError(f"{path} is not a valid program: {native.torchadder_last_error().decode(errors='replace')}")
+        reason = native.torchadder_last_error().decode(errors="replace")
+        if (content[:2] == b"PK" or content[8:9] == b"{") and not is_program(path):
+            reason = f"it is a checkpoint, of which quantize makes one, FILE{SUFFIX}"
+        raise UserError(f"{path} is not a valid program: {reason}")
 
 
 def unpack(content: bytes, path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -26,6 +26,7 @@ from torchadder.models import Model, create_model
 
 from .distillation import Distiller, build_distiller
 from .distributed import ALONE, Processes, alone, no_sync
+from .images import check_images
 from .optimizer import (
     IMAGES,
     attach_adder_lr,
@@ -112,6 +113,7 @@ def train_epochs(
         grad=recipe.gradient_rule,
         recenter=recipe.recenter,
     )
+    check_images(model, dataset, recipe.model)
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
     # optimiser, learning rate of the adder layers, teacher, running average of the weights

@@ -1,0 +1,75 @@
+"""Open a trained network by the name that a command takes: a checkpoint, or a function of the user and its weights."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from torchadder.errors import UserError
+from torchadder.models import checkpoint
+from torchadder.models.checkpoint import Checkpoint, compare_states, read_checkpoint
+
+
+def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Checkpoint]:
+    """Return a network in evaluation mode, and the description of its checkpoint.
+
+    ``name`` is a checkpoint, as load_checkpoint takes it, or "package.module:function". The function is called without
+    arguments and returns the network, whose state dict is in the file ``weights``.
+
+    Raises UserError as load_checkpoint and build_network, and where the weights do not fit the network.
+    """
+    if not is_function(name):
+        if weights is not None:
+            raise UserError(f"weights={weights} is for package.module:function; {name} holds its own weights")
+        return read_checkpoint(name)
+    if weights is None:
+        raise UserError(f"{name} builds a network without trained weights: name their file with weights=FILE")
+    model = build_network(name)
+    state = model.state_dict()
+    # Older writers leave out the counters of normalisations, which evaluation does not use.
+    counters = {key: tensor for key, tensor in state.items() if key.endswith("num_batches_tracked")}
+    tensors = {**counters, **_read_state(weights)}
+    if problems := compare_states(state, tensors):
+        raise UserError(f"{weights} does not fit the network of {name}: {problems}")
+    model.load_state_dict(tensors)
+    return model.eval(), Checkpoint({"name": name})
+
+
+def _read_state(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise UserError(f"weights={file}: no such file")
+    return checkpoint._read_safetensors(file)[1] if file.suffix == ".safetensors" else checkpoint._read_state_dict(file)
+
+
+def is_function(name: str) -> bool:
+    """Return whether ``name`` has the form "package.module:function"."""
+    return re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None and not Path(name).exists()
+
+
+def build_network(name: str) -> nn.Module:
+    """Return the network that the function "package.module:function" builds; modules may lie in the working directory.
+
+    Raises UserError where there is no such function, and where it fails or returns something else.
+    """
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name}: {error}; run the command in its folder, or install it") from error
+    except AttributeError as error:
+        raise UserError(f"{name}: {error}") from error
+    try:
+        model = found()
+    except Exception as error:  # The user's own code may raise anything.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name} does not run without arguments ({type(error).__name__}: {reason})") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{name} returns a value of type {type(model).__name__}, expected a torch.nn.Module")
+    return model
