@@ -94,6 +94,15 @@ def latency_table(record: Record) -> str:
     return "\n\n".join([caption, *parts])
 
 
+def server_table(record: Record) -> str:
+    """Return one row for each network and way to serve."""
+    header = ["network", "way", "images/s", "of one thread"]
+    lines = [[row["model"], row["way"], f"{row['median']:,.0f}", f"{row['ratio']:.2f}"] for row in record["rows"]]
+    where = f"{processor(record)}, load average {record['load']:.1f}"
+    caption = f"{where}; one image a call; medians of {record['n']} alternating repetitions; {record['date']}."
+    return f"{markdown(header, lines, left=2)}\n\n{caption}"
+
+
 def limits_u8_table(record: Record) -> str:
     """Return one row for each instruction set, loop and tile."""
     lines = [[row["isa"], row["loop"], row["tile"], f"{row['giga_ops']:.0f}"] for row in record["rows"]]

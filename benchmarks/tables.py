@@ -18,6 +18,7 @@ from engine_tables import (
     limits_u8_table,
     processor,
     quantisation_table,
+    server_table,
     steps_table,
     summary_table,
 )
@@ -161,6 +162,7 @@ TABLES: dict[str, tuple[Callable[..., str], Sources]] = {
     "limits": (limits_table, (("limits.json",),)),
     "distance": (distance_table, (("bench-layers.json", "limits.json"), ("bench-layers-avx2.json", "limits.json"))),
     "breakdown": (breakdown_table, (("bench-train-zen3.json",),)),
+    "server": (server_table, (("engine-server.json",),)),
     "limits-u8": (limits_u8_table, (("limits-u8.json",),)),
     "steps": (steps_table, (("bench-kernels-avx2.json", "limits-u8.json"), ("bench-kernels.json", "limits-u8.json"))),
     "quantisation": (quantisation_table, (("quantisation-cifar10.json", "quantisation-mnist.json"),)),

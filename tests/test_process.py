@@ -284,16 +284,16 @@ def test_close_beside_running_calls(path, images):
 def test_an_interrupt_leaves_nothing_locked(name, calls):
     want = calls[name]()
 
-    def run():
+    def run(seconds):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         while True:
             calls[name]()
 
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         for seconds in np.linspace(0.001, 0.02, 10):
-            signal.setitimer(signal.ITIMER_REAL, seconds)
             with pytest.raises(KeyboardInterrupt):
-                run()
+                run(seconds)
             assert equal(calls[name](), want)
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -58,6 +58,7 @@ TORCHADDER_API const char *torchadder_engine_kernel(const torchadder_engine *eng
 TORCHADDER_API const char *torchadder_engine_note(const torchadder_engine *engine, const char *name);
 
 /* Computes logits (count, classes) of images (count, C, H, W): float32 as the network takes them, or quantized values.
+ * An infinite number becomes the nearest quantized value, NaN becomes quantized value 0.
  * `seconds`, if not NULL, is 1 + steps numbers: one thread's time in the input and in each step is added to them. */
 TORCHADDER_API int torchadder_engine_run_f32(torchadder_engine *engine, const float *images, int64_t count,
                                              float *logits, double *seconds);

@@ -65,8 +65,13 @@ def library() -> ctypes.CDLL:
     return native
 
 
-# Before a fork, because only a loaded library makes OpenMP usable in the child (native/common/threads.cpp).
-os.register_at_fork(before=library)
+def _load_before_fork() -> None:
+    with contextlib.suppress(UserError):
+        library()
+
+
+# Only a loaded library makes torch's threads usable in a child that loads it later (native/common/threads.cpp).
+os.register_at_fork(before=_load_before_fork)
 
 
 def compiled() -> list[str]:
