@@ -150,10 +150,35 @@ def test_tied_weights_stay_tied_and_marked_while_an_adder_layer_has_them():
     convert(model, filter_fn=lambda name, layer: name in ("0", "2"))
     assert model[0].weight is model[2].weight
     assert model[0].weight.adder
-    convert(model, "conv", filter_fn=lambda name, layer: name == "0")
+    with pytest.raises(ValueError, match=r"is not converted: 0 .AdderLinear.: shares its weight with 2, which is not"):
+        convert(model, "conv", filter_fn=lambda name, layer: name == "0")
     assert model[2].weight.adder
     convert(model, "conv")
     assert not hasattr(model[2].weight, "adder")
+
+
+class Tied(nn.Module):
+    """Share the weight of a middle layer with `other`."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+        self.more, self.norm, self.other = nn.Linear(5, 5), nn.LayerNorm(5), other
+        self.other.weight = self.layers[2].weight
+
+    def forward(self, x):
+        return self.layers(self.norm(self.more(self.other(x))))
+
+
+@pytest.mark.parametrize("other", [nn.Linear(5, 5), nn.Embedding(5, 5)], ids=["first", "embedding"])
+def test_a_layer_that_shares_its_weight_with_a_kept_one_is_left_with_it(other):
+    model = Tied(other)
+    weight = other.weight.detach().clone()
+    convert(model, filter_fn=lambda name, layer: name in ("layers.2", "more"), rescale=True)
+    assert torch.equal(other.weight, weight)
+    assert not hasattr(other.weight, "adder")
+    assert notes(model)["layers.2"] == "shares its weight with other, which is not converted"
+    assert outcomes(model)["converted"] == ["more"]
 
 
 def test_filter_fn_alone_decides_over_first_and_last_too():

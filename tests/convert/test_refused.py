@@ -166,6 +166,31 @@ def test_one_warning_names_all_layers_at_the_line_that_called(arguments, text):
     assert "\n" not in str(caught[0].message)
 
 
+class Auxiliary(nn.Module):
+    """Use a head in training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.auxiliary, self.head = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.norm(self.stem(x))
+        return (self.head(self.block(y)), self.auxiliary(y)) if self.training else self.head(self.block(y))
+
+
+@pytest.mark.parametrize("example", [None, torch.zeros(2, 3, 4, 4)], ids=["traced", "recorded"])
+def test_a_layer_that_runs_in_training_only_is_named(example):
+    model = Auxiliary()
+    with pytest.warns(UserWarning, match=r"1 of the adder layers did not run while .*: auxiliary; whether a norm"):
+        convert(model, example_input=example)
+    assert {row.name: row.note for row in model.conversion.rows if row.outcome == "converted"} == {
+        "block.0": "",
+        "auxiliary": "did not run",
+    }
+
+
 def test_a_warning_that_is_made_an_error_changes_nothing():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     with pytest.raises(UserWarning, match="no normalisation"):  # as all warnings are here

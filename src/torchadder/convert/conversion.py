@@ -59,6 +59,7 @@ _NORMALISATIONS: dict[type[nn.Module], type[nn.Module]] = {
 # these attributes are true.
 _FUSED = ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor"))
 
+_SHARED = "shares its weight with"
 _FOUND = {
     "recorded": "order of execution, recorded on the example input",
     "traced": "order of execution, traced by torch.fx",
@@ -130,7 +131,7 @@ def convert(
     under the same names with the same bits, so that optimisers, tied weights, hooks, shared modules and state_dicts
     remain valid, and converting back gives the first network again, apart from the modules that ``normalize`` adds.
     Only nn.Conv1d, nn.Conv2d, nn.Conv3d and nn.Linear and their counterparts in torchadder.nn are replaced; subclasses,
-    computed weights and the like are left as they are, and the report names them.
+    computed weights, weights shared with other layers and the like are left as they are, and the report names them.
 
     Train a converted network: a trained CNN is no trained AdderNet. Its filters are a good start with rescale=True.
 
@@ -153,7 +154,8 @@ def convert(
 
     Returns the module, with a Conversion as its attribute ``conversion``.
 
-    Warns of adder layers without a normalisation after them and of binary layers whose input is never negative.
+    Warns of adder layers without a normalisation after them, of layers that do not run in evaluation mode, such as
+    auxiliary heads, and of binary layers whose input is never negative.
 
     Raises TypeError for what is not an nn.Module, and UserError (a ValueError) for an unknown operator and where no
     layer can be converted. The module is then as it was.
@@ -166,7 +168,7 @@ def convert(
     needs_flow = to != "conv" and not is_weighted(network)
     flow = find_flow(network, example_input) if needs_flow else None
     layers = {name: layer for name, layer in network.named_modules() if is_weighted(layer)}
-    rows = [_row(name, layer, to, flow, filter_fn) for name, layer in layers.items()]
+    rows = _untied([_row(name, layer, to, flow, filter_fn) for name, layer in layers.items()], layers, to, network)
     if not any(row.outcome in ("converted", "already") for row in rows):
         raise UserError(f"{type(network).__name__} is not converted: {_why_none(rows, filter_fn)}")
     converted = {row.name: layers[row.name] for row in rows if row.outcome == "converted"}
@@ -245,16 +247,34 @@ def _row(name: str, layer: nn.Module, to: str, flow: Flow | None, filter_fn: Fil
         return Row(name, kind, kind, "already")
     if filter_fn is None and ends:
         return Row(name, kind, kind, "kept", f"runs {' and '.join(ends)}")
-    return Row(name, kind, target.__name__, "converted")
+    return Row(name, kind, target.__name__, "converted", "" if flow is None or flow.runs(layer) else "did not run")
+
+
+def _untied(rows: list[Row], layers: dict[str, nn.Module], to: str, network: nn.Module) -> list[Row]:
+    """Leave each layer that shares its weight with a part of another operator: one weight serves one operator."""
+    becomes = {row.name for row in rows if row.outcome in ("converted", "already")}
+    owners = {
+        id(parameter): name or "(model)"
+        for name, part in network.named_modules()
+        if name not in becomes and (to != "conv" or isinstance(part, Adder | Binary))
+        for parameter in part.parameters(recurse=False)
+    }
+    return [
+        replace(row, after=row.before, outcome="left", note=f"{_SHARED} {owner}, which is not converted")
+        if row.outcome == "converted" and (owner := owners.get(id(layers[row.name].weight)))
+        else row
+        for row in rows
+    ]
 
 
 def _why_none(rows: list[Row], filter_fn: Filter | None) -> str:
     """Say in one line why no layer is converted."""
     kept = [row for row in rows if row.outcome == "kept"]
+    tied = [row for row in rows if row.note.startswith(_SHARED)]
     if not rows:
         return "it has no convolution and no linear layer"
-    if not kept:
-        return "; ".join(f"{row.name} ({row.before}): {row.note}" for row in rows[:3])
+    if tied or not kept:
+        return "; ".join(f"{row.name} ({row.before}): {row.note}" for row in (tied or rows)[:3])
     if filter_fn is not None:
         return f"filter_fn chose none of its {len(kept)} layers ({shortened([row.name for row in kept])})"
     return (
@@ -269,6 +289,12 @@ def _warn(layers: dict[str, nn.Module], bare: list[str], to: str, flow: Flow) ->
         text = (
             f"no normalisation follows {len(bare)} of the adder layers: {shortened(bare)}{unsure}; the network may "
             "not learn: add one after each with normalize=True, or exclude them with filter_fn"
+        )
+        warnings.warn(text, stacklevel=3)
+    if idle := [name for name, layer in layers.items() if not flow.runs(layer)]:
+        text = (
+            f"{len(idle)} of the {to} layers did not run while their order was found: {shortened(idle)}; whether a "
+            "normalisation follows each is not known: check that, or exclude them with filter_fn"
         )
         warnings.warn(text, stacklevel=3)
     blind = [name for name, layer in layers.items() if to == "binary" and flow.never_sees_negatives(layer)]

@@ -67,6 +67,7 @@ class Flow:
     def __init__(self, found: Literal["recorded", "traced", "defined"], steps: list[Step]):
         self.found = found
         runs = [step.target for step in steps if isinstance(step.target, nn.Module) and is_weighted(step.target)]
+        self._ran = frozenset(runs)
         self.first: nn.Module | None = runs[0] if runs else None
         self.last: nn.Module | None = runs[-1] if runs else None
         self.before: dict[Target, set[Target]] = defaultdict(set)
@@ -84,6 +85,10 @@ class Flow:
                     self.after[source].add(target)
                 sources = {target}
             producers.update(dict.fromkeys(outputs, sources))
+
+    def runs(self, layer: nn.Module) -> bool:
+        """Say whether the layer ran: an auxiliary head that only training uses does not."""
+        return layer in self._ran
 
     def lacks_normalisation(self, layer: nn.Module) -> bool:
         return not all(map(is_normalisation, self.after[layer]))
