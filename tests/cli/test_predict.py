@@ -57,6 +57,12 @@ def test_a_line_an_image(images, capsys):
         assert re.fullmatch(rf"{path}  ({'|'.join(CLASSES)}) [\d.]+%  \w+ [\d.]+%  [\d.]+ ms", line)
 
 
+@pytest.mark.parametrize(("count", "told"), [(10, 1), (9, 0)])
+def test_one_class_for_many_images_is_named(images, capsys, count, told):
+    assert main(["predict", "run.tadder", *[images[0]] * count]) == 0
+    assert capsys.readouterr().err.count("warning: all 10 images get the class ") == told
+
+
 def test_images_are_converted_to_the_size_and_colours_of_the_program(images, capsys):
     with Image.open(images[0]) as image:
         image.resize((96, 64), Image.Resampling.NEAREST).convert("RGB").save("large.png")

@@ -38,7 +38,7 @@ def test_train_prints_header_epochs_and_result(capsys, tmp_path):
     assert second.startswith("epoch 2/2")
     assert re.fullmatch(
         r"warning: after epoch 2 the test accuracy, [\d.]+%, is no better than one answer to every image, although "
-        r"that on training images is [\d.]+%: .* start a new run with --norm-batches 50, or train longer",
+        r"that on training images is [\d.]+%; .* start a new run with --norm-batches 50, or train longer",
         warning,
     )
     assert re.fullmatch(r"test accuracy [\d.]+% after 2 epochs \(best [\d.]+% in epoch [12]\) · 0:0\d · run", result)

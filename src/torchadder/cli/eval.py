@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 MANY_CLASSES = 100  # with fewer classes the top-5 accuracy is not printed
 BATCH = 256  # images
-ONE_ANSWER = (
-    "gives {} the same class: the network has learned nothing, or its batch normalisation has statistics of other "
-    "weights; train longer, or with --norm-batches 50"
+TRAIN_MORE = (
+    "it has learned nothing, or its batch normalisation has statistics of other weights; train longer, or with "
+    "--norm-batches 50"
 )
 
 
@@ -67,6 +67,7 @@ def evaluate(
     from torchadder.quant.file import is_program
     from torchadder.train import evaluate as scores_of
     from torchadder.train.images import check_images
+    from torchadder.train.loop import is_at_chance, labels_of
 
     program = checkpoint.endswith(SUFFIX) or is_program(checkpoint)
     if program and weights is not None:
@@ -91,8 +92,8 @@ def evaluate(
     seconds = time.perf_counter() - start
     count = len(images.test)
     correct = round(scores.accuracy * count / 100)
-    if scores.answers == 1 < count:
-        console.warning(f"{checkpoint} {ONE_ANSWER.format(f'all {count:,} test images')}")
+    if is_at_chance(scores.accuracy, labels_of(images.test)):
+        console.warning(f"{checkpoint} is no better than one answer to all {count:,} test images: {TRAIN_MORE}")
     if json:
         result = {
             "checkpoint": checkpoint,

@@ -31,6 +31,7 @@ def predict(
 
     from torchadder.data.images import TITLES, error_reason, load_pillow
     from torchadder.engine import Classifier
+    from torchadder.quant.deploy import SEVERAL
 
     classifier = Classifier(file, threads)
     engine, preprocessing, names = classifier.engine, classifier.preprocessing, classifier.names
@@ -65,6 +66,10 @@ def predict(
         if not json:
             found = "  ".join(f"{console.printable(c['name'])} {100 * c['score']:.1f}%" for c in likeliest)
             print(f"{path}  {found}  {1000 * seconds:.2f} ms")
+    found = {result["classes"][0]["name"] for result in results}
+    if len(results) >= SEVERAL and len(found) == 1:
+        same = f"all {len(results)} images get the class {console.printable(*found)}"
+        console.warning(f"{same}: if they are not all of it, train longer, or with --norm-batches 50")
     if json:
         print(json_format.dumps({"file": str(file), "images": results, "failed": failed}))
     if failed:

@@ -12,7 +12,7 @@ import typer
 
 from torchadder import files
 from torchadder.cli import console
-from torchadder.cli.eval import BATCH, ONE_ANSWER
+from torchadder.cli.eval import BATCH, TRAIN_MORE
 from torchadder.cli.options import KINDS, METHODS, SUFFIX, DataFolder, DatasetName, OnError, Partial, Weights, Workers
 from torchadder.errors import UserError
 
@@ -65,6 +65,7 @@ def quantize(
     )
     from torchadder.quant.program import Layer
     from torchadder.train.images import check_images
+    from torchadder.train.loop import labels_of
     from torchadder.version import __version__
 
     if method not in METHODS:
@@ -112,8 +113,8 @@ def quantize(
         about["float_accuracy"] = _accuracy(model, split, workers)
     program.save(out, about=about, **image_metadata(split))
     engine, count = Engine(out), about["calibration_images"]
-    if gives_one_answer(engine, calibration):
-        console.warning(f"{out} {ONE_ANSWER.format(f'all {count:,} calibration images')}")
+    if gives_one_answer(engine, calibration, labels_of(split.train)):
+        console.warning(f"{out} gives nearly all {count:,} calibration images the same class: {TRAIN_MORE}")
     result = {
         "file": str(out),
         **about,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchadder.data import Dataset, Loader, list_datasets, load_dataset, open_batches
 from torchadder.data.preprocessing import Preprocessing
 from torchadder.errors import UserError
+from torchadder.train.loop import largest_share
 from torchadder.train.run import holds_run, saved_recipe
 
 CALIBRATION_BATCH = 32  # images; small, because all values of the network for one batch are in memory at once
@@ -70,10 +71,14 @@ def calibration_images(dataset: Dataset, count: int = 512, seed: int = 0, worker
     return [images for images, _ in islice(batches, number)]
 
 
-def gives_one_answer(forward: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> bool:
-    """Say whether ``forward`` finds one class the likeliest in every image of ``batches``; False for few images."""
-    answers = torch.cat([forward(images).argmax(1) for images in batches])
-    return len(answers) >= SEVERAL and len(answers.unique()) == 1
+def gives_one_answer(forward: Callable[[Tensor], Tensor], batches: Iterable[Tensor], labels: Tensor) -> bool:
+    """Say whether ``forward`` gives nearly all images of ``batches`` one class, though their ``labels`` are several.
+
+    ``labels``: those of the whole split. Nearly all: the share of the class is nine tenths of the way from that of the
+    most frequent label to 100%. False for fewer than SEVERAL images.
+    """
+    answers, usual = torch.cat([forward(images).argmax(1) for images in batches]), largest_share(labels)
+    return len(answers) >= SEVERAL and usual < 1 and largest_share(answers) >= usual + 0.9 * (1 - usual)
 
 
 def finetuning_batches(dataset: Dataset, checkpoint: Path, seed: int = 0, workers: int | None = None) -> Loader:

@@ -201,7 +201,7 @@ def train_epochs(
         }
         run.end_epoch(row, tested, state)
         progress.epoch_done(row)
-        if epoch in (CHECKED_EPOCH, recipe.epochs) and is_at_chance(row, labels_of(dataset.test)):
+        if epoch in (CHECKED_EPOCH, recipe.epochs) and has_learned_in_vain(row, labels_of(dataset.test)):
             progress.warned(describe_chance(row, recipe))
 
 
@@ -289,15 +289,11 @@ def deterministic_algorithms(on: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Scores:
-    """Hold mean cross-entropy, top-1 and top-5 accuracy in percent; with at most five classes top-5 is 100.
-
-    ``answers``: how many different classes were the likeliest one of an image.
-    """
+    """Hold mean cross-entropy, top-1 and top-5 accuracy in percent; with at most five classes top-5 is 100."""
 
     loss: float
     accuracy: float
     top5: float
-    answers: int
 
 
 @torch.no_grad()
@@ -311,17 +307,14 @@ def evaluate(model: Callable[[Tensor], Tensor], batches: Loader, processes: Proc
     device = batches.device
     loss_sum = torch.zeros((), device=device, dtype=torch.float64)
     correct = torch.zeros(2, device=device, dtype=torch.int64)  # top-1, top-5
-    answers = [torch.zeros(0, device=device, dtype=torch.int64)]
     for images, labels in batches:
         logits = model(images)
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
-        likeliest, answer = logits.topk(min(5, logits.shape[1])).indices, logits.argmax(1)
-        correct += torch.stack([answer == labels, (likeliest == labels[:, None]).any(1)]).sum(1)
-        answers.append(answer)
+        likeliest = logits.topk(min(5, logits.shape[1])).indices
+        correct += torch.stack([logits.argmax(1) == labels, (likeliest == labels[:, None]).any(1)]).sum(1)
     loss, *right = processes.sum(loss_sum, *correct)
     top1, top5 = (100 * count.item() / batches.count for count in right)
-    different = set().union(*processes.gather(torch.cat(answers).unique().tolist()))
-    return Scores(loss.item() / batches.count, top1, top5, len(different))
+    return Scores(loss.item() / batches.count, top1, top5)
 
 
 def labels_of(split: Split | StreamedSplit) -> Tensor:
@@ -329,20 +322,32 @@ def labels_of(split: Split | StreamedSplit) -> Tensor:
     return torch.as_tensor((split if isinstance(split, Split) else split.source).labels)
 
 
-def is_at_chance(row: dict[str, Any], labels: Tensor) -> bool:
-    """Say whether the network learned the training images, but answers the test images as if it saw none of them.
+def largest_share(classes: Tensor) -> float:
+    """Return the share of the most frequent of ``classes``, int64 (N,): the accuracy of one answer to every image."""
+    return classes.bincount().max().item() / len(classes)
 
-    Chance is the share of the most frequent of the test ``labels``. The test accuracy is at most two standard errors
-    above it, and the training accuracy has come at least a quarter of the way from it to 100%.
+
+def is_at_chance(accuracy: float, labels: Tensor) -> bool:
+    """Say whether an ``accuracy`` in percent is no better than one answer to all images with these ``labels``.
+
+    Two standard errors above the accuracy of that answer count as no better. False where all labels are equal.
     """
-    chance = labels.bincount().max().item() / len(labels)
-    highest = chance + 2 * math.sqrt(chance * (1 - chance) / len(labels))
+    chance = largest_share(labels)
+    return chance < 1 and accuracy / 100 <= chance + 2 * math.sqrt(chance * (1 - chance) / len(labels))
+
+
+def has_learned_in_vain(row: dict[str, Any], labels: Tensor) -> bool:
+    """Say whether the test with these ``labels`` is at chance, although the training images are learned.
+
+    The training accuracy is then at least a quarter of the way from chance to 100%.
+    """
+    chance = largest_share(labels)
     learned = row["train_accuracy"] / 100 >= chance + (1 - chance) / 4
-    return chance < 1 and learned and row["test_accuracy"] / 100 <= highest
+    return learned and is_at_chance(row["test_accuracy"], labels)
 
 
 def describe_chance(row: dict[str, Any], recipe: Recipe) -> str:
-    """Return one line about an epoch that is_at_chance."""
+    """Return one line about an epoch that has_learned_in_vain."""
     if recipe.norm_batches or recipe.ema:
         todo = "look for a difference between training and test images, or start a new run with a smaller lr"
     else:
@@ -352,7 +357,7 @@ def describe_chance(row: dict[str, Any], recipe: Recipe) -> str:
         )
     return (
         f"after epoch {row['epoch']} the test accuracy, {row['test_accuracy']:.1f}%, is no better than one answer to "
-        f"every image, although that on training images is {row['train_accuracy']:.1f}%: {todo}"
+        f"every image, although that on training images is {row['train_accuracy']:.1f}%; {todo}"
     )
 
 
