@@ -126,6 +126,15 @@ def assigned(layer, x):
     return other
 
 
+def swapped(layer, x):
+    """Load a state in torch's mode that exchanges the contents of parameters."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return reloaded(layer, x)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
 def negated(tensor):
     """Return a view with the same numbers that torch has yet to negate."""
     view = torch.complex(tensor, -tensor).conj().imag
@@ -153,6 +162,7 @@ VARIANTS = {  # layer, example input -> a module of the same parameters, or a fu
     "torch.save": lambda layer, x: through_bytes(layer, torch.save, functools.partial(torch.load, weights_only=False)),
     "state_dict": reloaded,
     "load_state_dict(assign=True)": assigned,
+    "load_state_dict, swapping": swapped,
     "another parameter": replaced,
     "to float64 and back": lambda layer, x: layer.double().float(),
     "share_memory": lambda layer, x: layer.share_memory(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +45,23 @@ def read_file(file: Path) -> tuple[Any, dict[str, str] | None]:
     return _read_safetensors(file) if head[8:9] == b"{" else (_read_pickle(file), None)
 
 
-def find_state(content: Any, source: object) -> tuple[dict[str, Tensor], list[str]]:
+def find_state(content: Any, source: object, names: Collection[str] = ()) -> tuple[dict[str, Tensor], list[str]]:
     """Return the state dict in ``content`` by plain names, and the names of the tensors that were left out.
 
     It may stand bare or in an envelope ({"epoch": 3, "state_dict": ...}). Plain names lack the names of wrappers
     (module., _orig_mod.) and those that all tensors share (model.). Left out are the counts of thop and other state
-    dicts of the envelope.
+    dicts of the envelope. Tensors whose names are all in ``names``, those of a model, keep them.
 
     Raises UserError, which names ``source``, where there is none.
     """
     states = dict(_states(content))
     if not states:
         raise UserError(f"{source} holds {_why_no_state(content)}")
-    names = sorted(states, key=lambda name: _ENTRIES.index(name) if name in _ENTRIES else len(_ENTRIES))
-    state = states[names[0]]
+    first, *others = sorted(states, key=lambda name: _ENTRIES.index(name) if name in _ENTRIES else len(_ENTRIES))
+    state = states[first]
     counts = [name for name in state if name.rpartition(".")[2] in _COUNTS]
-    return _with_plain_names({name: state[name] for name in state if name not in counts}), counts + names[1:]
+    kept = {name: state[name] for name in state if name not in counts}
+    return kept if all(name in names for name in kept) else _with_plain_names(kept), counts + others
 
 
 def _states(content: Any, name: str = "", depth: int = 2) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

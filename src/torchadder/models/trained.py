@@ -8,11 +8,11 @@ import re
 import sys
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from torchadder.errors import UserError
-from torchadder.models import checkpoint
 from torchadder.models.checkpoint import Checkpoint, compare_states, read_checkpoint
+from torchadder.models.state_dict import find_state, read_file
 
 
 def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Checkpoint]:
@@ -33,17 +33,14 @@ def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Che
     state = model.state_dict()
     # Older writers leave out the counters of normalisations, which evaluation does not use.
     counters = {key: tensor for key, tensor in state.items() if key.endswith("num_batches_tracked")}
-    tensors = {**counters, **_read_state(weights)}
+    if not weights.is_file():
+        raise UserError(f"weights={weights}: no such file")
+    found, _ = find_state(read_file(weights)[0], weights, state.keys())
+    tensors = {**counters, **found}
     if problems := compare_states(state, tensors):
         raise UserError(f"{weights} does not fit the network of {name}: {problems}")
     model.load_state_dict(tensors)
     return model.eval(), Checkpoint({"name": name})
-
-
-def _read_state(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise UserError(f"weights={file}: no such file")
-    return checkpoint._read_safetensors(file)[1] if file.suffix == ".safetensors" else checkpoint._read_state_dict(file)
 
 
 def is_function(name: str) -> bool:

@@ -60,8 +60,12 @@ class Adder(nn.Module):
         self._mark()
         return self
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._mark()
+
     def _mark(self) -> None:
-        """Mark the weight again: copies, pickles and to_empty() make a new parameter, without the mark."""
+        """Mark the weight again: copies, pickles, to_empty() and swap_tensors() make a new one, without the mark."""
         for name, param in self.named_parameters():
             if name in ("weight", "weight_orig", "parametrizations.weight.original"):  # plain, pruned, parametrized
                 param.adder = True  # type: ignore[attr-defined]
