@@ -66,9 +66,9 @@ def predict(
         if not json:
             found = "  ".join(f"{console.printable(c['name'])} {100 * c['score']:.1f}%" for c in likeliest)
             print(f"{path}  {found}  {1000 * seconds:.2f} ms")
-    found = {result["classes"][0]["name"] for result in results}
-    if len(results) >= SEVERAL and len(found) == 1:
-        same = f"all {len(results)} images get the class {console.printable(*found)}"
+    answers = {result["classes"][0]["name"] for result in results}
+    if len(results) >= SEVERAL and len(answers) == 1:
+        same = f"all {len(results)} images get the class {console.printable(*answers)}"
         console.warning(f"{same}: if they are not all of it, train longer, or with --norm-batches 50")
     if json:
         print(json_format.dumps({"file": str(file), "images": results, "failed": failed}))
