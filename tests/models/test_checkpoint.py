@@ -1,6 +1,7 @@
 """Test checkpoints: saving and loading give the same model, and each damaged or wrong file one line of error."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -240,6 +241,11 @@ REFUSED = [  # change to a run directory that returns the path to load -> words 
     (foreign('{"model_type": "resnet"}'), r"config.json is of another library \(model_type='resnet'\): build"),
     (foreign("{}"), "fits no known model; .*its config.json names no model of this library: build"),
 ]
+
+
+def test_a_path_that_is_no_utf_8(run, tmp_path):
+    path = run.rename(tmp_path / os.fsdecode(b"r\xfcn"))
+    assert load_checkpoint(path).config["name"] == "lenet5bn"
 
 
 @pytest.mark.parametrize(("change", "words"), REFUSED)

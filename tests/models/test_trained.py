@@ -12,6 +12,14 @@ def net():
     return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
 
 
+class Inner(nn.Module):
+    """Keep all parameters below one name, which a file may lack."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = net()
+
+
 def other():
     return nn.Linear(1, 1)
 
@@ -37,11 +45,15 @@ def weights(tmp_path):
     return tmp_path / "weights.pt"
 
 
-def test_a_function_and_its_weights(weights):
-    model, about = open_trained(f"{__name__}:net", weights)
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "model.module."])
+@pytest.mark.parametrize("name", ["net", "Inner"])
+def test_a_function_and_its_weights(weights, name, prefix):
+    state = {f"{prefix}{key}": tensor for key, tensor in torch.load(weights).items()}
+    torch.save({"epoch": 3, "state_dict": state}, weights)
+    model, about = open_trained(f"{__name__}:{name}", weights)
     assert not model.training
-    assert about.model == {"name": f"{__name__}:net"}
-    assert torch.equal(model[0].weight, torch.load(weights)["0.weight"])
+    assert about.model == {"name": f"{__name__}:{name}"}
+    assert torch.equal(next(model.parameters()), next(iter(state.values())))
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 
 from torch import nn
 
-from torchadder.errors import UserError
+from torchadder.errors import UserError, shortened
 from torchadder.models.checkpoint import Checkpoint, compare_states, read_checkpoint
 from torchadder.models.state_dict import find_state, read_file
 
@@ -35,7 +36,9 @@ def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Che
     counters = {key: tensor for key, tensor in state.items() if key.endswith("num_batches_tracked")}
     if not weights.is_file():
         raise UserError(f"weights={weights}: no such file")
-    found, _ = find_state(read_file(weights)[0], weights, state.keys())
+    found, left_out = find_state(read_file(weights)[0], weights, state.keys())
+    if left_out:
+        warnings.warn(f"{weights}: left out {shortened(left_out)}", stacklevel=2)
     tensors = {**counters, **found}
     if problems := compare_states(state, tensors):
         raise UserError(f"{weights} does not fit the network of {name}: {problems}")
