@@ -244,7 +244,8 @@ REFUSED = [  # change to a run directory that returns the path to load -> words 
 
 
 def test_a_path_that_is_no_utf_8(run, tmp_path):
-    path = run.rename(tmp_path / os.fsdecode(b"r\xfcn"))
+    path = tmp_path / os.fsdecode(b"r\xfcn.safetensors")
+    (run / "best.safetensors").rename(path)
     assert load_checkpoint(path).config["name"] == "lenet5bn"
 
 

@@ -39,6 +39,9 @@ def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Che
     found, left_out = find_state(read_file(weights)[0], weights, state.keys())
     if left_out:
         warnings.warn(f"{weights}: left out {shortened(left_out)}", stacklevel=2)
+    if state.keys() != {**counters, **found}.keys():  # the two may differ in a name that all tensors share
+        plain = dict(zip(find_state(state, name)[0], state, strict=False))
+        found = {plain.get(key, key): tensor for key, tensor in found.items()}
     tensors = {**counters, **found}
     if problems := compare_states(state, tensors):
         raise UserError(f"{weights} does not fit the network of {name}: {problems}")
