@@ -2,9 +2,17 @@
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
-from torchadder.quant.calibration import BINS, observe
+from torchadder.errors import UserError
+from torchadder.quant.calibration import BINS, Recorder, image_batches, observe
+from torchadder.quant.graph import capture
+
+
+def observed(batches):
+    """Return the statistics of the images."""
+    network = capture(nn.Conv2d(batches[0].shape[1], 1, 1), batches[0])
+    return observe(Recorder(network, {network.images.name}), batches)[network.images.name]
 
 
 @pytest.fixture
@@ -12,10 +20,7 @@ def statistics():
     """Return 20,000 normal numbers with one outlier, and their statistics."""
     values = torch.randn(200, 2, 10, 5, generator=torch.Generator().manual_seed(0))
     values[7, 1, 3, 2] = 40.0
-    module = fx.symbolic_trace(nn.Sequential(nn.Identity()))
-    found = observe(module, values.split(64))
-    assert {"input_1", "_0"} <= found.keys()
-    return values, found["_0"]
+    return values, observed(values.split(64))
 
 
 def test_statistics_cover_all_batches(statistics):
@@ -51,13 +56,36 @@ def test_mse_has_the_smallest_error(statistics, qmax):
 
 @pytest.mark.parametrize("method", ["mse", "max", "percentile"])
 def test_a_value_that_is_always_zero(method):
-    found = observe(fx.symbolic_trace(nn.Sequential(nn.Identity())), [torch.zeros(4, 1, 2, 2)])
-    assert found["_0"].range(method) == (0.0, 0.0)
+    assert observed([torch.zeros(4, 1, 2, 2)]).range(method) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("method", ["mse", "max", "percentile"])
 def test_zero_is_always_in_the_range(method):
     values = torch.rand(8, 1, 9, 9, generator=torch.Generator().manual_seed(0)) + 5
-    low, high = observe(fx.symbolic_trace(nn.Sequential(nn.Identity())), [values])["_0"].range(method)
+    low, high = observed([values]).range(method)
     assert low == 0
     assert 5 < high <= values.max().item()
+
+
+IMAGES = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "calibration", [IMAGES, [IMAGES], [(IMAGES, torch.zeros(2))], ([IMAGES, 0, 0],), iter([IMAGES])]
+)
+def test_batches_of_a_loader_are_taken(calibration):
+    assert [batch is IMAGES for batch in image_batches(calibration)] == [True]
+
+
+@pytest.mark.parametrize(
+    "calibration", [[], [IMAGES[:0]], IMAGES[0], [IMAGES, IMAGES[..., 1:]], [torch.zeros(2, 8)], [None]]
+)
+def test_what_holds_no_images_is_refused(calibration):
+    with pytest.raises(UserError, match=r"calibration holds no batches of images \(N, C, H, W\) of one size"):
+        image_batches(calibration)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(value):
+    with pytest.raises(UserError, match="calibration meets NaN or infinite numbers in the images"):
+        observed([IMAGES, torch.full_like(IMAGES, value)])

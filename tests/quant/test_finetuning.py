@@ -14,9 +14,12 @@ from torchadder.models import create_model
 from torchadder.nn import AdderConv2d
 from torchadder.optim import AdaptiveLR
 from torchadder.quant import finetune, quantize
-from torchadder.quant.finetuning import _FakeQuantize, _FakeQuantizedLayer, fake_quantize
-from torchadder.quant.lowering import Lowering, QuantizedValue
+from torchadder.quant.calibration import Recorder, observe
+from torchadder.quant.finetuning import FakeQuantized, fake_quantize, run_layer
+from torchadder.quant.graph import capture
+from torchadder.quant.lowering import Lowering
 from torchadder.quant.program import Layer
+from torchadder.quant.values import QuantizedValue
 
 
 def patterns(count, generator):
@@ -96,7 +99,11 @@ def test_the_fake_quantized_network_computes_as_the_program(name, op, recenter):
     images = torch.randn(10, network.config["in_chans"], 32, 32, generator=seeded())
     trained(network, images)
     program = quantize(network, [images], 4)
-    rounded = fake_quantize(network, Lowering(network, [images], 4, "mse")).eval()
+    captured = capture(network, images)
+    draft = Lowering(captured, 4, "mse")
+    draft.program()
+    statistics = observe(Recorder(captured, draft.ranged), [images])
+    rounded = FakeQuantized(captured, Lowering(captured, 4, "mse", statistics))
     with torch.no_grad():
         logits, expected, unrounded = rounded(images), program(images), network(images)
     assert correlation(logits, expected) > (0.8 if name == "resnet20" else 0.98)
@@ -115,7 +122,7 @@ VALUE = QuantizedValue(0, (2, 4, 4), torch.tensor([0.5]).double(), torch.tensor(
 
 def test_gradients_go_straight_through_within_the_range():
     x = torch.tensor([-2.3, -1.8, 0.2, 5.4, 5.8], requires_grad=True)
-    y = _FakeQuantize(VALUE, 15)(x)
+    y = fake_quantize(x, VALUE, 15)
     assert y.tolist() == [-2.0, -2.0, 0.0, 5.5, 5.5]
     y.sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
@@ -125,16 +132,20 @@ def test_gradients_go_straight_through_within_the_range():
 def test_filters_keep_the_rule_of_their_layer(recenter):
     """Filters beyond the range of the input are not rounded, and keep the rule as well."""
     torch.manual_seed(0)
-    layer, plain = (AdderConv2d(2, 3, 3, recenter=recenter) for _ in range(2))
+    layer, plain = (AdderConv2d(2, 3, 3, bias=False, recenter=recenter) for _ in range(2))
     layer.weight.data.mul_(4)
-    x = _FakeQuantize(VALUE, 15)(2 * torch.randn(5, 2, 4, 4))
+    x = fake_quantize(2 * torch.randn(5, 2, 4, 4), VALUE, 15)
     with torch.no_grad():
         within = (layer.weight > -2) & (layer.weight < 5.5)
         plain.weight.copy_(torch.where(within, (2 * layer.weight).round() / 2, layer.weight))
-    y, expected = _FakeQuantizedLayer(layer, VALUE, 15)(x), plain(x)
+    captured = capture(layer, x)
+    (node,) = captured.nodes
+    (weight,) = captured.parameters()
+    y = run_layer(node, [x, weight, None, *node.args[3:]], VALUE, 15)
+    expected = plain(x)
     (y * torch.arange(3).view(3, 1, 1)).sum().backward()
     (expected * torch.arange(3).view(3, 1, 1)).sum().backward()
-    torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+    torch.testing.assert_close(weight.grad, plain.weight.grad)
     if recenter:  # the program adds the sum of the filter as it was
         lost = (layer.weight.abs() - plain.weight.abs()).sum((1, 2, 3)).view(3, 1, 1)
         expected = expected + lost

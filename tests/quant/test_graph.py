@@ -1,14 +1,22 @@
-"""Test that pooling and flattening are recognised in every spelling that users' networks have."""
+"""Test that a network is captured by what it computes: subclasses, hooks, wrappers, in-place code, spellings."""
+
+import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.quant.test_lowering import correlation, trained
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from torchadder.errors import UserError
 from torchadder.nn import AdderConv2d
-from torchadder.quant import quantize
+from torchadder.quant import obstacles, quantize
 from torchadder.quant.program import AveragePool, MaxPool
+
+
+def images(size=8, channels=2):
+    return torch.randn(16, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
@@ -28,65 +36,281 @@ MEAN = AveragePool, (8, 8), (1, 1)
 SPELLINGS = [  # spelling, its outputs, the expected pooling step
     (lambda n, x: F.max_pool2d(n.relu(x), 4).flatten(1), 12, (MaxPool, 4, 4)),
     (lambda n, x: F.relu(F.max_pool2d(x, 4)).view(x.size(0), -1), 12, (MaxPool, 4, 4)),
-    (lambda n, x: n.relu(n.pool(x)).reshape(x.shape[0], -1), 12, (MaxPool, 4, 4)),
+    (lambda n, x: n.relu(n.pool(x)).view(-1, 12), 12, (MaxPool, 4, 4)),
     (lambda n, x: torch.flatten(F.max_pool2d(F.relu(x), kernel_size=3, stride=3), start_dim=1), 12, (MaxPool, 3, 3)),
     (lambda n, x: F.max_pool2d(F.relu(x), (5, 5), stride=(4, 4), padding=2).flatten(1), 12, (MaxPool, 5, 4)),
-    (lambda n, x: F.avg_pool2d(F.relu(x), 4).flatten(1), 12, (AveragePool, (4, 4), (4, 4))),
     (lambda n, x: F.avg_pool2d(F.relu(x), (3, 2), (5, 6)).flatten(1), 12, (AveragePool, (3, 2), (5, 6))),
-    (lambda n, x: F.adaptive_avg_pool2d(F.relu(x), 2).flatten(1), 12, (AveragePool, (4, 4), (4, 4))),
     (lambda n, x: F.adaptive_avg_pool2d(F.relu(x), (1, None)).flatten(1), 24, (AveragePool, (8, 1), (8, 1))),
     (lambda n, x: F.relu(x).mean((2, 3)), 3, MEAN),
-    (lambda n, x: F.relu(x).mean([-1, -2], keepdim=True).flatten(1), 3, MEAN),
-    (lambda n, x: torch.mean(F.relu(x), dim=(2, 3)), 3, MEAN),
-    (lambda n, x: F.dropout(F.relu(x).mean((2, 3)), 0.5, n.training), 3, MEAN),
+    (lambda n, x: F.dropout(F.relu(x).mean([-1, -2], keepdim=True), 0.5, n.training).squeeze(), 3, MEAN),
 ]
-
-
-def images():
-    return torch.randn(16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("between", "numbers", "expected"), SPELLINGS)
 def test_a_spelling_becomes_a_step(between, numbers, expected):
-    torch.manual_seed(0)
-    model = Net(between, numbers)
-    model(images())
-    model.eval()
-    program = quantize(model, [images()], method="max")
+    model = trained(Net(between, numbers), images())
+    program = quantize(model, images(), method="max")
     step = program.steps[1]
     assert (type(step), step.kernel, step.stride) == expected
     with torch.no_grad():
-        found, want = program(images()).flatten(), model(images()).flatten()
-    assert torch.corrcoef(torch.stack([found, want]))[0, 1] > 0.999
+        assert correlation(program(images()), model(images())) > 0.999
+
+
+class Plain(nn.Module):
+    """Be the network that all of SAME are: two convolutions with a shortcut, a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.norm, self.two = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu, self.pool, self.last = nn.ReLU(), nn.MaxPool2d(2), nn.Linear(4, 3)
+        with torch.no_grad():
+            self.one.weight[0] = 0
+            self(images())
+        self.eval()
+
+    def forward(self, x, flag=False):
+        x = self.relu(self.norm(self.one(x)))
+        x = self.relu(self.two(x) + x)
+        return self.last(F.avg_pool2d(self.pool(x), 4).flatten(1))
+
+
+class InPlace(Plain):
+    def forward(self, x):
+        x = F.relu_(self.norm(self.one(x)))
+        y = self.two(x)
+        z = y
+        y += x
+        return self.last(F.avg_pool2d(self.pool(z.relu_()), 4).flatten(1))
+
+
+class Computed(Plain):
+    def forward(self, x):
+        x = self.relu(self.norm(self.one(x)))
+        x = F.max_pool2d(self.relu(x + self.two(x).contiguous()), 2, ceil_mode=True)
+        x = F.dropout2d(F.adaptive_avg_pool2d(F.avg_pool2d(x, x.size()[3]), 1), 0.2, self.training)
+        return self.last(F.dropout(x.view(-1, 4), training=self.training))
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight * 2
+        return F.conv2d(x, weight / weight.new_tensor(2), self.bias, self.stride, self.padding)
+
+
+def subclass(net):
+    net.two.__class__ = Doubled
+    return net
+
+
+def hooked(net):
+    net.last.register_forward_hook(lambda module, inputs, output: 2 * output)
+    net.last.weight.data /= 2
+    net.last.bias.data /= 2
+    return net
+
+
+def pruned(net):
+    prune.custom_from_mask(net.one, "weight", (net.one.weight != 0).float())
+    return net
+
+
+SAME = {
+    "subclass": subclass,
+    "forward hook": hooked,
+    "in place": lambda net: InPlace(),
+    "computed windows, dropout, view": lambda net: Computed(),
+    "DataParallel of a compiled one": lambda net: nn.DataParallel(torch.compile(net)),
+    "compiled in place": lambda net: net.compile() or net,
+    "SyncBatchNorm": nn.SyncBatchNorm.convert_sync_batchnorm,
+    "pruned": pruned,
+    "dictionary": lambda net: Output(net),
+    "exported": lambda net: torch.export.export(net, (images(),), strict=False),
+}
+
+
+class Output(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values, labels=None):
+        return {"features": None, "logits": self.network(pixel_values)}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return quantize(Plain(), images()).to_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch.compile calls it
+@pytest.mark.parametrize("change", SAME.values(), ids=SAME.keys())
+def test_the_same_function_has_the_same_program(change, plain):
+    assert quantize(change(Plain()), images()).to_bytes() == plain
+
+
+class Wrong(nn.Module):
+    """Hold operators without integer form in several places."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2)
+        self.blocks = nn.Sequential(*[nn.Sequential(nn.Hardswish(), nn.Conv2d(4, 4, 1)) for _ in range(3)])
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.dropout(self.blocks(self.two(self.one(x).sigmoid())), 0.5)
+        return self.last(x.mean(1).flatten(1))
+
+
+OBSTACLES = [
+    "one, Conv2d with groups=2: take groups=1",
+    "Wrong, sigmoid: it has no integer form, replace it",
+    "two, Conv2d with dilation=(2, 2): take dilation=1",
+    "blocks.0.0, Hardswish: it has no integer form, replace it (2 more: blocks.1.0, blocks.2.0)",
+    "Wrong, native_dropout that is random: pass training=self.training to dropout",
+    "Wrong, mean over axes [1]: only a mean over height and width has an integer form",
+]
+
+
+def test_all_obstacles_are_named_at_once_before_calibration():
+    model = Wrong().train()
+    found = obstacles(model, torch.zeros(1, 2, 8, 8))
+    assert found == OBSTACLES
+    with pytest.raises(UserError) as error:
+        quantize(model, torch.full((4, 2, 8, 8), float("nan")))
+    first, *lines = str(error.value).splitlines()
+    assert (first, lines) == ("cannot quantize Wrong, look at 6 parts:", [f"  {line}" for line in found])
+    assert model.training
+    assert obstacles(Plain(), images()) == []
+
+
+def test_a_softmax_at_the_end_is_left_out(plain):
+    with pytest.warns(UserWarning, match="the final log_softmax is left out: the program returns logits"):
+        program = quantize(nn.Sequential(Plain(), nn.LogSoftmax(1)), images())
+    assert program.to_bytes() == plain
+
+
+class Function(nn.Module):
+    """Apply a function of the values and of a constant for each of four channels."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.scale = nn.Parameter(torch.tensor([2.0, -0.5, 1.0, 0.25]).view(4, 1, 1))
+
+    def forward(self, x):
+        return self.function(x, self.scale)
+
+
+class Negative(nn.BatchNorm2d):
+    def forward(self, x):
+        return -1 * super().forward(x)
+
+
+def ends(*modules, before=(), **options):
+    """Return a network: modules, a convolution, modules, ReLU, mean, classifier."""
+    return nn.Sequential(*before, nn.Conv2d(2, 4, 3, **options), *modules, nn.ReLU(), Function(mean), nn.Linear(4, 3))
+
+
+def mean(x, scale):
+    return x.mean((2, 3))
+
+
+COMPUTED = {
+    "normalised images": ends(before=[Function(lambda x, s: (x - 0.5) / 0.25)]),
+    "normalised images, padded": ends(before=[Function(lambda x, s: (x - 0.1) / 0.25)], padding=1),
+    "normalisation before a layer": ends(before=[nn.BatchNorm2d(2)]),
+    "normalisation before one that pads": ends(before=[nn.Conv2d(2, 2, 1), nn.ReLU(), Negative(2)], padding=1),
+    "normalisation after max pooling": ends(nn.MaxPool2d(2), nn.BatchNorm2d(4)),
+    "negative normalisation after max pooling": ends(nn.MaxPool2d(2), Negative(4)),
+    "normalisation after ReLU": ends(nn.ReLU(), Negative(4)),
+    "normalisation after a sum": ends(Function(lambda x, s: x + x.relu()), Negative(4)),
+    "normalisation of flattened values": nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 3)
+    ),
+    "scales": ends(Function(lambda x, s: 1 - s * x / 2 + s)),
+    "a sum of two ReLU": ends(Function(lambda x, s: (x * s).relu() + x.relu())),
+    "shortcut of option A": nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        Function(lambda x, s: F.pad(x.relu()[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2)).flatten(1)),
+        nn.Linear(7 * 9, 3),
+    ),
+    "ending of a SqueezeNet": nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "one pixel, repeated": nn.Sequential(
+        nn.Conv2d(2, 4, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(4 * 49, 3)
+    ),
+    "standardised weight": nn.Sequential(parametrizations.weight_norm(nn.Conv2d(2, 4, 8)), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("model", COMPUTED.values(), ids=COMPUTED.keys())
+def test_what_follows_no_layer_is_computed(model):
+    x = images()
+    trained(model, x)
+    program = quantize(model, x, method="max")
+    with torch.no_grad():
+        assert correlation(program(x), model(x)) > 0.998
+
+
+def test_a_dead_channel_does_not_widen_the_scale():
+    def logits(weight, bias):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        trained(model, images())
+        with torch.no_grad():
+            model[1].running_var[1], model[1].weight[1], model[1].bias[1] = 0, weight, bias
+        return quantize(model, images())(images())
+
+    assert torch.equal(logits(1000, -1e6), logits(0, -1))
+
+
+def test_other_threads_run_models_while_one_is_captured():
+    """Torch patches nn.Module while it exports."""
+    done, failed = threading.Event(), []
+    other = nn.Sequential(AdderConv2d(2, 2, 3, padding=1), Plain())
+    expected = other(images()).detach()
+
+    def run():
+        try:
+            while not done.is_set():
+                torch.testing.assert_close(other(images()).detach(), expected)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            assert obstacles(Plain(), images()) == []
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
 
 
 @pytest.mark.parametrize(
-    ("between", "numbers", "words"),
+    ("architecture", "config", "expected"),
     [
-        (
-            lambda n, x: F.max_pool2d(n.relu(x), 3, ceil_mode=True).flatten(1),
-            27,
-            "max_pool2d with dilation or ceil_mode",
-        ),
-        (
-            lambda n, x: F.max_pool2d(n.relu(x), (1, 2)).flatten(1),
-            96,
-            "with a kernel, stride or padding that is not square",
-        ),
-        (
-            lambda n, x: F.avg_pool2d(n.relu(x), 3, padding=1).flatten(1),
-            27,
-            "avg_pool2d with padding or another divisor",
-        ),
-        (lambda n, x: F.avg_pool2d(n.relu(x), x.size(3)).flatten(1), 3, "avg_pool2d with sizes that are computed"),
-        (lambda n, x: F.adaptive_avg_pool2d(n.relu(x), 3).flatten(1), 27, "from 8 x 8 to 3 x 3"),
-        (lambda n, x: n.relu(x).mean(1).flatten(1), 64, "cannot quantize mean, mean"),
-        (lambda n, x: n.relu(x).view(-1, 192), 192, "cannot quantize view, view"),
-        (lambda n, x: n.relu(x).view(x.size(1), -1), 1024, "cannot quantize view, view"),
-        (lambda n, x: (n.relu(x) + x.size(0)).flatten(1), 192, "without a layer on one side"),
+        ("ResNet", dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3), []),
+        ("MobileNetV2", dict(depth_multiplier=0.25, num_labels=3), ["Conv2d with groups", "ReLU6"]),
     ],
 )
-def test_a_spelling_without_integer_form_is_named(between, numbers, words):
-    model = Net(between, numbers)
-    with pytest.raises(UserError, match=words):
-        quantize(model.eval(), [images()])
+def test_networks_of_transformers(architecture, config, expected):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(**config)
+    model = getattr(transformers, f"{architecture}ForImageClassification")(config)
+    x = images(32, 3)
+    found = obstacles(model, x)
+    assert [word for word in expected if not any(word in line for line in found)] == []
+    if not expected:
+        assert found == []
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        with torch.no_grad():
+            model.train()(x)
+            assert correlation(quantize(model, x)(x), model.eval()(x).logits) > 0.98

@@ -3,8 +3,6 @@
 The operator, its source and its gradients stand in torchadder.ops.binary.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -57,11 +55,14 @@ def binary_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, K), every size at least 1")
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
         raise ValueError(f"input has shape {tuple(input.shape)}: expected (..., {weight.shape[1]})")
-    rows = math.prod(input.shape[:-1])
-    image = (1, 1, rows) if rows else (0, 1, 1)  # pixels of one row: torch runs their convolution as a matrix product
-    pixels = input.reshape(*image, weight.shape[1]).permute(0, 3, 1, 2)
-    y = binary_conv2d(pixels, weight[:, :, None, None], bias)
-    return y.permute(0, 2, 3, 1).reshape(*input.shape[:-1], weight.shape[0])
+    if autocast.is_on(input):
+        with torch.autocast(input.device.type, enabled=False):
+            x, w, b = (autocast.widened(t) for t in (input, weight, bias))
+            return binary_linear(x, w, b)  # type: ignore[arg-type]
+    if input.dim() == 2:
+        return ops.binary_conv(input, weight, bias, (), (), (), 1)
+    y = ops.binary_conv(input.reshape(-1, weight.shape[1]), weight, bias, (), (), (), 1)
+    return y.reshape(*input.shape[:-1], weight.shape[0])
 
 
 def _geometry(

@@ -3,7 +3,8 @@
     torchadder::binary_conv   Y[o] = alpha[o] * conv(sign(X), sign(W))[o] + bias[o]     alpha[o] = mean |W[o]|
 
 Rastegari et al., "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks", ECCV 2016, arXiv
-1603.05279. One to three spatial dimensions: the length of stride, padding and dilation. Sums of +1 and -1 are integers,
+1603.05279. The number of spatial dimensions is the length of stride, padding and dilation: 0 (a fully connected layer)
+to 3. Sums of +1 and -1 are integers,
 which float32 holds exactly: torch's own convolution of the signs computes them on any device, and the output has the
 memory format that it gives. With W~ = alpha sign(W), the estimate of the filter W, the gradients are
 
@@ -75,11 +76,20 @@ def _forward(
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
     _check(geometry, x, weight, bias)
     signs = wide(sign(x)), wide(sign(weight))
-    y = torch.ops.aten.convolution(*signs, None, stride, padding, dilation, False, [0] * geometry.dims, groups)
+    y = _convolution(*signs, geometry)
     y *= scale(wide(weight)).transpose(0, 1)
     if bias is not None:
         y += bias.view(-1, *[1] * geometry.dims)
     return y.to(x.dtype).contiguous(memory_format=_layout(x, weight))
+
+
+def _convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    if stride:
+        return torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups)
+    if groups == 1:
+        return x.mm(weight.t())
+    return _convolution(x[:, :, None], weight[:, :, None], geometry.unsqueezed()).squeeze(2)
 
 
 _library.impl("binary_conv", _forward, "CompositeExplicitAutograd")
@@ -95,24 +105,27 @@ def _(x, weight, bias, stride, padding, dilation, groups):  # type: ignore[no-un
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    stride, padding, dilation, groups = geometry
     filters = wide(weight)
-    dx, dw, db = torch.ops.aten.convolution_backward(
-        wide(grad),
-        wide(sign(x)),
-        scale(filters) * sign(filters),
-        weight.shape[:1],
-        stride,
-        padding,
-        dilation,
-        False,
-        [0] * len(stride),
-        groups,
-        wanted,
-    )
+    estimate = scale(filters) * sign(filters)
+    dx, dw, db = _convolution_backward(wide(grad), wide(sign(x)), estimate, geometry, wanted)
     if dx is not None:
         dx = dx * (x.abs() <= 1)
     return tuple(None if t is None else t.to(x.dtype) for t in (dx, dw, db))
+
+
+def _convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    stride, padding, dilation, groups = geometry
+    if stride:
+        options = (weight.shape[:1], stride, padding, dilation, False, [0] * len(stride), groups, wanted)
+        return torch.ops.aten.convolution_backward(grad, x, weight, *options)
+    if groups == 1:
+        dx, dw = grad.mm(weight) if wanted[0] else None, grad.t().mm(x) if wanted[1] else None
+        return dx, dw, grad.sum(0) if wanted[2] else None
+    grad, x, weight = (t[:, :, None] for t in (grad, x, weight))
+    dx, dw, db = _convolution_backward(grad, x, weight, geometry.unsqueezed(), wanted)
+    return *(None if t is None else t.squeeze(2) for t in (dx, dw)), db
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -4,33 +4,40 @@
     program.save("net.tadder", mean=..., std=..., classes=...) # for Engine, the command line and C
     program = quant.Program.load("net.tadder")
 
-The data flows through the files in this order: calibration, graph, lowering, program, file. finetuning and deploy use
+The data flows through the files in this order: graph, calibration, lowering, program, file. finetuning and deploy use
 them.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from torchadder.quant.calibration import Method
+from torchadder.quant.calibration import Method, Recorder, image_batches, observe
 from torchadder.quant.finetuning import finetune
+from torchadder.quant.graph import capture
 from torchadder.quant.lowering import Lowering
 from torchadder.quant.program import Program
 
-__all__ = ["Program", "finetune", "quantize"]
+__all__ = ["Program", "finetune", "obstacles", "quantize"]
 
 
-def quantize(model: nn.Module, calibration: Iterable[Tensor], bits: int = 8, method: Method = "mse") -> Program:
+def quantize(
+    model: nn.Module | ExportedProgram, calibration: Tensor | Iterable[Any], bits: int = 8, method: Method = "mse"
+) -> Program:
     """Return the integer program of a trained ``model``, which stays as it is.
 
     Args:
-        model: layers of torchadder.nn, nn.Conv2d and nn.Linear, with batch normalisation, ReLU, sums of a layer and
-            a shortcut, max and average pooling; torch.fx must trace it. It ends in the logits.
+        model: a network that torch.export traces, or one that it has exported. What is lowered are the operators that
+            run: subclasses, hooks and functions are traced into. docs/engine.md lists those with an integer form. It
+            ends in the logits; a softmax or log_softmax after them is left out, with a warning, since the largest
+            logit stays the largest.
         calibration: batches of images as the model takes them, float32 (N, C, H, W), all of one size; the ranges of
-            the activations are measured on them. Some hundred training images are enough.
+            the activations are measured on them. Some hundred training images are enough. Of tuples, as a DataLoader
+            has, the first part is taken.
         bits: of activations and of adder filters, 2 to 8. Ordinary layers keep 8-bit weights, binary layers signs.
         method: how the range of an activation is chosen: "max" covers all numbers, "percentile" all but 0.01% at
             either end, "mse" has the smallest squared error.
@@ -38,6 +45,22 @@ def quantize(model: nn.Module, calibration: Iterable[Tensor], bits: int = 8, met
     An adder layer compares its filters with its input, so both have one scale. Its filters are clamped to the range of
     the input; what lies beyond it is a constant for each filter, which the bias takes up without loss.
 
-    Raises UserError for a part of the network that has no integer form; the message names the part.
+    Raises UserError for parts of the network that have no integer form; the message names all of them.
     """
-    return Lowering(copy.deepcopy(model).eval(), list(calibration), bits, method).program()
+    batches = image_batches(calibration)
+    network = capture(model, batches[0])
+    network.warn_of_softmax()
+    draft = Lowering(network, bits, method)
+    draft.program()
+    return Lowering(network, bits, method, observe(Recorder(network, draft.ranged), batches)).program()
+
+
+def obstacles(model: nn.Module | ExportedProgram, images: Tensor, bits: int = 8) -> list[str]:
+    """Return a line for each part of ``model`` without integer form: its place, what it is, what to do.
+
+    ``images``: a batch (N, C, H, W), of which only shape and dtype matter. quantize takes the model where the list is
+    empty.
+    """
+    lowering = Lowering(capture(model, images), bits, "max")
+    lowering.run()
+    return lowering.obstacles

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx
+
+from torchadder.errors import UserError
+from torchadder.quant.graph import Network
 
 Method = Literal["mse", "max", "percentile"]
 METHODS = get_args(Method)
@@ -55,18 +58,58 @@ class Statistics:
         return max(low, min(float(below), 0.0)), min(high, max(float(above), 0.0))
 
 
-def observe(module: fx.GraphModule, batches: Iterable[Tensor]) -> dict[str, Statistics]:
-    """Return the statistics of every value of ``module`` over ``batches`` of images, by the name of its node."""
-    batches = list(batches)
+def image_batches(calibration: Tensor | Iterable[Any]) -> list[Tensor]:
+    """Return the batches of images in ``calibration``: one batch, batches, or tuples (images, ...) as a loader has.
+
+    Raises UserError where they are no images float (N, C, H, W) of one size.
+    """
+    batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
+    batches = [batch[0] if isinstance(batch, (tuple, list)) and batch else batch for batch in batches]
+    sizes = {tuple(batch.shape[1:]) if isinstance(batch, Tensor) and len(batch) else () for batch in batches}
+    if len(sizes) != 1 or len(sizes.pop()) != 3:
+        raise UserError("calibration holds no batches of images (N, C, H, W) of one size")
+    return batches
+
+
+class Recorder(fx.Interpreter):
+    """Run a captured network, and keep the values of the nodes whose names are in ``names``."""
+
+    def __init__(self, network: Network, names: Container[str]):
+        super().__init__(network.module)
+        self.network, self.names = network, names
+        self.found: dict[str, Tensor] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.found = {}
+        return self.run(*self.network.inputs(images))
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = self.compute(n)
+        if n.name in self.names:
+            self.found[n.name] = value
+        return value
+
+    def compute(self, n: fx.Node) -> Any:
+        """Return the value of one node."""
+        return super().run_node(n)
+
+
+def observe(recorder: Recorder, batches: Sequence[Tensor]) -> dict[str, Statistics]:
+    """Return the statistics over ``batches`` of images of the values that are recorded, by the name of their node.
+
+    Raises UserError for values that are not finite.
+    """
     found: dict[str, Statistics] = {}
-    for values in _values(module, batches):
+    for values in _values(recorder, batches):
         for name, value in values.items():
             low, high = value.amin(0), value.amax(0)
+            if not bool((low.isfinite() & high.isfinite()).all()):
+                raise UserError(f"calibration meets NaN or infinite numbers in {recorder.network.place_of(name)}")
             if name not in found:
                 found[name] = Statistics(low, high, torch.zeros(BINS, dtype=torch.float64))
             known = found[name]
             known.low, known.high = known.low.minimum(low), known.high.maximum(high)
-    for values in _values(module, batches):
+    for values in _values(recorder, batches):
         for name, value in values.items():
             known = found[name]
             least, largest = float(known.low.min()), float(known.high.max())
@@ -75,28 +118,9 @@ def observe(module: fx.GraphModule, batches: Iterable[Tensor]) -> dict[str, Stat
     return found
 
 
-class _Recorder(fx.Interpreter):
-    """Run a graph and keep the value of every node that is a tensor, by name."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.found[n.name] = value
-        return value
-
-
 @torch.no_grad()
-def _values(module: fx.GraphModule, batches: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
+def _values(recorder: Recorder, batches: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yield for each batch the values by name, float32 (numbers, C); all axes but the channels are flattened."""
     for batch in batches:
-        recorder = _Recorder(module)
-        recorder.run(batch)
-        yield {
-            name: value.float().movedim(1, -1).flatten(0, -2)
-            for name, value in recorder.found.items()
-            if value.dim() > 1
-        }
+        recorder(batch)
+        yield {name: value.float().movedim(1, -1).flatten(0, -2) for name, value in recorder.found.items()}

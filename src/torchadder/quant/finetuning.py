@@ -11,26 +11,26 @@ no rounding, because they take the signs of their weights and inputs themselves.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.func import functional_call
-from torch.optim.swa_utils import update_bn
+from torch.export import ExportedProgram
 
 from torchadder.errors import UserError
-from torchadder.nn import Adder, Binary
 from torchadder.optim import AdaptiveLR
-from torchadder.quant.calibration import Method, observe
-from torchadder.quant.graph import LAYERS
-from torchadder.quant.lowering import Lowering, QuantizedValue, quantize_adder_weight, quantize_conv_weight
-from torchadder.quant.program import Program
+from torchadder.quant.builder import KINDS
+from torchadder.quant.calibration import Method, Recorder, image_batches, observe
+from torchadder.quant.graph import BATCH_NORM, Network, capture, operator_of
+from torchadder.quant.lowering import Lowering
+from torchadder.quant.program import Kind, Program
+from torchadder.quant.values import QuantizedValue, quantize_adder_weight, quantize_conv_weight
 
+MOMENTUM = 0.1  # of running statistics, where a layer averages over all batches
 STATISTICS_BATCHES = 50
 LEARNING_RATE = 0.01
 
@@ -43,9 +43,9 @@ class LabelledBatches(Protocol):
 
 
 def finetune(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     batches: LabelledBatches,
-    calibration: Iterable[Tensor],
+    calibration: Tensor | Iterable[Any],
     bits: int = 8,
     method: Method = "mse",
     *,
@@ -61,7 +61,7 @@ def finetune(
         program = torchadder.quant.finetune(model, train_loader, calibration, bits=4, epochs=2, lr=0.01)
 
     Args:
-        model, calibration, bits, method: as in quantize.
+        model, calibration, bits, method: as in quantize. Dropout is not active.
         batches: training images float32 (N, C, H, W) and labels int64 (N,), in a new order each epoch, augmented as
             in the training before: batch normalisation updates its statistics. When the weights are final, it
             recomputes them from the first STATISTICS_BATCHES batches.
@@ -79,22 +79,23 @@ def finetune(
         raise UserError(f"epochs={epochs} is out of range: expected at least 1")
     if not (math.isfinite(lr) and lr > 0):
         raise UserError(f"lr={lr} is out of range: expected a finite number above 0")
-    images = list(calibration)
-    model = copy.deepcopy(model).eval()
-    lowering = Lowering(model, images, bits, method)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    if any(isinstance(module, Adder) for module in model.modules()):
+    images = image_batches(calibration)
+    network = capture(model, images[0])
+    network.warn_of_softmax()
+    draft = Lowering(network, bits, method)
+    draft.program()
+    recorder = Recorder(network, draft.ranged)
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
+    if any(getattr(parameter, "adder", False) for parameter in network.parameters()):
         AdaptiveLR(optimizer, eta)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
-    rounded = fake_quantize(model, lowering)
     for epoch in range(1, epochs + 1):
-        if epoch > 1:
-            lowering = Lowering(model, images, bits, method, observe(rounded.eval(), images))
-            rounded = fake_quantize(model, lowering)
-        rounded.train()
+        statistics = observe(recorder, images)
+        recorder = rounded = FakeQuantized(network, Lowering(network, bits, method, statistics))
+        rounded.training = True
         loss_sum = 0.0
         for pixels, labels in batches:
-            loss = F.cross_entropy(rounded(pixels), labels)
+            loss = F.cross_entropy(rounded(pixels).flatten(1), labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -106,79 +107,82 @@ def finetune(
             )
         if epoch_done is not None:
             epoch_done(epoch, loss_sum / len(batches))
-    update_bn((pixels for pixels, _ in islice(batches, STATISTICS_BATCHES)), rounded)
-    return Lowering(model.eval(), images, bits, method, lowering.statistics).program()
+        rounded.training = False
+    rounded.estimate_statistics(pixels for pixels, _ in islice(batches, STATISTICS_BATCHES))
+    return Lowering(network, bits, method, statistics).program()
 
 
-def fake_quantize(model: nn.Module, lowering: Lowering) -> fx.GraphModule:
-    """Return a module that shares the layers of ``model`` and computes what its program does, in float32.
+class FakeQuantized(Recorder):
+    """Compute in float32 what the program of a captured network does, with the parameters of the network.
 
-    ``lowering``: a new Lowering of ``model``. This function calls its ``program``, which may be called only once.
+    Attributes:
+        training: batch normalisation takes the statistics of the batch and updates the running ones, as in training.
+        momentum: of that update; None is the layer's own.
     """
-    lowering.program()
-    module = fx.GraphModule(model, lowering.graph)
-    inputs = {node: next(iter(node.all_input_nodes), None) for node in module.graph.nodes}  # before nodes are inserted
-    for node, before in inputs.items():
-        layer, value = lowering.target(node), lowering.values.get(node)
-        source = lowering.values.get(before) if before else None
-        if isinstance(layer, LAYERS) and not isinstance(layer, Binary):
-            assert isinstance(source, QuantizedValue), "a layer reads quantized values"
-            node.target = f"{node.name}_rounded"
-            module.add_submodule(node.target, _FakeQuantizedLayer(layer, source, lowering.qmax))
-        is_rounded = (  # flattening and max pooling keep the scale of their input, which is rounded already
-            isinstance(source, QuantizedValue) and isinstance(value, QuantizedValue) and source.scale is value.scale
-        )
-        if isinstance(value, QuantizedValue) and not is_rounded:
-            qmax = lowering.qmax if node.op != "placeholder" else lowering.image_qmax
-            module.add_submodule(f"{node.name}_quantized", _FakeQuantize(value, qmax))
-            with module.graph.inserting_after(node):
-                rounded = module.graph.call_module(f"{node.name}_quantized", (node,))
-            node.replace_all_uses_with(rounded, lambda user: user is not rounded)  # noqa: B023  called at once
-    module.recompile()
-    return module
 
-
-class _FakeQuantize(nn.Module):
-    """Round a value to the real numbers that 0..qmax stand for."""
-
-    def __init__(self, value: QuantizedValue, qmax: int):
-        super().__init__()
-        form = () if len(value.scale) == 1 else (-1, 1, 1)
-        self.scale, self.zero_point = (t.float().view(form) for t in (value.scale, value.zero_point))
-        self.qmax = qmax
-
-    def forward(self, x: Tensor) -> Tensor:
-        q = (x / self.scale + self.zero_point).clamp(0, self.qmax)
-        q = q + (q.round() - q).detach()
-        return (q - self.zero_point) * self.scale
-
-
-class _FakeQuantizedLayer(nn.Module):
-    """Run a layer on a quantized value ``x``, with its weight rounded to what its quantized weight stands for."""
-
-    def __init__(self, layer: Any, x: QuantizedValue, qmax: int):
-        super().__init__()
-        self.layer, self.x, self.qmax = layer, x, qmax
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.layer.weight
-        rounded = weight + (self._rounded() - weight).detach()
-        y = functional_call(self.layer, {"weight": rounded}, (x,))
-        if (
-            isinstance(self.layer, Adder) and self.layer.recenter
-        ):  # adds the sum of the weight before rounding, as the program does
-            excess = (weight.abs() - rounded.abs()).detach().flatten(1).sum(1)
-            y = y + excess.view(-1, *[1] * (y.dim() - 2))
-        return y
+    def __init__(self, network: Network, lowering: Lowering):
+        """Take a new ``lowering`` of the network. This calls its ``program``, which may be called only once."""
+        lowering.program()
+        super().__init__(network, lowering.ranged)
+        self.lowering, self.training = lowering, False
+        self.momentum: float | None = None
 
     @torch.no_grad()
-    def _rounded(self) -> Tensor:
-        weight, x = self.layer.weight, self.x
-        filters = weight.double() if weight.dim() == 4 else weight.double().view(len(weight), *x.shape)
-        if isinstance(self.layer, Adder):
-            q, clipped = quantize_adder_weight(filters, x, self.qmax)
-            real = (q - x.zero_point) * x.scale + (filters - clipped)
-        else:
-            q, scale = quantize_conv_weight(filters, x)
-            real = q * scale.view(-1, 1, 1, 1) / x.scale.expand(x.shape[0]).view(-1, 1, 1)
-        return real.to(weight.dtype).view_as(weight)
+    def estimate_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Set the running statistics of batch normalisation to their mean over ``batches``."""
+        self.training = True
+        for number, images in enumerate(batches, 1):
+            self.momentum = 1 / number
+            self(images)
+        self.training, self.momentum = False, None
+
+    def compute(self, n: fx.Node) -> Any:
+        args = self.fetch_args_kwargs_from_env(n)[0]
+        if n in self.lowering.sources:
+            return run_layer(n, args, self.lowering.sources[n], self.lowering.qmax)
+        if self.training and n.target is BATCH_NORM and not n.meta.get("moved"):
+            *tensors, _, momentum, eps, cudnn = args
+            return BATCH_NORM(*tensors, True, self.momentum or momentum or MOMENTUM, eps, cudnn)
+        return super().compute(n)
+
+    def run_node(self, n: fx.Node) -> Any:
+        y, value = super().run_node(n), self.lowering.values.get(n)
+        if not isinstance(value, QuantizedValue):
+            return y
+        for source in map(self.lowering.values.get, n.all_input_nodes):  # flattening and max pooling keep the scale
+            if isinstance(source, QuantizedValue) and (source.index == value.index or source.scale is value.scale):
+                return y
+        return fake_quantize(y, value, self.lowering.qmax if n.op != "placeholder" else self.lowering.image_qmax)
+
+
+def fake_quantize(y: Tensor, value: QuantizedValue, qmax: int) -> Tensor:
+    """Round numbers to the real ones that 0..qmax stand for."""
+    form = () if len(value.scale) == 1 else (-1, 1, 1)
+    scale, zero_point = (t.to(y.dtype).view(form) for t in (value.scale, value.zero_point))
+    q = (y / scale + zero_point).clamp(0, qmax)
+    q = q + (q.round() - q).detach()
+    return (q - zero_point) * scale
+
+
+def run_layer(n: fx.Node, args: Sequence[Any], x: QuantizedValue, qmax: int) -> Tensor:
+    """Run a layer on the quantized value ``x``, with its weight rounded to what its quantized weight stands for."""
+    kind, weight = KINDS[operator_of(n)], args[1]
+    rounded = weight + (_rounded_weight(kind, weight.detach(), x, qmax) - weight).detach()
+    y: Tensor = n.target(args[0], rounded, *args[2:])  # type: ignore[operator]
+    if kind == "adder" and args[7]:  # recentred: adds the sum of the weight before rounding, as the program does
+        excess = (weight.abs() - rounded.abs()).detach().flatten(1).sum(1)
+        y = y + excess.view(-1, *[1] * (y.dim() - 2))
+    return y
+
+
+def _rounded_weight(kind: Kind, weight: Tensor, x: QuantizedValue, qmax: int) -> Tensor:
+    if kind == "binary" or (weight.dim() == 2 and weight.shape[1] != math.prod(x.shape)):
+        return weight  # it takes signs itself; and the weights of a pixel that is repeated are added up before
+    filters = weight.double() if weight.dim() == 4 else weight.double().view(len(weight), *x.shape)
+    if kind == "adder":
+        q, clipped = quantize_adder_weight(filters, x, qmax)
+        real = (q - x.zero_point) * x.scale + (filters - clipped)
+    else:
+        q, scale = quantize_conv_weight(filters, x)
+        real = q * scale.view(-1, 1, 1, 1) / x.broadcast(x.scale)
+    return real.to(weight.dtype).view_as(weight)

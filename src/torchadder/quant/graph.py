@@ -1,189 +1,245 @@
-"""Trace a network with torch.fx, and recognise its operations as modules, functions and methods."""
+"""Capture what a network computes: a functional graph of torch's operators, with the values of its parameters.
+
+torch.export records the operators that run, whatever module, subclass, hook or function calls them. In the graph
+nothing is in place, every argument has its value, and batch normalisation, convolutions, poolings and the operators
+of torchadder are one node each.
+"""
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass
+import copy
+import threading
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram, export
+from torch.fx.node import map_arg
 
 from torchadder.errors import UserError
-from torchadder.nn import AdderConv2d, AdderLinear, BinaryConv2d, BinaryLinear
 
-LAYERS = (AdderConv2d, AdderLinear, BinaryConv2d, BinaryLinear, nn.Conv2d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-RELUS = (nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_")
-MAX_POOLS = (nn.MaxPool2d, F.max_pool2d, torch.max_pool2d)
-AVERAGE_POOLS = (nn.AvgPool2d, F.avg_pool2d)
-ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d)
-MEANS = ("mean", torch.mean)
+BATCH = 2  # images of the example: torch.export takes a batch of one for a network that runs on single images only
+RESHAPES = ("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::squeeze", "aten::unsqueeze")
+IDENTITIES = ("aten::clone", "aten::contiguous", "aten::alias", "aten::detach")
+SOFTMAX = ("aten::log_softmax", "aten::softmax", "aten::_log_softmax", "aten::_softmax")
+BATCH_NORM = torch.ops.aten.batch_norm.default
 
-Pair = tuple[int, int]
-Arguments = tuple[tuple[str, ...], dict[str, Any]]
-# the positional arguments of the pooling functions after the input, and the defaults
-MAX_ARGUMENTS: Arguments = (
-    ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False},
-)
-AVERAGE_ARGUMENTS: Arguments = (
-    ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    {"stride": None, "padding": 0, "ceil_mode": False, "divisor_override": None},
-)
+_exporting = threading.Lock()
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+class Network:
+    """Hold a captured network.
 
-
-def trace(model: nn.Module) -> fx.Graph:
-    """Return the graph of ``model``, with each ReLU after a max pooling moved before it. Raises UserError."""
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # a model's own code may raise anything when it meets a proxy
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot quantize {type(model).__name__}: torch.fx does not trace it ({reason})") from error
-    _move_relu_before_max_pool(model, graph)
-    return graph
-
-
-def target_of(model: nn.Module, node: fx.Node) -> Any:
-    """Return the module, function or name of a method that a node calls."""
-    return model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-
-
-def unsupported(node: fx.Node, target: Any, detail: str = "") -> UserError:
-    """Return the error that names a node without an integer form: its place in the model and what it calls."""
-    place = str(node.target) if node.op == "call_module" else node.name
-    kind = type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", str(target))
-    return UserError(f"cannot quantize {place}, {kind} {detail}".rstrip() + ": it has no integer form here")
-
-
-def is_relu(target: Any) -> bool:
-    """Return whether ``target`` is a ReLU."""
-    return _is(target, RELUS)
-
-
-def is_max_pool(target: Any) -> bool:
-    """Return whether ``target`` is a max pooling."""
-    return _is(target, MAX_POOLS)
-
-
-def is_passthrough(node: fx.Node, target: Any) -> bool:
-    """Return whether a node leaves the numbers as they are: it computes nothing, or flattens all but the first axis."""
-    if isinstance(target, nn.Flatten):
-        return (target.start_dim, target.end_dim) == (1, -1)
-    if target in (torch.flatten, "flatten"):
-        axes = {**dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)), **node.kwargs}
-        return axes in ({"start_dim": 1}, {"start_dim": 1, "end_dim": -1})
-    if target in ("view", "reshape", torch.reshape):
-        shape = node.args[1:] if len(node.args) != 2 else node.args[1]
-        flat = isinstance(shape, (list, tuple)) and len(shape) == 2 and bool(shape[1] == -1)
-        return flat and _is_batch_size(shape[0])  # type: ignore[index]  # flat says that it is a list
-    return isinstance(target, (nn.Identity, nn.Dropout)) or target in ("contiguous", F.dropout)
-
-
-def is_size(node: fx.Node) -> bool:
-    """Return whether a node is a size of a tensor, or all of them: x.size(0), x.size()[0], x.shape."""
-    if node.target is operator.getitem:
-        return isinstance(node.args[0], fx.Node) and is_size(node.args[0])
-    return node.target == "size" or (node.target is getattr and node.args[1:] == ("shape",))
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """Describe a pooling: the maximum or the mean of each window; kernel, stride and padding are (rows, columns)."""
-
-    maximum: bool
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-
-
-def pooling_of(node: fx.Node, target: Any, size: Pair) -> Pooling | None:
-    """Return what ``node``, which calls ``target``, does to images of ``size``; None where it is no pooling.
-
-    Raises ValueError, with the reason, for a pooling that has no integer form.
+    Attributes:
+        name: of its class, for messages.
+        module: the graph, as a module whose inputs are ``inputs(images)``.
+        images, output: the node of the images (N, C, H, W), and the one of the logits.
+        nodes: those between the two that compute something from the images, in order.
+        dropped: the softmax that followed the logits, "" where there was none.
     """
-    if _is(target, MEANS):
-        return Pooling(False, size, (1, 1), (0, 0)) if _is_over_positions(node) else None
-    if _is(target, ADAPTIVE_POOLS):
-        return _adaptive(_options(node, target)["output_size"], size)
-    maximum = is_max_pool(target)
-    if not maximum and not _is(target, AVERAGE_POOLS):
-        return None
-    options = _options(node, target)
-    kernel, padding = _pair(options["kernel_size"]), _pair(options["padding"])
-    stride = kernel if options["stride"] in (None, [], ()) else _pair(options["stride"])
-    if options["ceil_mode"] or (maximum and _pair(options["dilation"]) != (1, 1)):
-        raise ValueError("with dilation or ceil_mode")
-    if maximum and any(a != b for a, b in (kernel, stride, padding)):
-        raise ValueError("with a kernel, stride or padding that is not square")
-    if not maximum and (padding != (0, 0) or options["divisor_override"] is not None):
-        raise ValueError("with padding or another divisor")
-    return Pooling(maximum, kernel, stride, padding)
+
+    def __init__(self, name: str, program: ExportedProgram, tensors: dict[str, Tensor]):
+        self.name = name
+        self.module = program.graph_module
+        graph, signature = self.module.graph, program.graph_signature
+        if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
+            raise UserError(f"cannot quantize {name}: expected one input, the images, and one output, the logits")
+        places = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        places |= signature.inputs_to_lifted_tensor_constants
+        placeholders = graph.find_nodes(op="placeholder")
+        self.images = next(node for node in placeholders if node.name == signature.user_inputs[0])
+        self._tensors = {node: tensors[places[node.name]] for node in placeholders if node is not self.images}
+        output = next(node for node in graph.nodes if node.name == signature.user_outputs[0])
+        self.dropped = ""
+        while operator_of(output) in SOFTMAX:
+            self.dropped = operator_of(output).rpartition("::")[2].lstrip("_")
+            output = output.all_input_nodes[0]
+        graph.output_node().args = (output,)
+        if len(sizes(self.images)) != 3:
+            raise UserError(f"cannot quantize {name}: expected images (N, C, H, W)")
+        _simplify(self)
+        self.output: fx.Node = graph.output_node().all_input_nodes[0]
+        self.nodes = self._find_nodes()
+        self.module.recompile()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape (C, H, W) of an image."""
+        channels, height, width = sizes(self.images)
+        return channels, height, width
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters, each once."""
+        return list(dict.fromkeys(t for t in self._tensors.values() if isinstance(t, nn.Parameter)))
+
+    def inputs(self, images: Tensor) -> list[Tensor]:
+        """Return the arguments of ``module``: parameters, buffers and the images."""
+        return [self._tensors.get(node, images) for node in self.module.graph.find_nodes(op="placeholder")]
+
+    @torch.no_grad()
+    def constants(self) -> dict[fx.Node, Any]:
+        """Return the values of all nodes that depend on parameters and buffers alone, as these are now."""
+        found: dict[fx.Node, Any] = {node: tensor.detach() for node, tensor in self._tensors.items()}
+        for node in self.module.graph.nodes:
+            if node.op == "call_function" and not is_random(node) and all(n in found for n in node.all_input_nodes):
+                args, kwargs = map_arg((node.args, node.kwargs), found.__getitem__)
+                found[node] = node.target(*args, **kwargs)
+        return found
+
+    def place(self, node: fx.Node) -> str:
+        """Return the place of a node and what it is, for messages: "features.0, Conv2d"."""
+        path, kind = next(reversed(node.meta.get("nn_module_stack", {"": ("", "")}).values()))
+        kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        is_known = kind.startswith(("torch.nn.", "torchadder.nn."))
+        name = operator_of(node).rpartition("::")[2].strip("_")
+        path = path.removeprefix("network").lstrip(".") or self.name
+        return f"{path}, {kind.rpartition('.')[2] if is_known else name}"
+
+    def place_of(self, name: str) -> str:
+        """Return the place of the node of this name, for messages."""
+        node = next(node for node in self.module.graph.nodes if node.name == name)
+        return "the images" if node is self.images else self.place(node)
+
+    def warn_of_softmax(self) -> None:
+        """Warn where a softmax after the logits was dropped."""
+        if self.dropped:
+            warnings.warn(
+                f"the final {self.dropped} is left out: the program returns logits, whose largest is the same",
+                stacklevel=3,
+            )
+
+    def _find_nodes(self) -> list[fx.Node]:
+        needed, waiting = set[fx.Node](), [self.output]
+        while waiting:
+            node = waiting.pop()
+            if node not in needed:
+                needed.add(node)
+                waiting += node.all_input_nodes
+        known = set(self.constants())
+        return [node for node in self.module.graph.nodes if node in needed - known and node is not self.images]
 
 
-def _move_relu_before_max_pool(model: nn.Module, graph: fx.Graph) -> None:
-    """Exchange max pooling and a ReLU after it: the numbers stay the same, and ReLU follows a layer."""
+class _Logits(nn.Module):
+    """Return the logits of a network: its output, or what it calls logits."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        output = self.network(images)
+        if not isinstance(output, Tensor):
+            output = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
+        return output
+
+
+def capture(model: nn.Module | ExportedProgram, images: Tensor) -> Network:
+    """Return what ``model`` computes from ``images`` (N, C, H, W), of which only shape, dtype and device matter.
+
+    A module is copied and set to eval mode. What wraps it, nn.DataParallel, DistributedDataParallel or torch.compile,
+    is left out. Of a model's output with a field "logits", as those of transformers, that is taken.
+
+    torch.export patches nn.Module while it runs: one export runs at a time. Other threads can run models meanwhile.
+
+    Raises UserError for a model that torch.export does not trace.
+    """
+    if isinstance(model, ExportedProgram):
+        tensors = {name: copy.deepcopy(tensor.detach()) for name, tensor in model.constants.items()}
+        tensors |= {name: copy.deepcopy(tensor) for name, tensor in model.state_dict.items()}
+        return Network("the exported network", _functional("the exported network", model), tensors)
+    name = type(unwrapped(model)).__name__
+    network = _Logits(copied(model)).eval()
+    example = images[:1].detach().expand(BATCH, *images.shape[1:]).clone()
+    program = _functional(name, network, example)
+    tensors = {**dict(network.named_buffers(remove_duplicate=False)), **program.constants}
+    tensors |= dict(network.named_parameters(remove_duplicate=False))
+    return Network(name, program, tensors)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside nn.DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        wraps = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        inner = model.module if wraps else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of the model, unwrapped. torch cannot copy computed tensors, which pruned layers hold."""
+    model = unwrapped(model)
+    values = (value for module in model.modules() for value in vars(module).values())
+    memo = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
+    return copy.deepcopy(model, memo)
+
+
+def operator_of(node: fx.Node) -> str:
+    """Return the name of the operator that a node calls, "aten::add", without the overload; "" for another node."""
+    if node.op != "call_function":
+        return ""
+    target: Any = node.target
+    return target.name().partition(".")[0] if hasattr(target, "overloadpacket") else str(target.__name__)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Return whether a node draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def sizes(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of a node's value without the first axis, that of the images; () where it is no tensor."""
+    return tuple((_sizes(node) or ())[1:])
+
+
+def _sizes(node: fx.Node) -> Sequence[int] | None:
+    value = node.meta.get("val")
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor | None = None) -> ExportedProgram:
+    try:
+        with _exporting, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what it calls itself
+            if isinstance(model, nn.Module):
+                model = export(model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+            return model.run_decompositions({})
+    except Exception as error:  # a model's own code may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot quantize {name}: torch.export does not trace it ({reason})") from error
+
+
+def _simplify(network: Network) -> None:
+    """Give operators that are spelled in many ways one form, and move ReLU and normalisation before a max pooling."""
+    graph = network.module.graph
+    batch = str(_sizes(network.images)[0])  # type: ignore[index]
+    constants = network.constants()
     for node in list(graph.nodes):
-        pool = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if pool is None or not is_relu(target_of(model, node)):
-            continue
-        if is_max_pool(target_of(model, pool)) and len(pool.users) == 1:
-            source = pool.args[0]
-            node.replace_all_uses_with(pool, lambda user, node=node: user is not node)
-            pool.args = (node, *pool.args[1:])
-            node.args = (source, *node.args[1:])
-            pool.prepend(node)
+        name, values = operator_of(node), _sizes(node)
+        if name in RESHAPES and values is not None and len(values) > 1 and str(values[0]) == batch:
+            node.target, node.kwargs = torch.ops.aten.reshape.default, {}
+            node.args = (node.args[0], [-1, *values[1:]])
+        elif name == "getitem" and operator_of(node.args[0]) == "aten::_native_batch_norm_legit_no_training":
+            norm = node.args[0]
+            *tensors, momentum, eps = norm.args
+            node.target, node.args = BATCH_NORM, (*tensors, False, momentum, eps, False)
+            graph.erase_node(norm)
+        if operator_of(node) == "aten::relu" or (
+            node.target is BATCH_NORM and bool((constants.get(node.args[1], torch.ones(1)) > 0).all())
+        ):
+            _move_before_max_pool(node)
+    graph.eliminate_dead_code()
 
 
-def _is(target: Any, kinds: tuple[Any, ...]) -> bool:
-    return any(isinstance(target, kind) if isinstance(kind, type) else target == kind for kind in kinds)
-
-
-def _is_batch_size(value: Any) -> bool:
-    """Return whether ``value`` is the number of images: x.size(0), x.size()[0] or x.shape[0], of any tensor x."""
-    return isinstance(value, fx.Node) and is_size(value) and value.args[1:] == (0,)
-
-
-def _options(node: fx.Node, target: Any) -> dict[str, Any]:
-    """Return the options of a pooling, defaults included."""
-    if isinstance(target, nn.Module):
-        return {"divisor_override": None, **vars(target)}
-    if _is(target, ADAPTIVE_POOLS):
-        return {**dict(zip(("output_size",), node.args[1:], strict=False)), **node.kwargs}
-    names, defaults = MAX_ARGUMENTS if is_max_pool(target) else AVERAGE_ARGUMENTS
-    return {**defaults, **dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-
-
-def _pair(value: Any) -> Pair:
-    values = (value,) if isinstance(value, int) or value is None else tuple(value) if _is_plain(value) else ()
-    if len(values) not in (1, 2):
-        raise ValueError(f"with sizes that are computed ({value})")
-    return values[0], values[-1]
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(length is None or isinstance(length, int) for length in value)
-
-
-def _adaptive(output: Any, size: Pair) -> Pooling:
-    """Return an adaptive average pooling with windows of one size. Raises ValueError where they differ."""
-    rows, columns = (length if wanted is None else wanted for wanted, length in zip(_pair(output), size, strict=True))
-    if size[0] % rows or size[1] % columns:
-        raise ValueError(f"from {size[0]} x {size[1]} to {rows} x {columns}")
-    kernel = size[0] // rows, size[1] // columns
-    return Pooling(False, kernel, kernel, (0, 0))
-
-
-def _is_over_positions(node: fx.Node) -> bool:
-    """Return whether a mean is over height and width."""
-    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if not isinstance(axes, (list, tuple)):
-        return False
-    return sorted(axis % 4 for axis in axes if isinstance(axis, int)) == [2, 3]
+def _move_before_max_pool(node: fx.Node) -> None:
+    """Exchange a rising function and the max pooling before it, which changes no number: it then follows a layer."""
+    pool = node.args[0]
+    if not isinstance(pool, fx.Node) or operator_of(pool) != "aten::max_pool2d" or len(pool.users) > 1:
+        return
+    node.replace_all_uses_with(pool)
+    source = pool.all_input_nodes[0]
+    node.args, pool.args = (source, *node.args[1:]), (node, *pool.args[1:])
+    node.meta["val"], node.meta["moved"] = source.meta["val"], True
+    node.append(pool)

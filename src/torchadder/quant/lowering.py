@@ -1,366 +1,339 @@
-"""Lower a trained network to the steps of an integer program.
+"""Lower a captured network to the steps of an integer program.
 
-Lowering visits the nodes of the traced graph in order. A layer becomes an Accumulator, whose epilogue is not known yet.
-The batch normalisation, bias, shortcut and ReLU that follow are folded into it. When another layer or a pooling reads
-it, the accumulator becomes a QuantizedValue: its epilogue is then one multiplier, offset and shift for each channel.
+Lowering visits the operators of the graph in order; HANDLERS says which have an integer form. The batch normalisation,
+constants, shortcut and ReLU that follow a layer are folded into its epilogue. What follows no layer gets one: a pooling
+of one pixel computes ReLU and normalisation, a convolution with the identity matrix adds two quantized values, or gives
+logits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from torchadder.errors import UserError
-from torchadder.nn import Adder, Binary
 from torchadder.ops.geometry import Geometry
-from torchadder.quant.calibration import METHODS, Method, Statistics, observe
-from torchadder.quant.graph import (
-    ADDITIONS,
-    LAYERS,
-    NORMS,
-    Pooling,
-    is_max_pool,
-    is_passthrough,
-    is_relu,
-    is_size,
-    pooling_of,
-    target_of,
-    trace,
-    unsupported,
-)
-from torchadder.quant.program import (
-    AveragePool,
-    Kind,
-    Layer,
-    Logits,
-    MaxPool,
-    Program,
-    Requantization,
-    Step,
-    largest_accumulator,
-)
-
-LARGEST_SHIFT = 24  # fraction bits of an epilogue: a cap for channels whose numbers are so small that more would fit
-ACCUMULATOR_BITS = 21  # largest accumulators after pre_shift: 32-bit arithmetic leaves 9 bits for the multiplier
-LARGEST_RANGE = 1 << 26  # quantized values before the clamp: 32-bit arithmetic leaves a few fraction bits below them
-TINY = 1e-30  # least scale, against division by 0
+from torchadder.quant.builder import ARITHMETIC, KINDS, PASSTHROUGH, Builder, Obstacle, Value
+from torchadder.quant.graph import is_random, operator_of, sizes
+from torchadder.quant.program import Logits, MaxPool, Program
+from torchadder.quant.values import Accumulator, QuantizedValue, requantization
 
 
-@dataclass(frozen=True)
-class QuantizedValue:
-    """Describe value ``index`` of the program, of ``shape`` (C, H, W): real = scale * (q - zero_point).
+class Lowering(Builder):
+    """Build the program of a captured network; arguments and attributes as in Builder.
 
-    scale and zero_point are float64 (1,) or (C,).
+    ``obstacles``: a line for each part without integer form, known after ``run``.
     """
-
-    index: int
-    shape: tuple[int, int, int]
-    scale: Tensor
-    zero_point: Tensor
-
-
-@dataclass(frozen=True)
-class Accumulator:
-    """Describe the accumulators of a layer whose epilogue is not known yet, of ``shape`` (C, H, W).
-
-    real = scale * accumulator + bias, plus the real numbers of ``shortcut``; scale and bias are float64 (C,).
-    """
-
-    layer: Callable[[Sequence[int], Requantization | Logits], Layer]
-    source: QuantizedValue
-    shape: tuple[int, int, int]
-    largest: int  # magnitude of an accumulator
-    scale: Tensor
-    bias: Tensor
-    node: fx.Node  # the node whose real values these are
-    shortcut: QuantizedValue | None = None
-
-
-class Lowering:
-    """Build the program of ``model`` for images like those of ``batches``; arguments as in quantize.
-
-    ``statistics`` of the values, by the name of their node, are observed on the batches where they are not given.
-    Raises UserError for arguments out of range.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        bits: int,
-        method: Method,
-        statistics: Mapping[str, Statistics] | None = None,
-    ):
-        if not 2 <= bits <= 8:
-            raise UserError(f"bits={bits} is out of range: expected 2 to 8")
-        if method not in METHODS:
-            raise UserError(f"method={method} is unknown: expected {', '.join(METHODS)}")
-        if not batches or any(batch.dim() != 4 or batch.shape[1:] != batches[0].shape[1:] for batch in batches):
-            raise UserError("calibration holds no batches of images (N, C, H, W) of one size")
-        self.model, self.method, self.qmax = model, method, 2**bits - 1
-        self.graph = trace(model)
-        self.statistics = statistics or observe(fx.GraphModule(model, self.graph), batches)
-        self.image_shape = batches[0].shape[1], batches[0].shape[2], batches[0].shape[3]
-        self.image_qmax = 255
-        self.values: dict[fx.Node, QuantizedValue | Accumulator] = {}
-        self.steps: list[Step] = []
 
     def program(self) -> Program:
-        """Return the program. Raises UserError that names the first part of the network without an integer form."""
-        images = None
-        for node in self.graph.nodes:
-            if is_size(node):
-                continue  # flattening uses it; any other use is refused there
-            if node.op == "placeholder" and images is None:
-                images = self.values[node] = self._images(node)
-            elif node.op == "output" and images is not None:
-                self._output(node)
-                break
-            else:
+        """Return the program. Raises UserError that names all parts of the network without an integer form."""
+        images = self.run()
+        if len(self.obstacles) == 1:
+            raise UserError(f"cannot quantize {self.obstacles[0]}")
+        if self.obstacles:
+            lines = "\n".join(f"  {obstacle}" for obstacle in self.obstacles)
+            raise UserError(f"cannot quantize {self.network.name}, look at {len(self.obstacles)} parts:\n{lines}")
+        shape = self.network.shape
+        scale, zero_point = (t.expand(shape[0]).float() for t in (images.scale, images.zero_point))
+        return Program(shape, scale, zero_point, self.steps, self.image_qmax)
+
+    def run(self) -> QuantizedValue:
+        """Lower all nodes, and return the value of the images."""
+        images = self.values[self.network.images] = self.images(self.network.images)
+        reasons: dict[str, list[str]] = {}
+        for node in self.network.nodes:
+            if "val" in node.meta and not isinstance(node.meta["val"], (Tensor, tuple, list)):
+                continue  # a size: the operators that use it are refused
+            try:
                 self.values[node] = self._lower(node)
-        assert images is not None, "a network has an input"
-        scale, zero_point = (t.expand(self.image_shape[0]).float() for t in (images.scale, images.zero_point))
-        return Program(self.image_shape, scale, zero_point, self.steps, self.image_qmax)
-
-    def target(self, node: fx.Node) -> Any:
-        """Return the module, function or name of a method that a node calls."""
-        return target_of(self.model, node)
-
-    def _lower(self, node: fx.Node) -> QuantizedValue | Accumulator:
-        target = self.target(node)
-        x = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        if x is None:
-            raise unsupported(node, target)
-        if isinstance(target, LAYERS):
-            return self._layer(node, target, self._materialize(node.args[0]))
-        if isinstance(target, NORMS):
-            return self._normalise(node, target, x)
-        if target in ADDITIONS:
-            return self._add(node)
-        if is_relu(target):
-            return self._relu(node, x)
-        if is_passthrough(node, target):
-            return x
+            except Obstacle as obstacle:
+                place, kind = self.network.place(node).rsplit(", ", 1)
+                if operator_of(node) != "getitem":  # it follows what was refused already
+                    reasons.setdefault(f", {kind}{obstacle}", []).append(place)
+                self.values[node] = self._stand_in(node)
         try:
-            pooling = pooling_of(node, target, x.shape[1:])
-        except ValueError as error:
-            raise unsupported(node, target, str(error)) from error
-        if pooling is None:
-            raise unsupported(node, target)
-        return self._pool(node, pooling, self._materialize(node.args[0]))
+            self._output(self.network.output)
+        except Obstacle as obstacle:
+            reasons[f", output{obstacle}"] = [self.network.name]
+        for reason, (first, *others) in reasons.items():
+            more = f" ({len(others)} more: {', '.join(others[:3])}{', ...' * (len(others) > 3)})" if others else ""
+            self.obstacles.append(f"{first}{reason}{more}")
+        return images
 
-    def _images(self, node: fx.Node) -> QuantizedValue:
-        """Choose one scale for all channels where an adder layer reads the images, else one for each channel.
+    def _lower(self, node: fx.Node) -> Value:
+        handler = HANDLERS.get(operator_of(node))
+        if is_random(node):
+            raise Obstacle("that is random", "pass training=self.training to dropout")
+        if handler is None:
+            raise Obstacle
+        return handler(self, node, *node.args, **node.kwargs)
 
-        An adder layer compares its filters with its input, so both need the same scale.
+    def _stand_in(self, node: fx.Node) -> Accumulator:
+        """Return a value for a refused node, so that the parts after it are looked at, too."""
+        shape = _image_shape(sizes(node)) or (1, 1, 1)
+        ones, source = torch.ones(shape[0], dtype=torch.double), self.values[self.network.images]
+        assert isinstance(source, QuantizedValue)
+        return Accumulator(lambda sources, epilogue: MaxPool(sources, 1, 1, 0), source, shape, 1, ones, ones, node)  # type: ignore[arg-type,return-value]
+
+    def _convolution(
+        self,
+        node: fx.Node,
+        x: fx.Node,
+        weight: fx.Node,
+        bias: fx.Node | None = None,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] | str = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+        recenter: bool = False,
+        *rules: str,
+    ) -> Accumulator:
+        """Lower a convolution of any kind; one without axes is a fully connected layer."""
+        filters, dims = self.constant(weight), len(stride)
+        if dims not in (0, 2):
+            raise Obstacle(f"in {dims}-d", "take images (N, C, H, W)")
+        if groups != 1:
+            raise Obstacle(f"with groups={groups}", "take groups=1")
+        if any(step != 1 for step in dilation):
+            raise Obstacle(f"with dilation={tuple(dilation)}", "take dilation=1")
+        if isinstance(padding, str):
+            if padding == "same" and any(length % 2 == 0 for length in filters.shape[2:]):
+                raise Obstacle("with padding='same' and an even kernel", "take an odd kernel")
+            padding = [(length - 1) // 2 * (padding == "same") for length in filters.shape[2:]]
+        if any(p >= k for p, k in zip(padding, filters.shape[2:], strict=True)):
+            raise Obstacle(f"with padding={tuple(padding)} as wide as its kernel", "take less padding")
+        kind, axes = KINDS[operator_of(node)], (stride, padding)
+        return self.layer(kind, node, x, filters, self.constant(bias), *axes, recenter)
+
+    def _linear(self, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None) -> Accumulator:
+        return self._convolution(node, x, weight, bias, (), (), ())
+
+    def _normalise(
+        self,
+        node: fx.Node,
+        x: fx.Node,
+        weight: fx.Node | None,
+        bias: fx.Node | None,
+        mean: fx.Node,
+        var: fx.Node,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn: bool,
+    ) -> Value:
+        scale = (self.constant(var).double() + eps).rsqrt()
+        scale = scale if weight is None else scale * self.constant(weight).double()
+        shift = torch.zeros_like(scale) if bias is None else self.constant(bias).double()
+        return self._affine(node, x, self.constant(mean).double(), scale, shift)
+
+    def _affine(self, node: fx.Node, x_node: fx.Node, mean: Tensor, scale: Tensor, bias: Tensor) -> Value:
+        """Lower y = (x - mean) * scale + bias; the constants are float64 (C,), (1,), or (F,) of flattened values.
+
+        It is folded into the layer before it; else into the layers after it, where these do not pad, since 0 is
+        another quantized value then; else it becomes a step.
         """
-        known = self.statistics[node.name]
-        if any(isinstance(target, Adder) for target in self._readers(node)):
-            self.image_qmax = self.qmax
-            scale, zero_point = scale_and_zero_point(*known.range("max"), self.qmax)
-        else:
-            low, high = known.low.double().clamp(max=0), known.high.double().clamp(min=0)
-            scale = (high - low).clamp(min=TINY) / self.image_qmax
-            zero_point = -low / scale
-        return QuantizedValue(0, self.image_shape, scale, zero_point)
+        x = self.value(x_node)
+        length = max(map(len, (mean, scale, bias)))
+        mean, scale, bias = (t.expand(length) for t in (mean, scale, bias))
+        if isinstance(x, QuantizedValue) or length not in (1, x.shape[0]):
+            x = self.materialize(x_node)
+            self.ranged.add(node.name)
+            layers = self.readers(node, through=(*ARITHMETIC, "aten::batch_norm"))
+            if bool((scale != 0).all()) and all(KINDS.get(operator_of(n)) == "conv" for n in layers):
+                zero_point = x.zero_point + (mean - bias / scale) / x.scale
+                is_zero_in_range = bool(((zero_point >= 0) & (zero_point <= 255)).all())
+                if is_zero_in_range or not any(map(_pads, layers)):
+                    return replace(x, scale=x.scale * scale, zero_point=zero_point)
+            if length not in (1, x.shape[0]):
+                raise Obstacle("of flattened values", "put it before flattening, or after the next layer")
+            x = self.pooled(node, x)
+        shortcut = x.shortcut
+        if shortcut is not None:
+            shortcut = replace(shortcut, scale=shortcut.scale * scale.expand(x.shape[0]))
+        return replace(x, scale=x.scale * scale, bias=(x.bias - mean) * scale + bias, shortcut=shortcut, node=node)
 
-    def _layer(self, node: fx.Node, layer: Any, x: QuantizedValue) -> Accumulator:
-        kind: Kind = "adder" if isinstance(layer, Adder) else "binary" if isinstance(layer, Binary) else "conv"
-        weight = layer.weight.detach().double()
-        stride, padding = (1, 1), (0, 0)
-        if isinstance(layer, nn.Conv2d):
-            if layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
-                raise unsupported(node, layer, "with groups, dilation or a padding mode")
-            stride = (layer.stride[0], layer.stride[1])
-            padding = _padding(layer)
-        elif weight.shape[1] == math.prod(x.shape):
-            weight = weight.view(len(weight), *x.shape)  # a fully connected layer has a kernel as large as its input
-        else:
-            raise unsupported(node, layer, f"on {math.prod(x.shape)} numbers that are not flattened")
-        bias = torch.zeros(len(weight), dtype=torch.double) if layer.bias is None else layer.bias.detach().double()
-        if kind == "adder":
-            q, clipped = quantize_adder_weight(weight, x, self.qmax)
-            scale, bias = -x.scale.expand(len(weight)), bias - (weight - clipped).abs().sum((1, 2, 3))
-            bias = bias + weight.abs().sum((1, 2, 3)) if layer.recenter else bias
-        elif kind == "binary":
-            q, scale = torch.where(weight >= 0, 1.0, -1.0), weight.abs().mean((1, 2, 3))
-        else:
-            q, scale = quantize_conv_weight(weight, x)
-            bias = bias - scale * (q * x.zero_point.expand(x.shape[0]).view(-1, 1, 1)).sum((1, 2, 3))
-        height, width = Geometry(stride, padding, (1, 1), 1).output_size(x.shape[1:], weight.shape[2:])
-        q = q.to(torch.uint8 if kind == "adder" else torch.int8)
-        zero_point = x.zero_point.ceil() if kind == "binary" else x.zero_point.round()
-        zero_point = zero_point.expand(x.shape[0]).to(torch.uint8)
-        return Accumulator(
-            lambda sources, epilogue: Layer(kind, sources, q, zero_point, stride, padding, epilogue),
-            x,
-            (len(weight), height, width),
-            largest_accumulator(kind, q),
-            scale,
-            bias,
-            node,
-        )
+    def _arithmetic(self, node: fx.Node, a: Any, b: Any, **options: Any) -> Value:
+        """Lower a sum, or a sum, difference, product or quotient with a constant."""
+        name = operator_of(node).rpartition("::")[2]
+        for option, setting in options.items():
+            raise Obstacle(f"with {option}={setting}", f"leave out {option}")
+        if name == "rsub":
+            name, a, b = "sub", b, a
+        if name == "add" and a in self.values and b in self.values:
+            return self._add(node, a, b)
+        one, zero = torch.ones(1, dtype=torch.double), torch.zeros(1, dtype=torch.double)
+        if b in self.values:
+            if a in self.values or name == "div":
+                raise Obstacle("of two values that depend on the image")
+            c = self.by_channel(b, a)
+            return self._affine(node, b, zero, *{"add": (one, c), "mul": (c, zero), "sub": (-one, c)}[name])
+        c = self.by_channel(a, b)
+        if name in ("add", "sub"):
+            return self._affine(node, a, c if name == "sub" else -c, one, zero)
+        return self._affine(node, a, zero, c if name == "mul" else 1 / c, zero)
 
-    def _normalise(self, node: fx.Node, norm: Any, x: QuantizedValue | Accumulator) -> Accumulator:
-        if not isinstance(x, Accumulator) or x.shortcut:
-            raise unsupported(node, norm, "that does not follow a layer")
-        if norm.running_var is None:
-            raise unsupported(node, norm, "without running statistics")
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        scale = scale * norm.weight.detach().double() if norm.affine else scale
-        bias = (x.bias - norm.running_mean.double()) * scale
-        bias = bias + norm.bias.detach().double() if norm.affine else bias
-        return replace(x, scale=x.scale * scale, bias=bias, node=node)
-
-    def _add(self, node: fx.Node) -> Accumulator:
+    def _add(self, node: fx.Node, a: fx.Node, b: fx.Node) -> Accumulator:
         """Make the second operand the shortcut of the first, or the first that of the second."""
-        if len(node.args) == 2 and not node.kwargs and all(arg in self.values for arg in node.args):
-            for one, other in (node.args, node.args[::-1]):
-                x = self.values[one]  # type: ignore[index]
-                if isinstance(x, Accumulator) and not x.shortcut:
-                    return replace(x, shortcut=self._materialize(other), node=node)
-        raise unsupported(node, node.target, "without a layer on one side")
+        shapes = self.value(a).shape, self.value(b).shape
+        if shapes[0] != shapes[1]:
+            raise Obstacle(f"of shapes {shapes[0]} and {shapes[1]}", "give both one shape")
+        for one, other in ((a, b), (b, a)):
+            x = self.values[one]
+            if isinstance(x, Accumulator) and x.is_layer and not x.shortcut:
+                return replace(x, shortcut=self.materialize(other), node=node)
+        return replace(self.identity_layer(node, self.materialize(a)), shortcut=self.materialize(b))
 
-    def _relu(self, node: fx.Node, x: QuantizedValue | Accumulator) -> QuantizedValue:
+    def _relu(self, node: fx.Node, x_node: fx.Node) -> QuantizedValue:
+        x = self.value(x_node)
         if isinstance(x, QuantizedValue):
-            raise unsupported(node, self.target(node), "that does not follow a layer, its normalisation or a sum")
-        return self._requantize(replace(x, node=node))  # its range begins at 0, so the clamp to 0 is the ReLU
+            x = self.pooled(node, x)
+        return self.requantize(replace(x, node=node))  # its range begins at 0, so the clamp to 0 is the ReLU
 
-    def _pool(self, node: fx.Node, pooling: Pooling, x: QuantizedValue) -> QuantizedValue:
-        geometry = Geometry(pooling.stride, pooling.padding, (1, 1), 1)
-        height, width = geometry.output_size(x.shape[1:], pooling.kernel)
-        shape = (x.shape[0], height, width)
-        if pooling.maximum:
-            self.steps.append(MaxPool([x.index], pooling.kernel[0], pooling.stride[0], pooling.padding[0]))
-            return replace(x, index=len(self.steps), shape=shape)
-        count = math.prod(pooling.kernel)
-        scale, bias = (x.scale / count).expand(x.shape[0]), (-x.zero_point * x.scale).expand(x.shape[0])
-        to = self._choose_scale(node, scale, bias, 255 * count)
-        epilogue = requantization(scale, bias, 255 * count, *to, self.qmax)
-        self.steps.append(AveragePool([x.index], pooling.kernel, pooling.stride, epilogue))
-        return QuantizedValue(len(self.steps), shape, *to)
+    def _max_pool(
+        self,
+        node: fx.Node,
+        x_node: fx.Node,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        ceil_mode: bool = False,
+    ) -> QuantizedValue:
+        kernel, stride, padding, dilation = map(_pair, (kernel, stride or kernel, padding, dilation))
+        if dilation != (1, 1):
+            raise Obstacle(f"with dilation={dilation}", "take dilation=1")
+        if any(a != b for a, b in (kernel, stride, padding)):
+            raise Obstacle("with a kernel, stride or padding that is not square", "take a square one")
+        x = self.materialize(x_node)
+        shape = self._window_shape(node, x, kernel, stride, padding)
+        self.steps.append(MaxPool([x.index], kernel[0], stride[0], padding[0]))
+        return replace(x, index=len(self.steps), shape=shape)
+
+    def _average_pool(
+        self,
+        node: fx.Node,
+        x_node: fx.Node,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0, 0),
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor: int | None = None,
+    ) -> Value:
+        kernel, stride = _pair(kernel), _pair(stride or kernel)
+        if _pair(padding) != (0, 0) or divisor not in (None, math.prod(kernel)):
+            raise Obstacle("with padding or another divisor", "take neither")
+        if kernel == stride == (1, 1):
+            return self.value(x_node)
+        x = self.materialize(x_node)
+        self._window_shape(node, x, kernel, stride, (0, 0))
+        return self.pooled(node, x, kernel, stride)
+
+    def _adaptive_pool(self, node: fx.Node, x: fx.Node, output: Sequence[int]) -> Value:
+        size, wanted = sizes(x)[1:], _pair(output)
+        if size == (1, 1):  # each pixel of the output is a copy
+            return self.value(x)
+        if any(a % b for a, b in zip(size, wanted, strict=True)):
+            raise Obstacle(f"from {size[0]} x {size[1]} to {wanted[0]} x {wanted[1]}", "take windows of one size")
+        return self._average_pool(node, x, [a // b for a, b in zip(size, wanted, strict=True)])
+
+    def _mean(self, node: fx.Node, x: fx.Node, axes: Sequence[int] = (), keepdim: bool = False, **kwargs: Any) -> Value:
+        if len(sizes(x)) != 3 or sorted(axis % 4 for axis in axes) != [2, 3]:
+            raise Obstacle(f"over axes {[*axes]}", "only a mean over height and width has an integer form")
+        size = sizes(x)[1], sizes(x)[2]
+        return self.value(x) if size == (1, 1) else self.pooled(node, self.materialize(x), size)
+
+    def _slice(
+        self, node: fx.Node, x_node: fx.Node, axis: int = 0, start: int | None = None, end: Any = None, step: int = 1
+    ) -> Value:
+        """Lower a slice that takes every pixel, or every second one, as a pooling of one pixel that keeps the scale."""
+        whole = (sys.maxsize, *sizes(x_node))[axis]
+        is_whole = not start and (end is None or (isinstance(end, int) and end >= whole))
+        if not is_whole or (step > 1 and axis not in (2, 3)):
+            raise Obstacle(f"of axis {axis} from {start} to {end}", "take whole axes, or every second pixel")
+        if step == 1:
+            return self.value(x_node)
+        x = self.materialize(x_node)
+        pooled = self.pooled(node, x, (1, 1), (step, 1) if axis == 2 else (1, step))
+        epilogue = requantization(pooled.scale, pooled.bias, 255, x.scale, x.zero_point, self.qmax)
+        self.steps.append(pooled.step([x.index], epilogue))
+        return replace(x, index=len(self.steps), shape=pooled.shape)
+
+    def _pad(
+        self, node: fx.Node, x: fx.Node, pad: Sequence[int], mode: str = "constant", value: float | None = None
+    ) -> Value:
+        """Lower channels of zeros before and after the others."""
+        if not any(pad):
+            return self.value(x)
+        if mode != "constant" or value or len(pad) != 6 or any(pad[:4]) or min(pad) < 0:
+            raise Obstacle(f"of {mode} {tuple(pad)}", "let a layer pad zeros, on both sides")
+        return self.identity_layer(node, self.materialize(x), pad[4], pad[5])
+
+    def _reshape(self, node: fx.Node, x: fx.Node, shape: Sequence[int]) -> Value:
+        """Lower what flattens an image, or gives one back its axes."""
+        before, after = sizes(x), sizes(node)
+        is_flat = after in (before, (math.prod(before),))
+        if not is_flat and after != self.value(x).shape:
+            raise Obstacle(f"from {('N', *before)} to {('N', *after)}", "flatten all axes but the first")
+        return self.value(x, repeats=True)
+
+    def _passthrough(self, node: fx.Node, x: fx.Node, *args: Any, **kwargs: Any) -> Value:
+        return self.value(x, repeats=True)
 
     def _output(self, node: fx.Node) -> None:
-        x = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-        if not isinstance(x, Accumulator) or x.shortcut or x.shape[1:] != (1, 1):
-            raise UserError(
-                "cannot quantize a network that does not end in a layer of logits, or its normalisation: drop what "
-                "follows it"
-            )
-        self.steps.append(x.layer([x.source.index], Logits(x.scale.float(), x.bias.float())))
+        x = self.value(node)
+        if x.shape[1:] != (1, 1) or len(sizes(node)) not in (1, 3):
+            shape = ("N", *sizes(node))
+            raise Obstacle(f"of shape {shape}", "end in a layer of logits (N, classes), or in a global pooling")
+        if isinstance(x, QuantizedValue) or not x.is_layer or x.shortcut:
+            x = self.identity_layer(node, self.materialize(node))
+        self.steps.append(x.step([x.source.index], Logits(x.scale.float(), x.bias.float())))
 
-    def _materialize(self, node: Any) -> QuantizedValue:
-        """Return the quantized value of a node; an accumulator is requantized once, for all its readers."""
-        x = self.values[node]
-        if isinstance(x, Accumulator):
-            x = self.values[node] = self._requantize(x)
-        return x
-
-    def _requantize(self, x: Accumulator) -> QuantizedValue:
-        scale, zero_point = self._choose_scale(x.node, x.scale, x.bias, x.largest)
-        epilogue = requantization(x.scale, x.bias, x.largest, scale, zero_point, self.qmax, x.shortcut)
-        sources = [x.source.index, *([x.shortcut.index] if x.shortcut else [])]
-        self.steps.append(x.layer(sources, epilogue))
-        return QuantizedValue(len(self.steps), x.shape, scale, zero_point)
-
-    def _choose_scale(self, node: fx.Node, scale: Tensor, bias: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-        """Return scale and zero point for the values of a node, computed from accumulators up to ``largest``.
-
-        However small the observed range is, the scale is so large that no accumulator becomes more than LARGEST_RANGE
-        quantized values. The zero point lies between two integers where a binary layer reads the values, so
-        that rounding changes no sign.
-        """
-        low, high = self.statistics[node.name].range(self.method, self.qmax)
-        least = float((scale.abs() * largest + bias.abs()).max()) / LARGEST_RANGE * self.qmax
-        chosen, zero_point = scale_and_zero_point(low, max(high, low + least), self.qmax)
-        halfway = any(isinstance(target, Binary) for target in self._readers(node))
-        return chosen, zero_point - 0.5 if halfway else zero_point
-
-    def _readers(self, node: fx.Node) -> list[Any]:
-        """Return what computes with the values of a node, also behind flattening and max pooling."""
-        found = []
-        for user in node.users:
-            target = self.target(user)
-            passes = is_passthrough(user, target) or is_max_pool(target)
-            found += self._readers(user) if passes else [target]
-        return found
+    def _window_shape(
+        self, node: fx.Node, x: QuantizedValue, kernel: Any, stride: Any, padding: Any
+    ) -> tuple[int, int, int]:
+        """Return the shape after a pooling, which must be that of the network: ceil_mode may have added windows."""
+        size = Geometry(stride, padding, (1, 1), 1).output_size(x.shape[1:], kernel)
+        if size != sizes(node)[1:]:
+            raise Obstacle("with ceil_mode", "take ceil_mode=False, or images that the windows fill")
+        return (x.shape[0], size[0], size[1])
 
 
-def requantization(
-    scale: Tensor,
-    bias: Tensor,
-    largest: int,
-    to_scale: Tensor,
-    to_zero_point: Tensor,
-    qmax: int,
-    shortcut: QuantizedValue | None = None,
-) -> Requantization:
-    """Return the integers that turn accumulators, real = scale * accumulator + bias, into quantized values.
-
-    The shift of each channel is as large as 32-bit arithmetic allows for accumulators up to ``largest``. Accumulators
-    of more than ACCUMULATOR_BITS lose their lowest bits; the bias makes up for the mean loss. The offset makes up for
-    the rounding of the multiplier in the middle of the range 0..qmax.
-    """
-    pre_shift = max(0, largest.bit_length() - ACCUMULATOR_BITS)
-    bias, scale = bias + scale * (2**pre_shift - 1) / 2, scale * 2**pre_shift
-    largest = (largest >> pre_shift) + 1
-    multiplier, offset = scale / to_scale, bias / to_scale + to_zero_point
-    factor = torch.zeros_like(multiplier)
-    if shortcut is not None:
-        factor = (shortcut.scale / to_scale).expand_as(multiplier)
-        offset = offset - factor * shortcut.zero_point
-    span = multiplier.abs() * largest + offset.abs() + factor * 255 + 1
-    shift = torch.floor(31 - torch.log2(span)).sub_(1).clamp_(0, LARGEST_SHIFT)
-    one = 2.0**shift
-    rounded = (multiplier * one).round()
-    middle = ((qmax / 2 - offset) / multiplier).nan_to_num(0).clamp(-largest, largest)
-    corrected = (offset * one + (multiplier * one - rounded) * middle + 0.5 * one).floor()
-    return Requantization(
-        multiplier=rounded.to(torch.int32),
-        offset=corrected.to(torch.int32),
-        shift=shift.to(torch.int32),
-        factor=None if shortcut is None else (factor * one).round().to(torch.int32),
-        qmax=qmax,
-        pre_shift=pre_shift,
-    )
+def _pair(value: Any) -> tuple[int, int]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values[0], values[-1]
 
 
-def quantize_adder_weight(weight: Tensor, x: QuantizedValue, qmax: int) -> tuple[Tensor, Tensor]:
-    """Return filters (C_out, C_in, kh, kw) quantized with the scale of their input x, and clamped to its range.
-
-    Clamping loses nothing, since no x lies beyond the range: |x - w| = |x - clip(w)| + |w - clip(w)|. Both results
-    have the shape and dtype of ``weight``. Raises UserError where x has a scale for each channel.
-    """
-    if len(x.scale) > 1:
-        raise UserError("cannot quantize a network whose images go to an adder layer and to another one")
-    clipped = weight.clamp(float(-x.zero_point * x.scale), float((qmax - x.zero_point) * x.scale))
-    return (clipped / x.scale + x.zero_point).round().clamp(0, qmax), clipped
+def _pads(layer: fx.Node) -> bool:
+    """Return whether a convolution pads its input."""
+    padding: Any = layer.args[4] if len(layer.args) > 4 else ()
+    return padding == "same" or any(padding)
 
 
-def quantize_conv_weight(weight: Tensor, x: QuantizedValue) -> tuple[Tensor, Tensor]:
-    """Return filters (C_out, C_in, kh, kw) quantized to -127..127, and the scale of their accumulators, (C_out,)."""
-    scaled = weight * x.scale.expand(x.shape[0]).view(-1, 1, 1)
-    scale = scaled.abs().amax((1, 2, 3)).clamp(min=TINY) / 127
-    return (scaled / scale.view(-1, 1, 1, 1)).round(), scale
+def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    if not shape:
+        return None
+    return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (math.prod(shape), 1, 1)
 
 
-def scale_and_zero_point(low: float, high: float, qmax: int) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point, float64 (1,), of values 0..qmax that cover low..high; 0 is one of them exactly."""
-    scale = max(high - low, TINY) / qmax
-    return tuple(torch.tensor([v], dtype=torch.double) for v in (scale, round(-low / scale)))  # type: ignore[return-value]
-
-
-def _padding(layer: nn.Conv2d) -> tuple[int, int]:
-    """Return the padding (rows, columns); "same" with an odd kernel, the only one that torch pads evenly."""
-    if layer.padding == "valid":
-        return 0, 0
-    if isinstance(layer.padding, str):
-        if any(length % 2 == 0 for length in layer.kernel_size):
-            raise UserError(f"cannot quantize padding='same' with an even kernel {layer.kernel_size}")
-        return (layer.kernel_size[0] - 1) // 2, (layer.kernel_size[1] - 1) // 2
-    return layer.padding[0], layer.padding[1]
+HANDLERS: dict[str, Callable[..., Value]] = {
+    **dict.fromkeys(("aten::conv2d", "torchadder::adder_conv", "torchadder::binary_conv"), Lowering._convolution),
+    "aten::linear": Lowering._linear,
+    "aten::batch_norm": Lowering._normalise,
+    "aten::relu": Lowering._relu,
+    **dict.fromkeys(ARITHMETIC, Lowering._arithmetic),
+    "aten::max_pool2d": Lowering._max_pool,
+    "aten::avg_pool2d": Lowering._average_pool,
+    "aten::adaptive_avg_pool2d": Lowering._adaptive_pool,
+    "aten::mean": Lowering._mean,
+    "aten::slice": Lowering._slice,
+    "aten::pad": Lowering._pad,
+    **dict.fromkeys(PASSTHROUGH, Lowering._passthrough),
+    "aten::reshape": Lowering._reshape,
+}

@@ -1,0 +1,258 @@
+"""Build the steps of an integer program: layers and poolings, their scales, and the values that they compute.
+
+A layer becomes an Accumulator, whose epilogue is not known yet. When another step reads it, the accumulator becomes a
+QuantizedValue: its epilogue is then one multiplier, offset and shift for each channel.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from torchadder.errors import UserError
+from torchadder.ops.geometry import Geometry
+from torchadder.quant.calibration import METHODS, Method, Statistics
+from torchadder.quant.graph import IDENTITIES, Network, operator_of, sizes
+from torchadder.quant.program import AveragePool, Kind, Layer, Step, largest_accumulator
+from torchadder.quant.values import (
+    TINY,
+    Accumulator,
+    QuantizedValue,
+    quantize_adder_weight,
+    quantize_conv_weight,
+    requantization,
+    scale_and_zero_point,
+)
+
+LARGEST_RANGE = 1 << 26  # quantized values before the clamp: 32-bit arithmetic leaves a few fraction bits below them
+KINDS: dict[str, Kind] = {
+    "aten::conv2d": "conv",
+    "aten::linear": "conv",
+    "torchadder::adder_conv": "adder",
+    "torchadder::binary_conv": "binary",
+}
+ARITHMETIC = ("aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div")
+PASSTHROUGH = ("aten::reshape", *IDENTITIES)
+WITHOUT_DATA = Statistics(-torch.ones(1), torch.ones(1), torch.ones(1))  # stand in while obstacles are looked for
+
+Value = QuantizedValue | Accumulator
+
+
+class Obstacle(Exception):  # noqa: N818  it is collected; the error is raised for all of them
+    """Say why a node has no integer form: what is special about it, and what to do."""
+
+    def __init__(self, detail: str = "", advice: str = "it has no integer form, replace it"):
+        super().__init__(f"{' ' * bool(detail)}{detail}: {advice}")
+
+
+class Builder:
+    """Build the values and steps of a captured network; arguments as in quantize.
+
+    Attributes:
+        statistics: of the values, by the name of their node; None where there is no data yet.
+        values: of each node. sources: the input of each layer.
+        ranged: the names of the nodes whose statistics were needed.
+
+    Raises UserError for arguments out of range.
+    """
+
+    def __init__(self, network: Network, bits: int, method: Method, statistics: Mapping[str, Statistics] | None = None):
+        try:
+            bits = operator.index(bits)
+        except TypeError:
+            raise UserError(f"bits={bits} is no integer: expected 2 to 8") from None
+        if not 2 <= bits <= 8:
+            raise UserError(f"bits={bits} is out of range: expected 2 to 8")
+        if method not in METHODS:
+            raise UserError(f"method={method} is unknown: expected {', '.join(METHODS)}")
+        self.network, self.method, self.qmax = network, method, 2**bits - 1
+        self.statistics, self.constants = statistics, network.constants()
+        self.image_qmax = 255
+        self.values: dict[fx.Node, Value] = {}
+        self.sources: dict[fx.Node, QuantizedValue] = {}
+        self.obstacles: list[str] = []
+        self.ranged: set[str] = set()
+        self.steps: list[Step] = []
+
+    def images(self, node: fx.Node) -> QuantizedValue:
+        """Choose one scale for all channels where an adder layer reads the images, else one for each channel.
+
+        An adder layer compares its filters with its input, so both need the same scale.
+        """
+        known = self._statistics(node)
+        if "adder" in map(KINDS.get, map(operator_of, self.readers(node))):
+            self.image_qmax = self.qmax
+            scale, zero_point = scale_and_zero_point(*known.range("max"), self.qmax)
+        else:
+            low, high = known.low.double().clamp(max=0), known.high.double().clamp(min=0)
+            scale = (high - low).clamp(min=TINY) / self.image_qmax
+            zero_point = -low / scale
+        return QuantizedValue(0, self.network.shape, scale, zero_point)
+
+    def layer(
+        self,
+        kind: Kind,
+        node: fx.Node,
+        x_node: fx.Node,
+        weight: Tensor,
+        bias: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        recenter: bool,
+    ) -> Accumulator:
+        x = self.sources[node] = self.materialize(x_node, repeats=not stride and kind == "conv")
+        weight = weight.double()
+        if not stride:  # a fully connected layer has a kernel as large as its input
+            if len(sizes(x_node)) != 1:
+                raise Obstacle(f"of inputs {('N', *sizes(x_node))}", "flatten all axes but the first")
+            if x.shape[1:] == (1, 1) and weight.shape[1] != x.shape[0]:  # its pixel is repeated
+                weight = weight.view(len(weight), x.shape[0], -1).sum(2)
+            weight, stride, padding = weight.view(len(weight), *x.shape), (1, 1), (0, 0)
+        bias = bias.double().expand(len(weight))
+        if kind == "adder":
+            if len(x.scale) > 1:
+                raise Obstacle("of images that another layer reads", "let adder layers or other ones read them")
+            q, clipped = quantize_adder_weight(weight, x, self.qmax)
+            scale, bias = -x.scale.expand(len(weight)), bias - (weight - clipped).abs().sum((1, 2, 3))
+            bias = bias + weight.abs().sum((1, 2, 3)) if recenter else bias
+        elif kind == "binary":
+            q, scale = torch.where(weight >= 0, 1.0, -1.0), weight.abs().mean((1, 2, 3))
+        else:
+            q, scale = quantize_conv_weight(weight, x)
+            bias = bias - scale * (q * x.broadcast(x.zero_point)).sum((1, 2, 3))
+        q = q.to(torch.uint8 if kind == "adder" else torch.int8)
+        if largest_accumulator(kind, q) >= 1 << 31:
+            raise Obstacle("whose sums need more than 32 bits", "pool its input first")
+        return self._accumulator(kind, node, x, q, scale, bias, (stride[0], stride[1]), (padding[0], padding[1]))
+
+    def _accumulator(
+        self,
+        kind: Kind,
+        node: fx.Node,
+        x: QuantizedValue,
+        q: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+    ) -> Accumulator:
+        height, width = Geometry(stride, padding, (1, 1), 1).output_size(x.shape[1:], q.shape[2:])
+        zero_point = x.zero_point.ceil() if kind == "binary" else x.zero_point.round()
+        zero_point = zero_point.expand(x.shape[0]) if len(zero_point) == 1 else zero_point[: x.shape[0]]
+        zero_point = zero_point.clamp(0, 255).to(torch.uint8)
+        return Accumulator(
+            lambda sources, epilogue: Layer(kind, sources, q, zero_point, stride, padding, epilogue),
+            x,
+            (len(q), height, width),
+            largest_accumulator(kind, q),
+            scale,
+            bias,
+            node,
+        )
+
+    def identity_layer(self, node: fx.Node, x: QuantizedValue, before: int = 0, after: int = 0) -> Accumulator:
+        """Return the accumulators of a layer that computes ``x``, with channels of zeros before and after."""
+        if len(x.scale) > 1:
+            raise Obstacle("of values with a scale for each channel", "let a layer compute them")
+        eye = torch.nn.functional.pad(torch.eye(x.shape[0]), (0, 0, before, after))
+        scale = x.scale.expand(len(eye))
+        q = eye.to(torch.int8).view(*eye.shape, 1, 1)
+        return self._accumulator("conv", node, x, q, scale, -scale * x.zero_point * eye.double().sum(1))
+
+    def pooled(
+        self, node: fx.Node, x: QuantizedValue, kernel: tuple[int, int] = (1, 1), stride: tuple[int, int] = (1, 1)
+    ) -> Accumulator:
+        """Return the accumulators of an average pooling; a kernel of one pixel takes each value for itself."""
+        count, channels = math.prod(kernel), x.shape[0]
+        return Accumulator(
+            lambda sources, epilogue: AveragePool(sources, kernel, stride, epilogue),
+            x,
+            (channels, *Geometry(stride, (0, 0), (1, 1), 1).output_size(x.shape[1:], kernel)),  # type: ignore[arg-type]
+            255 * count,
+            (x.scale / count).expand(channels),
+            (-x.zero_point * x.scale).expand(channels),
+            node,
+            is_layer=False,
+        )
+
+    def value(self, node: Any, repeats: bool = False) -> Value:
+        """Return the value of a node. Only with ``repeats`` may it be one pixel for what is an image of equal ones."""
+        value = self.values.get(node) if isinstance(node, fx.Node) else None
+        if value is None:
+            raise Obstacle("of values that do not depend on the image")
+        if not repeats and math.prod(value.shape) != math.prod(sizes(node)):
+            raise Obstacle("of one pixel that was repeated", "flatten it for a fully connected layer")
+        return value
+
+    def constant(self, node: Any) -> Tensor:
+        """Return the value of parameters, buffers and what is computed from them alone; 0 for None."""
+        value = torch.zeros(1) if node is None else self.constants.get(node)
+        if not isinstance(value, Tensor):
+            raise Obstacle("whose parameters depend on the image")
+        return value
+
+    def by_channel(self, x: fx.Node, constant: Any) -> Tensor:
+        """Return a constant that is combined with the values of x, float64 (1,), (C,) or, flattened, (F,)."""
+        if isinstance(constant, fx.Node):
+            constant = self.constant(constant)
+        c = torch.as_tensor(constant, dtype=torch.double)
+        shape = (1,) * (len(sizes(x)) + 1 - c.dim()) + tuple(c.shape)
+        if math.prod(shape) != shape[1]:
+            raise Obstacle(f"with a constant of shape {tuple(c.shape)}", "take one number, or one for each channel")
+        return c.reshape(-1)
+
+    def materialize(self, node: Any, repeats: bool = False) -> QuantizedValue:
+        """Return the quantized value of a node; an accumulator is requantized once, for all its readers."""
+        x = self.value(node, repeats)
+        if isinstance(x, Accumulator):
+            x = self.values[node] = self.requantize(x)
+        return x
+
+    def requantize(self, x: Accumulator) -> QuantizedValue:
+        x, scale, zero_point = self._choose_scale(x)
+        epilogue = requantization(x.scale, x.bias, x.largest, scale, zero_point, self.qmax, x.shortcut)
+        sources = [x.source.index, *([x.shortcut.index] if x.shortcut else [])]
+        self.steps.append(x.step(sources, epilogue))
+        return QuantizedValue(len(self.steps), x.shape, scale, zero_point)
+
+    def _choose_scale(self, x: Accumulator) -> tuple[Accumulator, Tensor, Tensor]:
+        """Return scale and zero point for the values of a layer, whose dead channels become constants.
+
+        However small the observed range is, the scale is so large that no accumulator becomes more than LARGEST_RANGE
+        quantized values. A channel that was constant on all images would widen it for nothing. The zero point lies
+        between two integers where a binary layer reads the values, so that rounding changes no sign.
+        """
+        known = self._statistics(x.node)
+        low, high = known.range(self.method, self.qmax)
+        widest = (x.scale.abs() * x.largest + x.bias.abs()) / LARGEST_RANGE * self.qmax
+        dead = (widest > high - low) & (known.low == known.high) if len(known.low) == len(widest) else widest < 0
+        if bool(dead.any()):
+            x = replace(x, scale=x.scale.where(~dead, 0), bias=x.bias.where(~dead, known.low.double()))
+            if x.shortcut:
+                x = replace(x, shortcut=replace(x.shortcut, scale=x.shortcut.scale.where(~dead, 0)))
+            widest = widest.where(~dead, 0)
+        chosen, zero_point = scale_and_zero_point(low, max(high, low + float(widest.max())), self.qmax)
+        halfway = "binary" in map(KINDS.get, map(operator_of, self.readers(x.node)))
+        return x, chosen, zero_point - 0.5 if halfway else zero_point
+
+    def _statistics(self, node: fx.Node) -> Statistics:
+        self.ranged.add(node.name)
+        return WITHOUT_DATA if self.statistics is None else self.statistics[node.name]
+
+    def readers(self, node: fx.Node, through: Sequence[str] = ("aten::max_pool2d",)) -> list[fx.Node]:
+        """Return the nodes that compute with the values of a node, also behind flattening and what is in ``through``.
+
+        These are passed where all of their other inputs are constants.
+        """
+        found = []
+        for user in node.users:
+            is_unary = all(other is node or other in self.constants for other in user.all_input_nodes)
+            passes = is_unary and operator_of(user) in (*PASSTHROUGH, *through)
+            found += self.readers(user, through) if passes else [user]
+        return found
