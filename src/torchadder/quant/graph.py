@@ -53,7 +53,7 @@ class Network:
         self._tensors = {node: tensors[places[node.name]] for node in placeholders if node is not self.images}
         output = next(node for node in graph.nodes if node.name == signature.user_outputs[0])
         self.dropped = ""
-        while operator_of(output) in SOFTMAX:
+        while operator_of(output) in SOFTMAX and output.args[1] % (len(sizes(output)) + 1) == 1:
             self.dropped = operator_of(output).rpartition("::")[2].lstrip("_")
             output = output.all_input_nodes[0]
         graph.output_node().args = (output,)
