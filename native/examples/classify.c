@@ -26,16 +26,25 @@ static int error(const char *what, const char *which) {
   return finish(2);
 }
 
+/* Returns the next number in the header of a PGM or PPM, or -1; skips comments, which GIMP writes. */
+static long next_number(FILE *file) {
+  long number = -1;
+  int c = fgetc(file);
+  for (; c == '#' || c == ' ' || c == '\t' || c == '\r' || c == '\n'; c = fgetc(file))
+    if (c == '#')
+      while (c != '\n' && c != EOF) c = fgetc(file);
+  ungetc(c, file);
+  return fscanf(file, "%ld", &number) == 1 ? number : -1;
+}
+
 /* Returns the pixels of a PGM or PPM of this size, or NULL. */
 static unsigned char *read_image(const char *path, long channels, long height, long width) {
   FILE *file = fopen(path, "rb");
   if (!file) return NULL;
-  char kind = 0;
-  long columns = 0, rows = 0, maximum = 0;
   const size_t size = (size_t)(channels * height * width);
   unsigned char *pixels = NULL;
-  if (fscanf(file, "P%c %ld %ld %ld", &kind, &columns, &rows, &maximum) == 4 && kind == (channels == 1 ? '5' : '6') &&
-      columns == width && rows == height && maximum == 255 && fgetc(file) != EOF) {
+  if (fgetc(file) == 'P' && fgetc(file) == (channels == 1 ? '5' : '6') && next_number(file) == width &&
+      next_number(file) == height && next_number(file) == 255 && fgetc(file) != EOF) {
     pixels = malloc(size);
     if (pixels && fread(pixels, 1, size, file) != size) {
       free(pixels);
@@ -58,8 +67,8 @@ int main(int argc, char **argv) {
   const long channels = (long)about.channels, area = (long)(about.height * about.width);
   unsigned char *pixels = allocated[0] = read_image(argv[2], channels, (long)about.height, (long)about.width);
   if (!pixels) {
-    fprintf(stderr, "classify: %s: expected a binary P%d of %ld x %ld pixels, 8 bits\n", argv[2], channels == 1 ? 5 : 6,
-            (long)about.width, (long)about.height);
+    fprintf(stderr, "classify: %s: expected a binary P%d of %ld x %ld pixels, 8 bits: resize it first\n", argv[2],
+            channels == 1 ? 5 : 6, (long)about.width, (long)about.height);
     return finish(2);
   }
   float *images = allocated[1] = malloc(sizeof(float) * (size_t)(channels * area));

@@ -49,7 +49,7 @@ def test_its_logits_are_those_of_the_engine(classify, tmp_path, channels):
     mean, std = [0.5, 0.25, 0.4][:channels], [0.3, 0.2, 0.5][:channels]
     path = network(tmp_path, channels, mean=mean, std=std)
     pixels = torch.randint(0, 256, (32, 32, channels), generator=torch.Generator().manual_seed(0)).byte()
-    header = b"P%d\n32 32\n255\n" % (5 if channels == 1 else 6)
+    header = b"P%d\n# a comment\n32 32\n255\n" % (5 if channels == 1 else 6)
     (tmp_path / "image").write_bytes(header + pixels.numpy().tobytes())
     done = classify(path, tmp_path / "image", 2)
     assert done.returncode == 0, done.stderr
