@@ -3,6 +3,13 @@
 #include <atomic>
 #include <cstring>
 
+#if TORCHADDER_NEON && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif TORCHADDER_NEON
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "common/error.h"
 #include "torchadder.h"
 
@@ -57,6 +64,18 @@ int selectable(int index) {
 
 // For the conditions in isa.inc.
 #define HAS(feature) __builtin_cpu_supports(feature)
+
+#if TORCHADDER_NEON
+bool has_dot_product() {
+#if defined(__APPLE__)
+  int has = 0;
+  std::size_t size = sizeof has;
+  return !sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) && has;
+#else
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
+}
+#endif
 
 bool is_supported(Isa isa) {
 #if TORCHADDER_X86
@@ -144,7 +163,8 @@ const char *torchadder_selected_variant(void) {
 #include "common/isa.inc"
   };
   const Isa isa = selected_isa();
-  return isa == Isa::reference ? isa_name(isa) : names[static_cast<int>(isa)][selected_sum() == Sum::add];
+  return selected_sum() == Sum::any || isa == Isa::reference ? isa_name(isa)
+                                                             : names[static_cast<int>(isa)][selected_sum() == Sum::add];
 }
 
 }  // extern "C"

@@ -8,12 +8,13 @@
 //
 //   operator            identity                                              vector instructions an element
 //   convolution         x w                                                   1: fma
-//   forward             sum |x-w| = 2 sum max(x, w) - sum x - sum w           2: max, add (or fma with 1)
+//   forward, x86        sum |x-w| = 2 sum max(x, w) - sum x - sum w           2: max, add (or fma with 1)
+//   forward, NEON       |x-w|                                                 2: fabd, add
 //   grad_input, AVX2    HardTanh(w-x) = min(max(w, x-1), x+1) - x             3: max, min, fma
 //   grad_input, AVX-512 HardTanh(w-x) = range(w-x, 1)                         3: sub, range, fma
 //   sign gradients      sign(w-x): fixupimm (AVX-512) or masks (AVX2)         3 or 8
 //   groups              as above, with one permutation of the source          + 1
-//   depthwise forward   |x-w|                                                 3: sub, and, add
+//   depthwise forward   |x-w|                                                 3: sub, and, add (NEON: 2)
 //
 // docs/performance.md derives each identity. NaN: max and min of x86 return their second operand if either is NaN. So
 // the operands are ordered for NaN to survive, or finish() restores it.
@@ -40,6 +41,18 @@ struct Forward {
   static T finish(T sum, T source_sum, T weight_sum, T constant, T) {
     return V::sub(V::add(constant, V::add(source_sum, weight_sum)), V::add(sum, sum));
   }
+};
+
+// |x - w| itself, where that is one instruction (NEON fabd).
+template <class V, bool>
+struct ForwardByDistance {
+  using T = typename V::T;
+  static constexpr Source kSource = Source::one;
+  static constexpr bool kSourceSum = false, kState = false;
+  struct State {};
+  static State state(T) { return {}; }
+  static T step(T sum, T w, T x, State) { return V::add(sum, V::distance(x, w)); }
+  static T finish(T sum, T, T, T constant, T) { return V::sub(constant, sum); }
 };
 
 // HardTanh(w - x) = min(max(w, x - 1), x + 1) - x. The last term is subtracted once a patch.
@@ -93,19 +106,6 @@ struct Grouped : F {
   static constexpr Source kSource = Source::group;
 };
 
-// Depthwise: source and weight are both vectors along the channels. The identity of Forward would save nothing, because
-// no second filter shares the plain sum of the source.
-template <class V>
-struct Depthwise {
-  using T = typename V::T;
-  static constexpr Source kSource = Source::own;
-  static constexpr bool kSourceSum = false, kState = false;
-  struct State {};
-  static State state(T) { return {}; }
-  static T step(T sum, T w, T x, State) { return V::add(sum, V::abs(V::sub(x, w))); }
-  static T finish(T sum, T, T, T constant, T) { return V::sub(constant, sum); }
-};
-
 template <class V>
 struct DepthwiseGradInput {
   using T = typename V::T;
@@ -121,11 +121,16 @@ struct DepthwiseGradInput {
   static T finish(T sum, T, T, T, T) { return sum; }
 };
 
-// Makes a functor depthwise: each lane reads its own channel. The functor must have no source sum.
+// Makes a functor depthwise: source and weight are both vectors along the channels. The functor must have no source
+// sum.
 template <class F>
 struct OwnChannel : F {
   static constexpr Source kSource = Source::own;
 };
+
+// The identity of Forward would save nothing, because no second filter shares the plain sum of the source.
+template <class V>
+using Depthwise = OwnChannel<ForwardByDistance<V, false>>;
 
 template <class V>
 using DepthwiseGradInputClamp = OwnChannel<GradInputClamp<V>>;

@@ -3,6 +3,7 @@
 // The including file defines
 //   ISA                   the instruction set, as in isa.inc
 //   VECTOR                its vector type
+//   FORWARD               the functor of the forward pass
 //   GRAD_INPUT            the functor of the input gradient, and
 //   DEPTHWISE_GRAD_INPUT  that of depthwise layers
 //   SIGN_ROWS             rows of packed weight that the sign gradient keeps in registers
@@ -17,7 +18,7 @@ namespace torchadder {
 namespace {
 
 template <bool kAdd>
-using forward_f32 = Forward<VECTOR, kAdd>;
+using forward_f32 = FORWARD<VECTOR, kAdd>;
 template <bool>
 using grad_input_f32 = GRAD_INPUT<VECTOR>;
 template <bool>

@@ -3,6 +3,7 @@
 
 #define ISA avx2
 #define VECTOR Avx2
+#define FORWARD Forward
 #define GRAD_INPUT GradInputMinMax
 #define DEPTHWISE_GRAD_INPUT DepthwiseGradInput
 #define SIGN_ROWS 4

@@ -3,6 +3,7 @@
 
 #define ISA avx512
 #define VECTOR Avx512
+#define FORWARD Forward
 #define GRAD_INPUT GradInputClamp
 #define DEPTHWISE_GRAD_INPUT DepthwiseGradInputClamp
 #define SIGN_ROWS 12

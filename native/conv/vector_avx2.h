@@ -49,6 +49,7 @@ struct Avx2 {
   static T max(T a, T b) { return _mm256_max_ps(a, b); }
   static T min(T a, T b) { return _mm256_min_ps(a, b); }
   static T abs(T a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static T distance(T a, T b) { return abs(sub(a, b)); }
   static T keep_nan(T a, T x) { return _mm256_blendv_ps(a, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
   static T add_signed(T sum, T a, T b, T d) {  // sum + sign(a - b) * d, NaN where a - b is
     const T t = sub(a, b), one = _mm256_or_ps(_mm256_and_ps(t, broadcast(-0.0f)), broadcast(1.0f));

@@ -39,6 +39,7 @@ struct Avx512 {
   static T max(T a, T b) { return _mm512_max_ps(a, b); }
   static T min(T a, T b) { return _mm512_min_ps(a, b); }
   static T abs(T a) { return _mm512_abs_ps(a); }
+  static T distance(T a, T b) { return abs(sub(a, b)); }
   // Immediate 2 selects the operand of the smaller magnitude, with the sign of the first.
   static T hardtanh(T a) { return _mm512_range_ps(a, _mm512_set1_ps(1.0f), 2); }
   static T keep_nan(T a, T x) { return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x); }

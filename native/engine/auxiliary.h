@@ -67,14 +67,14 @@ void channel_sums(const PoolJob &job, int64_t first, int64_t last, int32_t *sums
       add_values(sums, job.source + y * job.source_row + x * job.channels + first, last - first);
 }
 
-// Copies values as numbers of type T, a ConvValue.
-template <class T>
+// Copies values as V::add_products takes them.
+template <class V>
 void copy_conv(const CopyJob &job, int64_t first, int64_t last) {
   const int64_t count = job.width * job.channels;
   for (int64_t y = first; y < last; ++y) {
     const uint8_t *const from = job.source + y * job.source_row;
-    T *const to = reinterpret_cast<T *>(job.result + y * job.result_row);
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+    auto *const to = reinterpret_cast<typename V::ConvValue *>(job.result + y * job.result_row);
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<typename V::ConvValue>(from[i] - V::kConvOffset);
   }
 }
 
@@ -130,8 +130,8 @@ void quantize(const QuantizeJob &job, int64_t first, int64_t last) {
 
 template <class V>
 constexpr AuxiliaryKernels auxiliary() {
-  using T = typename V::ConvValue;
-  return {copy_conv<T>, copy_binary<V>, sizeof(T), max_pool, channel_sums, quantize, V::lane_order};
+  return {copy_conv<V>, copy_binary<V>, sizeof(typename V::ConvValue), V::kConvOffset, max_pool, channel_sums,
+          quantize,     V::lane_order};
 }
 
 }  // namespace

@@ -47,6 +47,9 @@ void Executor::Barrier::wait(int size) {
 #if defined(__x86_64__)
     else
       __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    else
+      asm volatile("yield");
 #endif
   }
 }

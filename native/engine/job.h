@@ -38,7 +38,7 @@ struct LayerJob {
   // Logits, each [channels].
   const float *scale, *bias;
 
-  // Adder layers: the sum of each filter's weights, [blocks * kBlock].
+  // Adder and conv layers: the sum of each filter's weights, [blocks * kBlock].
   const int32_t *weight_sum;
 
   // Binary layers: accumulator = base - 2 * differing bits. base is [class][blocks * kBlock]; the class of pixel (y,
@@ -94,7 +94,8 @@ using QuantizeKernel = void (*)(const QuantizeJob &, int64_t first, int64_t last
 // The auxiliary kernels of one instruction set: all but those of layers.
 struct AuxiliaryKernels {
   CopyKernel copy_conv, copy_binary;
-  int conv_bytes;  // of a number in the copy for a conv layer: 1, or 2 for 16-bit products
+  int conv_bytes;   // of a number in the copy for a conv layer: 1, or 2 for 16-bit products
+  int conv_offset;  // what is subtracted from each of these numbers: 128 where products take signed bytes
   MaxPool max_pool;
   ChannelSums channel_sums;
   QuantizeKernel quantize;

@@ -9,11 +9,13 @@
 //   zero, load, mask, keep     0; packed weight; 8 bytes for each channel; a & b
 //   broadcast(p)               the same 8 bytes of the source for each channel
 //   add_differences(a, x, w)   a + sum |x - w|, over 8 unsigned bytes
-//   add_products(a, x, w)      a + sum x * w, over ConvValue numbers of the source and signed weights
+//   add_products(a, x, w)      a + sum x * w, over ConvValue numbers of the source and as wide signed weights
 //   add_differing_bits(...)    a + the number of bits in x ^ w
 //   fold_...(a)                the accumulators of one of these, one for a channel
 //   Lanes<W>, narrow<W>(a)     the accumulators of W blocks as 32-bit lanes in the order of the channels
-//   ConvValue                  uint8_t or int16_t: how a conv layer's source is stored for add_products
+//   kNarrowSteps               steps until accumulators of differences and bits must be widened; 0: never
+//   widen(wide, a)             wide + a, where a are such accumulators
+//   ConvValue, kConvOffset     how add_products takes a conv layer's source: q - kConvOffset as ConvValue
 //   kSigns, pack_signs         for auxiliary.h
 //
 // and Lanes<W> what requantization needs: width, load, store, load_u8, set, add, sub, mul, shift_right, min, and
@@ -32,6 +34,8 @@ struct Adder {
   using T = typename V::T;
   static constexpr bool kMasksTail = true;  // bytes after a row of a patch are masked; Conv has weight 0 there
   static constexpr bool kHasBase = false;
+  static constexpr int kOffset = 0;
+  static constexpr int64_t kNarrowSteps = V::kNarrowSteps;
   static T step(T sum, T x, T w) { return V::add_differences(sum, x, w); }
   static T fold(T sum) { return V::fold_differences(sum); }
 };
@@ -41,6 +45,8 @@ struct Conv {
   using T = typename V::T;
   static constexpr bool kMasksTail = false;
   static constexpr bool kHasBase = false;
+  static constexpr int kOffset = V::kConvOffset;  // accumulator = sum + kOffset * the filter's sum
+  static constexpr int64_t kNarrowSteps = 0;
   static T step(T sum, T x, T w) { return V::add_products(sum, x, w); }
   static T fold(T sum) { return V::fold_products(sum); }
 };
@@ -50,6 +56,8 @@ struct Binary {
   using T = typename V::T;
   static constexpr bool kMasksTail = true;
   static constexpr bool kHasBase = true;  // accumulator = base - 2 * differing bits
+  static constexpr int kOffset = 0;
+  static constexpr int64_t kNarrowSteps = V::kNarrowSteps;
   static T step(T sum, T x, T w) { return V::add_differing_bits(sum, x, w); }
   static T fold(T sum) { return V::fold_bits(sum); }
 };
@@ -209,6 +217,49 @@ inline __attribute__((always_inline)) void add_step(typename V::T (&sum)[P][N], 
   }
 }
 
+// Moves narrow accumulators to wide ones every kSteps steps. With kSteps = 0 they are wide from the start.
+template <class V, int P, int N, int64_t kSteps>
+struct Widening {
+  using T = typename V::T;
+  T wide[P][N];
+  int64_t left = kSteps;
+  inline __attribute__((always_inline)) Widening() {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) wide[p][v] = V::zero();
+  }
+  // Returns how many of `steps` steps may come before the next call of after().
+  int64_t room(int64_t steps) const { return steps < left ? steps : left; }
+  inline __attribute__((always_inline)) void after(int64_t steps, T (&sum)[P][N]) {
+    if (left -= steps) return;
+    left = kSteps;
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) {
+        wide[p][v] = V::widen(wide[p][v], sum[p][v]);
+        sum[p][v] = V::zero();
+      }
+  }
+  // Makes `sum` the wide accumulators.
+  inline __attribute__((always_inline)) void finish(T (&sum)[P][N]) const {
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) sum[p][v] = V::widen(wide[p][v], sum[p][v]);
+  }
+};
+
+template <class V, int P, int N>
+struct Widening<V, P, N, 0> {
+  static int64_t room(int64_t steps) { return steps; }
+  template <class Sums>
+  static void after(int64_t, Sums &) {}
+  template <class Sums>
+  static void finish(Sums &) {}
+};
+
 // Computes a tile: the next P pixels from `at`, and W blocks from `block` on. kMasked: the last step of a row has a
 // tail.
 template <class V, class F, int P, int W, bool kMasked>
@@ -229,16 +280,24 @@ void tile(const LayerJob &job, Position &at, int block) {
   constexpr int64_t kPacked = kBlock * kStep;
   const int64_t whole_steps = job.steps - kMasked;
   const T tail_mask = V::mask(job.tail_mask);
+  Widening<V, P, N, F::kNarrowSteps> widening;
   int64_t packed = 0, row = 0;
   for (int r = 0; r < job.rows; ++r, row += job.kernel_row) {
     int64_t byte = row;
-    for (int64_t s = 0; s < whole_steps; ++s, byte += kStep, packed += kPacked)
-      add_step<V, F, P, N, false>(sum, pixels.source, byte, weight, packed, tail_mask);
+    for (int64_t left = whole_steps; left > 0;) {
+      const int64_t run = widening.room(left);
+      for (int64_t s = 0; s < run; ++s, byte += kStep, packed += kPacked)
+        add_step<V, F, P, N, false>(sum, pixels.source, byte, weight, packed, tail_mask);
+      widening.after(run, sum);
+      left -= run;
+    }
     if constexpr (kMasked) {
       add_step<V, F, P, N, true>(sum, pixels.source, byte, weight, packed, tail_mask);
       packed += kPacked;
+      widening.after(1, sum);
     }
   }
+  widening.finish(sum);
 
   const int channel = block * kBlock;
   typename L::T total[P];
@@ -249,6 +308,8 @@ void tile(const LayerJob &job, Position &at, int block) {
     total[p] = V::template narrow<W>(sum[p]);
     if constexpr (F::kHasBase)
       total[p] = L::sub(L::load(job.base + pixels.base[p] + channel), L::add(total[p], total[p]));
+    if constexpr (F::kOffset != 0)
+      total[p] = L::add(total[p], L::mul(L::load(job.weight_sum + channel), L::set(F::kOffset)));
   }
   epilogue<L, P>(job, pixels, total, channel);
 }

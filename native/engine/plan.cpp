@@ -87,7 +87,7 @@ void plan_copy(const Step &step, const Kernels &kernels, LayerPlan &layer) {
   } else {
     copy.pixel = step.from.channels * kernels.auxiliary().conv_bytes;
     for (const uint8_t zero_point : step.zero_point) {
-      border.push_back(zero_point);
+      border.push_back(static_cast<uint8_t>(zero_point - kernels.auxiliary().conv_offset));
       if (kernels.auxiliary().conv_bytes == 2) border.push_back(0);
     }
   }
@@ -141,7 +141,8 @@ void sum_weights(const Step &step, LayerPlan &layer) {
   const int64_t filter = step.from.channels * step.taps();
   layer.weight_sum.assign(static_cast<std::size_t>(layer.blocks) * kBlock, 0);
   for (int64_t i = 0; i < step.to.channels * filter; ++i)
-    layer.weight_sum[static_cast<std::size_t>(i / filter)] += step.weight[i];
+    layer.weight_sum[static_cast<std::size_t>(i / filter)] +=
+        step.op == Op::conv ? static_cast<int8_t>(step.weight[i]) : step.weight[i];
 }
 
 // The ranges [first, last) of kernel taps that lie inside the image along one axis, without repetition, and the class
@@ -235,8 +236,10 @@ Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::m
     plan_copy(step, *kernels, layer);
     if (layer.copies_source) buffers.push_back({&layer.copy, i, i});
     pack(step, *kernels, layer);
-    if (step.op == Op::adder) sum_weights(step, layer);
-    if (step.op == Op::binary) plan_base(step, layer);
+    if (step.op == Op::binary)
+      plan_base(step, layer);
+    else
+      sum_weights(step, layer);
     layer.multiplier = whole_blocks(step.requantization.multiplier, layer.blocks);
     layer.offset = whole_blocks(step.requantization.offset, layer.blocks);
     layer.shift = whole_blocks(step.requantization.shift, layer.blocks);

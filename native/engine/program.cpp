@@ -153,7 +153,7 @@ class Reader {
     read_requantization(fields, step, largest);
   }
 
-  // Returns the largest magnitude of a layer's accumulators, and checks that binary weights are 1 or -1.
+  // Returns the largest magnitude of a layer's accumulators, and checks the weights of ordinary and binary layers.
   int64_t largest_accumulator(const Step &step, const TensorView &weight) const {
     const int64_t filter = weight.bytes / step.to.channels;
     if (step.op == Op::adder) return filter * 255;
@@ -163,6 +163,7 @@ class Reader {
       for (int64_t i = 0; i < filter; ++i) {
         const int w = static_cast<int8_t>(step.weight[o * filter + i]);
         if (step.op == Op::binary && w != 1 && w != -1) reject("a binary weight is %d, expected 1 or -1", w);
+        if (w == -128) reject("a weight is -128, expected -127 to 127");
         sum += w < 0 ? -w : w;
       }
       largest = std::max(largest, sum);

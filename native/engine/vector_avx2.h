@@ -57,10 +57,12 @@ struct Lanes8 {
 struct Avx2 {
   using T = __m256i;
   using ConvValue = int16_t;
+  static constexpr int kConvOffset = 0;
   template <int W>
   using Lanes = Lanes8;
   static constexpr int vectors = 2, kSigns = 32;
   static constexpr int lane_order[kBlock] = {0, 1, 4, 5, 2, 3, 6, 7};  // so that narrow() needs one shuffle
+  static constexpr int64_t kNarrowSteps = 0;
   static T zero() { return _mm256_setzero_si256(); }
   static T load(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
   static T broadcast(const uint8_t *p) {

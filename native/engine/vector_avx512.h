@@ -45,10 +45,12 @@ struct Lanes16 {
 struct Avx512 {
   using T = __m512i;
   using ConvValue = int16_t;
+  static constexpr int kConvOffset = 0;
   template <int W>
   using Lanes = std::conditional_t<W == 2, Lanes16, Lanes8>;
   static constexpr int vectors = 1, kSigns = Avx2::kSigns;
   static constexpr int lane_order[kBlock] = {0, 1, 2, 3, 4, 5, 6, 7};
+  static constexpr int64_t kNarrowSteps = 0;
   static T zero() { return _mm512_setzero_si512(); }
   static T load(const uint8_t *p) { return _mm512_loadu_si512(p); }
   static T broadcast(const uint8_t *p) {

@@ -58,10 +58,12 @@ struct Portable {
     uint64_t lane[kBlock];  // 8 bytes of a channel, or its accumulator
   };
   using ConvValue = uint8_t;
+  static constexpr int kConvOffset = 0;
   template <int W>
   using Lanes = PortableLanes;
   static constexpr int vectors = 1, kSigns = 8;
   static constexpr int lane_order[kBlock] = {0, 1, 2, 3, 4, 5, 6, 7};
+  static constexpr int64_t kNarrowSteps = 0;
 
   static T zero() { return {}; }
   static T load(const uint8_t *p) {

@@ -32,8 +32,8 @@ TORCHADDER_API int torchadder_engine_check(const void *bytes, size_t size);
 TORCHADDER_API torchadder_engine *torchadder_engine_load(const char *path, int threads);
 
 /* The same from memory, which is not needed afterwards. `isa`: "reference", "avx2", "avx2max", "avx512", "avx512vnni",
- * or NULL for the best that torchadder_selected_isa() allows. keep_values: every value has memory of its own, for
- * torchadder_engine_value(). */
+ * "neon", "neondot", or NULL for the best that torchadder_selected_isa() allows. keep_values: every value has memory of
+ * its own, for torchadder_engine_value(). */
 TORCHADDER_API torchadder_engine *torchadder_engine_read(const void *bytes, size_t size, int threads, const char *isa,
                                                          int keep_values);
 

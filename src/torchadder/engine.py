@@ -37,8 +37,8 @@ class Engine:
         source: a ``.tadder`` file, which may come from a stranger, its content as bytes, or a Program.
         threads: how many share the images of a batch, or the work of a single image. Default:
             torch.get_num_threads().
-        isa: "reference", "avx2", "avx2max", "avx512" or "avx512vnni"; default: the best that this CPU runs (and
-            torchadder.kernels allows).
+        isa: "reference", "avx2", "avx2max", "avx512", "avx512vnni", "neon" or "neondot"; default: the best that this
+            CPU runs (and torchadder.kernels allows).
         keep_values: keep every intermediate value in memory, for ``values``.
 
     Raises UserError where the file is missing or damaged, or an argument is out of range.

@@ -88,8 +88,8 @@ def available() -> list[str]:
 
 def variants() -> list[str]:
     """Return arguments of select() that together reach every kernel that this CPU can run: for tests and benchmarks."""
-    both = [f"{name}:{addition}" for name in available() if name != "reference" for addition in ("fma", "add")]
-    return ["reference", *both]
+    chosen = {name.split("_f32_")[1].split("_")[0] for name in names() if name.endswith(("_fma", "_add"))}
+    return [name + addition for name in available() for addition in ((":fma", ":add") if name in chosen else ("",))]
 
 
 def isa() -> str:

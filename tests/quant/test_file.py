@@ -166,6 +166,7 @@ UNSOUND = [  # edit, words of the message
     (tensor("1.weight", lambda t: t[:, :8].contiguous()), "step 1: weight takes 8 channels, its source has 16"),
     (tensor("1.weight", lambda t: t[0]), "step 1: weight has 3 dimensions"),
     (tensor("1.weight", lambda t: t[:0]), "step 1: weight has 0 filters"),
+    (tensor("0.weight", lambda t: torch.full_like(t, -128)), "step 0: a weight is -128, expected -127 to 127"),
     (tensor("1.offset", lambda t: t[:3]), "step 1: 1.offset has"),
     (tensor("1.offset", lambda t: t.float()), "step 1: 1.offset is F32"),
     (tensor("1.offset", lambda t: torch.full_like(t, 2**31 - 1)), "step 1: .* needs more than 32 bits"),
