@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,9 +176,3 @@ def test_a_file_that_is_no_program(images, capsys, path, words):
     assert out == ""
     assert err.startswith(f"error: {words}")
     assert err.count("\n") == 1
-
-
-def test_pillow_that_is_not_installed(images, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    assert main(["predict", "run.tadder", images[0]]) == 2
-    assert capsys.readouterr().err.endswith("not installed: pip install 'torchadder[images]'\n")

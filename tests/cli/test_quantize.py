@@ -111,7 +111,6 @@ BAD = [  # arguments after quantize, words of the line
     (["run", "-o", "new.tadder", "--images", "0"], "'--images'"),
     (["nowhere", "-o", "new.tadder"], "no checkpoint at nowhere"),
     (["run.tadder", "-o", "new.tadder"], "run.tadder is an integer program, not a checkpoint"),
-    (["run", "-o", "new.tadder", "--dataset", "mnits"], "--dataset mnits is unknown"),
     (
         ["run", "-o", "new.tadder", "--dataset", "other"],
         "run takes 1 channels and knows 10 classes; --dataset other has 1 and 5",

@@ -211,7 +211,6 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (nothing, [*TRAIN, "--grad", "sign", "--input-grad", "full"], "--grad sets --input-grad as well"),
     (nothing, [*TRAIN, "--batch-size", "51"], "--batch-size 51 is more than the 50 training images"),
     (nothing, [*TRAIN, "--resume"], "run holds no run to resume"),
-    (nothing, ["train", "lenet5bn-mnist", "--data", "nowhere"], "--data nowhere is no folder"),
     (
         write("data/train-images-idx3-ubyte", b"\0\0\x08\3"),
         ["train", "lenet5bn-mnist", "--data", "data"],

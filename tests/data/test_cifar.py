@@ -114,11 +114,6 @@ def test_other_files_than_the_published_are_accepted_only_on_request(tmp_path, n
     assert_is_the_data(load_dataset(name, tmp_path, partial=True), name)
 
 
-def test_partial_is_refused_for_other_data_sets():
-    with pytest.raises(UserError, match="mnist is read whole or not at all; leave partial=True out"):
-        load_dataset("mnist", partial=True)
-
-
 def test_archives_of_other_data_are_ignored(published, tmp_path):
     archived("cifar-100-binary.tar.gz", gzip.compress)(
         tmp_path, cifar.BINARY._replace(folder="cifar-100-binary"), {"train.bin": b"x"}
