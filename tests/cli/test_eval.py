@@ -22,8 +22,11 @@ def empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model():
+    """Return a CNN with filters as large as those of an AdderNet, since one of its files is read as one."""
     torch.manual_seed(3)
-    return create_model("lenet5bn", op="conv").eval()
+    model = create_model("lenet5bn", op="conv").eval()
+    model.load_state_dict(create_model("lenet5bn", op="adder").state_dict())
+    return model
 
 
 def pretrained(model):

@@ -222,7 +222,7 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (pictures(30), [*OWN, "imagefolder:x,size=16"], "it is made for 32 x 32: add ,size=32 to the name"),
     (nothing, ["eval", "nowhere"], "no checkpoint at nowhere"),
     (write("run/config.json", b"{}"), ["eval", "run"], "run holds no best.safetensors"),
-    (write("run/best.safetensors", b"junk"), ["eval", "run"], "is damaged"),
+    (write("run/best.safetensors", b"junk"), ["eval", "run"], "not a checkpoint"),
     (
         write("run.tadder", b"junk"),
         ["eval", "run.tadder"],
