@@ -219,7 +219,7 @@ USER_ERRORS = [  # what lies in the folder, arguments -> the words that the line
     (write("run", b""), TRAIN, "--out run: run is a file; choose another folder"),
     (write("file", b""), [*TRAIN[:-1], "file/run"], "file is a file; choose another folder"),
     (pictures(28), [*OWN, "imagefolder:x"], "lenet5bn does not take its images of 28 x 28 with 3 channels"),
-    (pictures(30), [*OWN, "imagefolder:x,size=16"], "it is made for 32 x 32: add ,size=32 to the name"),
+    (pictures(30), [*OWN, "imagefolder:x,size=16"], "it is made for 32 x 32: name it with size=32"),
     (nothing, ["eval", "nowhere"], "no checkpoint at nowhere"),
     (write("run/config.json", b"{}"), ["eval", "run"], "run holds no best.safetensors"),
     (write("run/best.safetensors", b"junk"), ["eval", "run"], "not a checkpoint"),

@@ -24,7 +24,7 @@ def check_images(model: nn.Module, dataset: Dataset, name: str) -> None:
         advice = ""
         if isinstance(model, Model) and model.input_size[1:] != (height, width):
             advice = f"; it is made for {model.input_size[1]} x {model.input_size[2]}"
-            advice += f": add ,size={model.input_size[1]} to the name" if ":" in dataset.name else ""
+            advice += f": name it with size={model.input_size[1]}" if ":" in dataset.name else ""
         reason = " ".join(str(error).split())[:150]
         raise UserError(
             f"dataset={dataset.name}: {name} does not take its images of {height} x {width} with {channels} channels "
