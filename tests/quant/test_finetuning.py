@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.quant.test_graph import COMPUTED
+from tests.quant.test_graph import images as small_images
 from tests.quant.test_lowering import correlation, seeded, trained
 from torch import nn
 
@@ -108,6 +110,23 @@ def test_the_fake_quantized_network_computes_as_the_program(name, op, recenter):
         logits, expected, unrounded = rounded(images), program(images), network(images)
     assert correlation(logits, expected) > (0.8 if name == "resnet20" else 0.98)
     assert (logits - expected).abs().median() < 0.5 * (unrounded - expected).abs().median()
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_steps_of_no_layer_are_fake_quantized(name):
+    x = small_images()
+    model = trained(COMPUTED[name], x)
+    captured = capture(model, x)
+    draft = Lowering(captured, 4, "max")
+    draft.program()
+    lowering = Lowering(captured, 4, "max", observe(Recorder(captured, draft.ranged), [x]))
+    rounded = FakeQuantized(captured, lowering)
+    with torch.no_grad():
+        expected = Lowering(captured, 4, "max", lowering.statistics).program()(x)
+        assert correlation(rounded(x), expected) > 0.99
+    rounded.training = True
+    F.cross_entropy(rounded(x).flatten(1), torch.arange(16) % 3).backward()
+    assert all(parameter.grad is not None for parameter in captured.parameters() if parameter.dim() != 3)
 
 
 @pytest.mark.parametrize("op", ["conv", "binary"])

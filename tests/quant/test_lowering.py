@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -118,7 +119,7 @@ def test_signs_of_a_binary_layer_are_exact():
         torch.testing.assert_close(quantize(model, [images])(images), model(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 4, np.int64(8)])
 def test_no_quantized_value_exceeds_qmax(bits):
     torch.manual_seed(0)
     model = create_model("lenet5bn")

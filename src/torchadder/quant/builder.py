@@ -71,7 +71,8 @@ class Builder:
             raise UserError(f"bits={bits} is out of range: expected 2 to 8")
         if method not in METHODS:
             raise UserError(f"method={method} is unknown: expected {', '.join(METHODS)}")
-        self.network, self.method, self.qmax = network, method, 2**bits - 1
+        self.network, self.qmax = network, 2**bits - 1
+        self.method: Method = "max" if statistics is None else method
         self.statistics, self.constants = statistics, network.constants()
         self.image_qmax = 255
         self.values: dict[fx.Node, Value] = {}
