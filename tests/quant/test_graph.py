@@ -168,7 +168,7 @@ OBSTACLES = [
     "Wrong, sigmoid: it has no integer form, replace it",
     "two, Conv2d with dilation=(2, 2): take dilation=1",
     "blocks.0.0, Hardswish: it has no integer form, replace it (2 more: blocks.1.0, blocks.2.0)",
-    "Wrong, native_dropout that is random: pass training=self.training to dropout",
+    "Wrong, native_dropout that may be random: pass training=self.training to dropout, or replace it",
     "Wrong, mean over axes [1]: only a mean over height and width has an integer form",
 ]
 

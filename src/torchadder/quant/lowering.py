@@ -46,7 +46,7 @@ class Lowering(Builder):
     def run(self) -> QuantizedValue:
         """Lower all nodes, and return the value of the images."""
         images = self.values[self.network.images] = self.images(self.network.images)
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, dict[str, None]] = {}  # places in order
         for node in self.network.nodes:
             if "val" in node.meta and not isinstance(node.meta["val"], (Tensor, tuple, list)):
                 continue  # a size: the operators that use it are refused
@@ -55,12 +55,12 @@ class Lowering(Builder):
             except Obstacle as obstacle:
                 place, kind = self.network.place(node).rsplit(", ", 1)
                 if operator_of(node) != "getitem":  # it follows what was refused already
-                    reasons.setdefault(f", {kind}{obstacle}", []).append(place)
+                    reasons.setdefault(f", {kind}{obstacle}", {})[place] = None
                 self.values[node] = self._stand_in(node)
         try:
             self._output(self.network.output)
         except Obstacle as obstacle:
-            reasons[f", output{obstacle}"] = [self.network.name]
+            reasons[f", output{obstacle}"] = {self.network.name: None}
         for reason, (first, *others) in reasons.items():
             more = f" ({len(others)} more: {', '.join(others[:3])}{', ...' * (len(others) > 3)})" if others else ""
             self.obstacles.append(f"{first}{reason}{more}")
@@ -69,7 +69,7 @@ class Lowering(Builder):
     def _lower(self, node: fx.Node) -> Value:
         handler = HANDLERS.get(operator_of(node))
         if is_random(node):
-            raise Obstacle("that is random", "pass training=self.training to dropout")
+            raise Obstacle("that may be random", "pass training=self.training to dropout, or replace it")
         if handler is None:
             raise Obstacle
         return handler(self, node, *node.args, **node.kwargs)
