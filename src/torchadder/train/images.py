@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchadder.data import Dataset
+from torchadder.data import Dataset, Split
 from torchadder.errors import UserError
 from torchadder.models import Model
 
@@ -16,10 +16,13 @@ def check_images(model: nn.Module, dataset: Dataset, name: str) -> None:
     Raises UserError where it fails, or does not return one logit for each class.
     """
     channels, height, width = dataset.shape
-    training = model.training
+    training, dtype = model.training, torch.float32
+    if isinstance(dataset.test, Split) and dataset.test.pixels.is_floating_point():
+        dtype = dataset.test.pixels.dtype  # the loader passes these on as they are
+    image = torch.zeros(1, *dataset.shape, dtype=dtype)
     try:
         with torch.no_grad():
-            logits = model.eval()(torch.zeros(1, *dataset.shape, dtype=torch.float32))
+            logits = model.eval()(image)
     except Exception as error:  # A network of the user may raise anything.
         advice = ""
         if isinstance(model, Model) and model.input_size[1:] != (height, width):
