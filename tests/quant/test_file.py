@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from tests.quant.random_programs import Maker
+from tests.quant.test_lowering import trained
 
 from torchadder.engine import Classifier, Engine
 from torchadder.errors import UserError
@@ -21,7 +22,8 @@ READERS = [Engine, Program.load]
 @pytest.fixture(scope="module")
 def program():
     torch.manual_seed(0)
-    return quantize(create_model("resnet20").eval(), [torch.randn(2, 3, 32, 32)])
+    images = torch.randn(2, 3, 32, 32)
+    return quantize(trained(create_model("resnet20"), images), [images])  # without statistics all channels are dead
 
 
 @pytest.fixture
