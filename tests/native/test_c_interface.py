@@ -5,6 +5,7 @@ there in the guard.
 """
 
 import ctypes
+import functools
 import itertools
 import threading
 
@@ -123,6 +124,16 @@ def loops(s, x, weight, dy):
     return y, dx, dx_sign, dw_sign
 
 
+@functools.cache
+def case(name):
+    """Return random x, weight, bias and dy for a shape, channels last, and the results of `loops` on them."""
+    s, random = SHAPES[name], np.random.default_rng(0)
+    x = random.integers(-8, 9, (s.images, *s.size_in, s.c_in)) / 4
+    weight, bias = random.integers(-8, 9, weight_size(s)) / 4, random.integers(-8, 9, s.c_out)
+    dy = random.integers(-4, 5, (s.images, *s.size_out, s.c_out))
+    return x, weight, bias, dy, loops(s, x, weight, dy)
+
+
 @pytest.fixture(params=kernels.variants())
 def variant(request):
     with kernels.using(request.param):
@@ -138,14 +149,13 @@ def as_channels_last(s, array):
     return np.moveaxis(array, 1, -1) if s.images_channels_first else array
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("s", SHAPES.values(), ids=SHAPES.keys())
-def test_arrays_between_guards(s, threads, variant):
-    random = np.random.default_rng(0)
-    x = Guarded(images(s, random.integers(-8, 9, (s.images, *s.size_in, s.c_in)) / 4))
-    weight = Guarded(random.integers(-8, 9, weight_size(s)) / 4)
-    bias = Guarded(random.integers(-8, 9, s.c_out))
-    dy = Guarded(images(s, random.integers(-4, 5, (s.images, *s.size_out, s.c_out))))
+@pytest.mark.parametrize(
+    ("name", "threads"),
+    [*itertools.product(SHAPES, [1, 2]), *(("padded, stride 2", threads) for threads in (0, -1, 1000))],
+)
+def test_arrays_between_guards(name, threads, variant):
+    s, (x, weight, bias, dy, expected) = SHAPES[name], case(name)
+    x, weight, bias, dy = Guarded(images(s, x)), Guarded(weight), Guarded(bias), Guarded(images(s, dy))
     y, dx, dx_sign = Guarded(dy.array * np.nan), Guarded(x.array * np.nan), Guarded(x.array * np.nan)
     dw = Guarded(weight.array * np.nan)
     tensors = dy.address, x.address, weight.address
@@ -155,7 +165,6 @@ def test_arrays_between_guards(s, threads, variant):
     assert call("grad_input_f32", s, *tensors, dx_sign.address, 1, threads)[0] == 0
     assert call("grad_weight_sign_f32", s, *tensors, dw.address, threads)[0] == 0
 
-    expected = loops(s, as_channels_last(s, x.array), weight.array, as_channels_last(s, dy.array))
     np.testing.assert_array_equal(as_channels_last(s, y.array), expected[0] + bias.array)
     np.testing.assert_array_equal(as_channels_last(s, dx.array), expected[1])
     np.testing.assert_array_equal(as_channels_last(s, dx_sign.array), expected[2])
@@ -191,23 +200,6 @@ def test_bias_may_be_null_and_recenter_adds_the_sum_of_the_filter():
     y = np.full((s.images, *s.size_out, s.c_out), np.nan, dtype=np.float32)
     assert call("forward_f32", s, x.ctypes.data, weight.ctypes.data, None, y.ctypes.data, 1, 1)[0] == 0
     np.testing.assert_array_equal(y, np.zeros_like(y))
-
-
-@pytest.mark.parametrize("threads", [0, -1, 1000])
-def test_any_number_of_threads_computes_everything(threads, variant):
-    s = SHAPES["padded, stride 2"]
-    random = np.random.default_rng(0)
-    x = random.integers(-4, 5, (s.images, *s.size_in, s.c_in)).astype(np.float32)
-    weight = random.integers(-4, 5, weight_size(s)).astype(np.float32)
-    dy = random.integers(-4, 5, (s.images, *s.size_out, s.c_out)).astype(np.float32)
-    y, dx, dw = (np.full(t.shape, np.nan, dtype=np.float32) for t in (dy, x, weight))
-    tensors = dy.ctypes.data, x.ctypes.data, weight.ctypes.data
-    assert call("forward_f32", s, x.ctypes.data, weight.ctypes.data, None, y.ctypes.data, 0, threads)[0] == 0
-    assert call("grad_input_f32", s, *tensors, dx.ctypes.data, 0, threads)[0] == 0
-    assert call("grad_weight_sign_f32", s, *tensors, dw.ctypes.data, threads)[0] == 0
-    expected = loops(s, x, weight, dy)
-    for found, truth in zip((y, dx, dw), (expected[0], expected[1], expected[3]), strict=True):
-        np.testing.assert_array_equal(found, truth)
 
 
 REJECTED = [  # changes to a valid shape, words of the error

@@ -19,15 +19,8 @@ NATIVE = Path(__file__).parents[2] / "native"
 @pytest.fixture(scope="module")
 def classify(tmp_path_factory):
     program, library = tmp_path_factory.mktemp("example") / "classify", kernels.library_path()
-    flags = [
-        "-std=c99",
-        "-D_POSIX_C_SOURCE=199309L",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-pedantic",
-        f"-I{NATIVE / 'include'}",
-    ]
+    flags = ["-std=c99", "-D_POSIX_C_SOURCE=199309L", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    flags.append(f"-I{NATIVE / 'include'}")
     link = [str(library), f"-Wl,-rpath,{library.parent}"]
     command = [os.environ.get("CC", "cc"), *flags, str(NATIVE / "examples" / "classify.c"), "-o", str(program), *link]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -35,19 +28,29 @@ def classify(tmp_path_factory):
     return lambda *words: subprocess.run([str(program), *map(str, words)], capture_output=True, text=True)
 
 
-def network(folder, channels, **metadata):
-    torch.manual_seed(channels)
-    shape = (channels, 32, 32)
-    model = create_model("lenet5bn" if channels == 1 else "resnet20", in_chans=channels).eval()
-    program = quantize(model, [torch.randn(4, *shape)], method="max")
-    program.save(folder / "net.tadder", **metadata)
-    return folder / "net.tadder"
+@pytest.fixture(scope="module")
+def programs():
+    """Return programs for images of one channel and of three."""
+    torch.manual_seed(0)
+    models = {channels: create_model("lenet5bn", in_chans=channels).eval() for channels in (1, 3)}
+    return {n: quantize(model, [torch.randn(4, n, 32, 32)], method="max") for n, model in models.items()}
+
+
+@pytest.fixture
+def written(programs, tmp_path):
+    """Return a function that writes a program: (channels, **metadata) -> path."""
+
+    def write(channels, **metadata):
+        programs[channels].save(tmp_path / "net.tadder", **metadata)
+        return tmp_path / "net.tadder"
+
+    return write
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_its_logits_are_those_of_the_engine(classify, tmp_path, channels):
+def test_its_logits_are_those_of_the_engine(classify, written, tmp_path, channels):
     mean, std = [0.5, 0.25, 0.4][:channels], [0.3, 0.2, 0.5][:channels]
-    path = network(tmp_path, channels, mean=mean, std=std)
+    path = written(channels, mean=mean, std=std)
     pixels = torch.randint(0, 256, (32, 32, channels), generator=torch.Generator().manual_seed(0)).byte()
     header = b"P%d\n# a comment\n32 32\n255\n" % (5 if channels == 1 else 6)
     (tmp_path / "image").write_bytes(header + pixels.numpy().tobytes())
@@ -57,9 +60,8 @@ def test_its_logits_are_those_of_the_engine(classify, tmp_path, channels):
     scaled = pixels.permute(2, 0, 1).double() / 255
     images = ((scaled - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)).float()[None]
     want = Engine(path)(images)[0]
-    assert torch.allclose(
-        torch.tensor(got), want, atol=0.05 * float(want.abs().max())
-    )  # one quantized value may round the other way
+    # One quantized value may round the other way.
+    assert torch.allclose(torch.tensor(got), want, atol=0.05 * float(want.abs().max()))
     assert f"class {got.index(max(got))} " in done.stdout
 
 
@@ -72,8 +74,8 @@ def test_its_logits_are_those_of_the_engine(classify, tmp_path, channels):
         (b"", "expected a binary P5"),
     ],
 )
-def test_bad_images(classify, tmp_path, image, words):
-    path = network(tmp_path, 1, mean=0, std=1)
+def test_bad_images(classify, written, tmp_path, image, words):
+    path = written(1, mean=0, std=1)
     (tmp_path / "image").write_bytes(image)
     done = classify(path, tmp_path / "image")
     assert done.returncode == 2
@@ -81,12 +83,12 @@ def test_bad_images(classify, tmp_path, image, words):
     assert done.stderr.count("\n") == 1
 
 
-def test_bad_files(classify, tmp_path):
+def test_bad_files(classify, written, tmp_path):
     (tmp_path / "short.tadder").write_bytes(b"nothing")
     for words, path, threads in (
         ("it is too short for a safetensors file", tmp_path / "short.tadder", 1),
         ("No such file", tmp_path / "none.tadder", 1),
-        ("it has no mean and std", network(tmp_path, 1), 1),
+        ("it has no mean and std", written(1), 1),
         ("threads: expected 1 to 1024", tmp_path / "short.tadder", 0),
     ):
         done = classify(path, "image.pgm", threads)

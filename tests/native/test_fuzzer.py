@@ -34,10 +34,10 @@ def run(*command):
     return subprocess.run([str(word) for word in command], capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def fuzzer(tmp_path_factory):
+@pytest.fixture
+def fuzzer(tmp_path):
     """Compile the fuzzer with the sanitizers."""
-    compiler, folder = os.environ.get("CXX", "c++"), tmp_path_factory.mktemp("fuzzer")
+    compiler, folder = os.environ.get("CXX", "c++"), tmp_path
     (folder / "empty.cpp").write_text("int main() {}\n")
     if (
         run(compiler, *FLAGS, folder / "empty.cpp", "-o", folder / "empty").returncode
@@ -62,16 +62,13 @@ def fuzzer(tmp_path_factory):
 
 
 def test_no_file_reaches_outside_the_buffers(fuzzer):
+    symbols = run("nm", fuzzer).stdout
+    assert "__asan_init" in symbols
+    assert "__ubsan_handle" in symbols
     corpus = sorted((Path(__file__).parent / "corpus").glob("*.tadder"))
     done = run(fuzzer, SECONDS or 5, 1, *corpus)
     assert done.returncode == 0, done.stderr[-3000:]
     files, accepted = (int(word) for word in done.stdout.split() if word.isdigit())
     assert accepted > 0
     assert files > 5 * len(corpus)
-
-
-def test_the_sanitizers_are_on(fuzzer):
     assert run(fuzzer, 1, 1, "no such file").returncode == 2
-    symbols = subprocess.run(["nm", str(fuzzer)], capture_output=True, text=True).stdout
-    assert "__asan_init" in symbols
-    assert "__ubsan_handle" in symbols
