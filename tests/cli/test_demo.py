@@ -91,7 +91,7 @@ def test_a_process_answers_and_an_interrupt_ends_it(folder, hearing):
     ("arguments", "words"),
     [
         (["nowhere.tadder"], "cannot read nowhere.tadder: No such file"),
-        (["run"], "cannot read run: Is a directory"),
+        (["run"], "cannot read 'run': expected the path of a .tadder file"),
         (["text.tadder"], "text.tadder is not a valid program"),
         (["run.tadder", "--threads", "2000"], "--threads 2000 is out of range"),
         (["run.tadder", "--port", "70000"], "Invalid value for '--port'"),

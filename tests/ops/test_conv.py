@@ -166,17 +166,25 @@ ROUNDED = {
 }
 
 
+@functools.cache
+def rounded(case, scale):
+    """Return tensors, the results of the reference, and the sums of the absolute terms of output and gradient."""
+    x, weight, grad = case.tensors()
+    x, weight = x * scale, weight * scale
+    size = -brute_force(case, x.abs(), -weight.abs(), grad).output  # of |x| + |w|
+    above = torch.full_like(weight, 1e9)  # sign(above - x) = 1: the reference sums |dY| itself
+    total = brute_force(case, x, above, grad.abs()).grad_input_sign
+    return x, weight, grad, brute_force(case, x, weight, grad), size, total
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("case", ROUNDED.values(), ids=ROUNDED.keys())
 def test_rounding_stays_within_the_derived_bound(case, scale, variant):
-    x, weight, grad = case.tensors()
-    x, weight = x * scale, weight * scale
+    x, weight, grad, truth, size, total = rounded(case, scale)
     bias = torch.linspace(-1, 1, case.c_out)
-    truth = brute_force(case, x, weight, grad)
+    size = size + by_filter(case, bias.abs()).double()
 
     terms = weight[0].numel()  # K
-    # sum of |x| + |w|: the reference's output for |x| and -|w|
-    size = -brute_force(case, x.abs(), -weight.abs(), grad).output + by_filter(case, bias.abs()).double()
     found = ops.adder_conv(x, weight, bias, case.geometry, False).double()
     assert ((found - truth.output - by_filter(case, bias)).abs() <= (3 * terms + 8) * UNIT * size).all()
 
@@ -186,8 +194,6 @@ def test_rounding_stays_within_the_derived_bound(case, scale, variant):
     assert (error <= (4 * terms + 8) * UNIT * size).all()
 
     terms = terms * case.c_out // case.c_in  # most outputs that depend on one input element
-    above = torch.full_like(weight, 1e9)  # sign(above - x) = 1: the reference sums |dY| itself
-    total = brute_force(case, x, above, grad.abs()).grad_input_sign
     found = ops.adder_conv_grad_input(grad, x, weight, case.geometry, "hardtanh").double()
     assert ((found - truth.grad_input).abs() <= (2 * terms + 8) * UNIT * (1 + x.double().abs()) * total).all()
     found = ops.adder_conv_grad_input(grad, x, weight, case.geometry, "sign").double()

@@ -1,5 +1,6 @@
 """Test that every number that depends on a NaN is NaN, and that infinity never becomes a wrong finite number."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -29,20 +30,21 @@ table = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 places = pytest.mark.parametrize("where", WHERE)
 
 
-def poisoned(case, where, value):
-    """Return tensors with `value` at two places of one of them."""
-    tensors = case.tensors()
-    flat = tensors[WHERE[where]].view(-1)
-    flat[[flat.numel() // 7, flat.numel() // 2]] = value
-    return tensors
-
-
 class Dependence(NamedTuple):
     """Hold masks of the numbers that depend on a number that is not finite."""
 
     output: Tensor
     grad_input: Tensor
     grad_weight: Tensor
+
+
+@functools.cache
+def poisoned(case, where, value):
+    """Return tensors with `value` at two places of one of them, and what depends on it."""
+    tensors = case.tensors()
+    flat = tensors[WHERE[where]].view(-1)
+    flat[[flat.numel() // 7, flat.numel() // 2]] = value
+    return *tensors, dependence(case, *tensors)
 
 
 def dependence(case, x, weight, grad):
@@ -58,39 +60,27 @@ def dependence(case, x, weight, grad):
 
 @places
 @table
-def test_nan_reaches_the_outputs_that_depend_on_it(case, where, variant):
-    x, weight, grad = poisoned(case, where, math.nan)
+def test_nan_reaches_what_depends_on_it(case, where, variant):
+    x, weight, grad, depends = poisoned(case, where, math.nan)
     y = ops.adder_conv(x, weight, None, case.geometry, False)
-    assert torch.equal(y.isnan(), dependence(case, x, weight, grad).output)
-
-
-@pytest.mark.parametrize("rule", ["hardtanh", "sign", "full"])
-@places
-@table
-def test_nan_reaches_the_input_gradients_that_depend_on_it(case, where, rule, variant):
-    x, weight, grad = poisoned(case, where, math.nan)
-    found = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule).isnan()
-    depends = dependence(case, x, weight, grad).grad_input
-    assert found[depends].all()
-    if where == "weight":  # may spread over the input channel, border pixels too
-        depends = depends.any(-1).any(-1).any(0)[:, None, None].expand_as(found)
-    assert not found[~depends].any()
-
-
-@pytest.mark.parametrize("rule", ["sign", "full"])
-@places
-@table
-def test_nan_reaches_the_weight_gradients_that_depend_on_it(case, where, rule, variant):
-    x, weight, grad = poisoned(case, where, math.nan)
-    dw = ops.adder_conv_grad_weight(grad, x, weight, case.geometry, rule)
-    assert torch.equal(dw.isnan(), dependence(case, x, weight, grad).grad_weight)
+    assert torch.equal(y.isnan(), depends.output)
+    may_spread = depends.grad_input
+    if where == "weight":  # over the input channel, to border pixels too
+        may_spread = may_spread.any(-1).any(-1).any(0)[:, None, None].expand_as(x)
+    for rule in ("hardtanh", "sign", "full"):
+        dx = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule).isnan()
+        assert dx[depends.grad_input].all(), rule
+        assert not dx[~may_spread].any(), rule
+    for rule in ("sign", "full"):
+        dw = ops.adder_conv_grad_weight(grad, x, weight, case.geometry, rule)
+        assert torch.equal(dw.isnan(), depends.grad_weight), rule
 
 
 @places
 @table
 def test_nan_in_float64(case, where):
-    x, weight, grad = (t.double() for t in poisoned(case, where, math.nan))
-    depends = dependence(case, x, weight, grad)
+    *tensors, depends = poisoned(case, where, math.nan)
+    x, weight, grad = (t.double() for t in tensors)
     assert torch.equal(ops.adder_conv(x, weight, None, case.geometry, False).isnan(), depends.output)
     for rule in ("hardtanh", "sign"):
         dx = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule)
@@ -129,8 +119,8 @@ def test_nan_in_bias(variant):
 @table
 def test_infinity_gives_what_the_formula_gives_or_nan(case, where, value, variant):
     """Allow NaN, which |x - w| = 2 max(x, w) - x - w makes of infinity, but no other finite number."""
-    x, weight, grad = poisoned(case, where, value)
-    truth, depends = brute_force(case, x, weight, grad), dependence(case, x, weight, grad)
+    x, weight, grad, depends = poisoned(case, where, value)
+    truth = brute_force(case, x, weight, grad)
 
     def check(found, expected, may_be_nan):
         stated = ~(found.isnan() & may_be_nan)

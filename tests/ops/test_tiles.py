@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-from tests.ops.test_conv import on_grid
+from tests.ops.test_conv import exact
 
 from torchadder import kernels, ops
-from torchadder.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case
 from torchadder.ops.geometry import Geometry
 
 NAME = re.compile(r"(?P<op>\w+_f32)_(?P<isa>[a-z0-9]+)_(?P<pixels>\d+)x(?P<lanes>\d+)_(?P<sum>any|fma|add)")
@@ -78,9 +78,8 @@ def test_tile_and_its_edges(op, isa, pixels, lanes, sum_):
     with kernels.using(isa if sum_ == "any" else f"{isa}:{sum_}"):
         assert f"{op}_{isa}_{pixels}x{lanes}_{sum_}" in kernels.names(in_use=True)
         for case in itertools.starmap(make_case, itertools.product(beside(pixels), beside(lanes))):
-            x, weight, grad = on_grid(case)
-            truth = getattr(brute_force(case, x, weight, grad), result)
-            assert torch.equal(run(result, case, x, weight, grad).double(), truth), case
+            *tensors, truth = exact(case)
+            assert torch.equal(run(result, case, *tensors).double(), getattr(truth, result)), case
 
 
 # The sign gradient of the weight has tiles of rows of the filter (K) by lanes, and sums 16 images at once.
@@ -89,7 +88,6 @@ def test_tile_and_its_edges(op, isa, pixels, lanes, sum_):
 def test_tiles_of_the_sign_gradient_of_the_weight(images, filters, variant):
     for depth in (1, 3, 4, 5, 11, 12, 13, 25):
         case = Case(images, depth, filters, size=(2, 1), kernel=(1, 1))
-        x, weight, grad = on_grid(case)
-        truth = brute_force(case, x, weight, grad).grad_weight_sign
+        x, weight, grad, truth = exact(case)
         found = ops.adder_conv_grad_weight(grad, x, weight, Geometry((1, 1), (0, 0), (1, 1), 1), "sign")
-        assert torch.equal(found.double(), truth), case
+        assert torch.equal(found.double(), truth.grad_weight_sign), case
