@@ -157,6 +157,7 @@ def test_latency_without_the_other_runtimes(measured, capsys, monkeypatch):
     assert main(LATENCY) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
+    assert lines[0].startswith("left out: CNN, ONNX Runtime fp32; CNN, ONNX Runtime int8; CNN, OpenVINO fp32; ")
     assert lines[0].endswith("openvino not installed: pip install 'torchadder[bench]'")
     assert measured[0][4] == ["adder_fp32", "adder_u8", "xnor", "engine_int8", "torch_fp32"]
 

@@ -62,14 +62,6 @@ def test_crops_go_with_their_labels():
     assert torch.equal(images[:, 0].round(), labels.view(-1, 1, 1).expand(-1, SIZE, SIZE).float())
 
 
-def test_normalised_by_channel():
-    raw, _ = everything(batches_of(split_of(3)))
-    split = dataclasses.replace(split_of(3), normalization=Normalization.of([0.1, 0.2, 0.3], [0.5, 0.6, 0.7]))
-    found, _ = everything(batches_of(split))
-    expected = (raw / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("options", [{}, dict(train=True, augment=RandomResizedCrop(), seed=5)])
 def test_the_number_of_workers_changes_nothing(options):
     split = split_of(29, damaged={3, 4, 20}, on_error="skip")

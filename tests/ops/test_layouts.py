@@ -110,18 +110,3 @@ def test_outputs_have_the_memory_format_of_conv2d_and_of_meta_tensors(case, form
     y = reals[0]
     assert y.is_contiguous(memory_format=FORMATS["channels last" if last else "contiguous"])
     assert y.is_contiguous() == conv.is_contiguous()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # opcheck's own
-@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
-@table
-def test_opcheck(case, memory_format):
-    x, weight, grad = (t.contiguous(memory_format=memory_format) for t in case.tensors())
-    bias, registered = torch.ones(case.c_out), torch.ops.torchadder
-    calls = [(registered.adder_conv, (x, weight, b, *case.geometry, r)) for b in (None, bias) for r in (False, True)]
-    for rule in ("hardtanh", "sign", "full"):
-        calls.append((registered.adder_conv_grad_input, (grad, x, weight, *case.geometry, rule)))
-    for rule in ("sign", "full"):
-        calls.append((registered.adder_conv_grad_weight, (grad, x, weight, *case.geometry, rule)))
-    for op, arguments in calls:
-        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))

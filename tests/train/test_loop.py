@@ -17,7 +17,6 @@ from torchadder.data import Batches, Split
 from torchadder.data import registry as datasets
 from torchadder.data.images import Augmentation
 from torchadder.data.registry import Normalization
-from torchadder.errors import UserError
 from torchadder.models import create_model
 from torchadder.models.checkpoint import load_checkpoint
 from torchadder.optim import AdaptiveLR
@@ -108,12 +107,6 @@ def test_augmentation_varies_the_images_only_where_asked(tiny_recipe, tmp_path, 
     )
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
-
-
-def test_augmentation_that_the_data_set_does_not_have(tiny_recipe, tmp_path):
-    with pytest.raises(UserError, match="augment=True, but tiny has no augmentation: leave it out"):
-        train(Run.open(tmp_path / "run", dataclasses.replace(tiny_recipe, augment=True)))
-    assert not (tmp_path / "run").exists()
 
 
 def test_what_data_to_accept_is_the_data_sets_to_judge(tiny_recipe, tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from torchadder.errors import UserError
 from torchadder.train import Progress, Run, train
 from torchadder.train.progress import TensorBoard
 
@@ -74,13 +73,6 @@ def test_a_run_that_continues_replaces_what_came_after_its_state(tiny_recipe, tm
     board = TensorBoard(tmp_path, Progress())
     board.started(tiny_recipe, None, 4, 10)
     assert calls == [(str(tmp_path / "tensorboard"), 5)]
-
-
-def test_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r'TensorBoard needs the package tensorboard: pip install "torchadder\[log\]"'):
-        TensorBoard(tmp_path, Progress())
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_real_one(tiny_recipe, tmp_path):

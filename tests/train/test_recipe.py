@@ -141,11 +141,6 @@ def test_out_of_range(change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_recipe_names_the_known():
-    with pytest.raises(UserError, match=r"recipe=lenet-mnist is unknown: expected one of .*lenet5bn-mnist"):
-        get_recipe("lenet-mnist")
-
-
 def test_every_option_has_a_help_and_its_default_is_allowed():
     for option in options():
         assert option.metadata["help"].endswith(".")

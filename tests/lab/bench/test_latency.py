@@ -218,20 +218,6 @@ def test_networks_that_cannot_be_made(fake):
         measured(["adder_u8"])
 
 
-def test_candidates_that_are_not_installed_are_named_in_one_line(monkeypatch):
-    monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: None)
-    warned = []
-    assert [candidate.key for candidate in latency.installed(warned.append)] == [
-        *("adder_fp32", "adder_u8", "xnor", "engine_int8", "torch_fp32")
-    ]
-    (line,) = warned
-    assert line.startswith("left out: CNN, ONNX Runtime fp32; CNN, ONNX Runtime int8; CNN, OpenVINO fp32; ")
-    assert line.endswith("onnx, onnxscript, onnxruntime, openvino not installed: pip install 'torchadder[bench]'")
-    monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: name)
-    assert latency.installed(warned.append) == list(CANDIDATES)
-    assert len(warned) == 1
-
-
 @pytest.mark.parametrize("op", ["adder", "conv", "binary"])
 def test_every_step_of_the_engine_has_a_row(op):
     rows = latency.measure_steps("resnet20", op, 3, lambda line: None)
