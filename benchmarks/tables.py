@@ -102,7 +102,7 @@ def limits_table(record: Record) -> str:
 
 def distance_table(record: Record, limits: Record) -> str:
     """Return rates at the largest batch on one thread, their share of the limit, and the ratio at the limit."""
-    isa = record["environment"]["kernels"]
+    isa = record["environment"]["kernels"].partition(":")[0]
     best: dict[str, float] = {}
     for row in limits["rows"]:
         name = row["loop"].partition(":")[0]

@@ -74,7 +74,7 @@ def test_extreme_quantized_values(kind, isa):
     """Test the largest accumulators: all differences 255, all products of one sign, all signs different."""
     extremes = {
         "adder": ((0, 255), (255, 0)),
-        "conv": ((255, 127), (255, -128)),
+        "conv": ((255, 127), (255, -127)),
         "binary": ((255, -1), (0, -1), (0, 1)),
     }
     for x, w in extremes[kind]:

@@ -31,6 +31,16 @@ def test_the_best_is_the_default():
     assert kernels.isa() == kernels.available()[-1]
 
 
+def test_the_way_of_summing_is_timed_once_and_can_be_forced():
+    kernels.select("")
+    chosen = kernels.variant()
+    assert chosen in kernels.variants()
+    assert kernels.variant() == chosen
+    for variant in kernels.variants():
+        with kernels.using(variant):
+            assert kernels.variant() == variant
+
+
 def test_variants_reach_every_kernel_that_runs_here():
     reached = set()
     for variant in kernels.variants():

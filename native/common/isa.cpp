@@ -27,20 +27,8 @@ constexpr Isa kSelectedAs[] = {
 
 Isa best_isa() {
   for (int i = kIsaCount - 1; i > 0; --i)
-    if (const Isa isa = static_cast<Isa>(i); kSelectedAs[i] == isa && is_supported(isa) && is_preferred(isa))
-      return isa;
+    if (const Isa isa = static_cast<Isa>(i); kSelectedAs[i] == isa && is_supported(isa)) return isa;
   return Isa::reference;
-}
-
-// The kernels compute max and accumulate. From AMD's Zen 3 on max shares its ports with add, on Intel and on Zen 1 and
-// 2 (family 17h) with fma, so the other one accumulates.
-Sum best_sum() {
-#if TORCHADDER_X86
-  __builtin_cpu_init();
-  return __builtin_cpu_is("intel") || __builtin_cpu_is("amdfam17h") ? Sum::add : Sum::fma;
-#else
-  return Sum::any;
-#endif
 }
 
 std::atomic<Isa> &isa_in_use() {
@@ -48,10 +36,7 @@ std::atomic<Isa> &isa_in_use() {
   return isa;
 }
 
-std::atomic<Sum> &sum_in_use() {
-  static std::atomic<Sum> sum{best_sum()};
-  return sum;
-}
+std::atomic<Sum> forced{Sum::any};
 
 // Returns the set that is number `index` among those that can be selected, or -1 if there are fewer.
 int selectable(int index) {
@@ -82,22 +67,9 @@ bool is_supported(Isa isa) {
   __builtin_cpu_init();
 #endif
   switch (isa) {
-#define INSTRUCTION_SET(name, selected_as, conv, engine, is_supported, is_preferred) \
-  case Isa::name:                                                                    \
+#define INSTRUCTION_SET(name, selected_as, conv, engine, is_supported, ...) \
+  case Isa::name:                                                           \
     return is_supported;
-#include "common/isa.inc"
-  }
-  return false;
-}
-
-bool is_preferred(Isa isa) {
-#if TORCHADDER_X86
-  __builtin_cpu_init();
-#endif
-  switch (isa) {
-#define INSTRUCTION_SET(name, selected_as, conv, engine, is_supported, is_preferred) \
-  case Isa::name:                                                                    \
-    return is_preferred;
 #include "common/isa.inc"
   }
   return false;
@@ -106,7 +78,7 @@ bool is_preferred(Isa isa) {
 Isa selected_as(Isa isa) { return kSelectedAs[static_cast<int>(isa)]; }
 const char *isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 Isa selected_isa() { return isa_in_use().load(std::memory_order_relaxed); }
-Sum selected_sum() { return sum_in_use().load(std::memory_order_relaxed); }
+Sum forced_sum() { return forced.load(std::memory_order_relaxed); }
 
 }  // namespace torchadder
 
@@ -133,12 +105,12 @@ int torchadder_isa_runs_here(int index) {
 int torchadder_select_isa(const char *name) {
   if (!name || !*name) {
     isa_in_use() = best_isa();
-    sum_in_use() = best_sum();
+    forced = Sum::any;
     return 0;
   }
   const char *colon = std::strchr(name, ':');
   const std::size_t length = colon ? static_cast<std::size_t>(colon - name) : std::strlen(name);
-  Sum sum = best_sum();
+  Sum sum = Sum::any;
   if (colon) {
     if (std::strcmp(colon, ":fma") && std::strcmp(colon, ":add"))
       return fail("'%s' is not an instruction set: expected fma or add after the colon", name);
@@ -149,22 +121,12 @@ int torchadder_select_isa(const char *name) {
     if (kSelectedAs[i] != isa || std::strlen(kNames[i]) != length || std::strncmp(name, kNames[i], length)) continue;
     if (!is_supported(isa)) return fail("this CPU cannot run the instruction set '%s'", kNames[i]);
     isa_in_use() = isa;
-    sum_in_use() = sum;
+    forced = sum;
     return 0;
   }
   return fail("'%s' is not an instruction set that this library was built with", name);
 }
 
 const char *torchadder_selected_isa(void) { return isa_name(selected_isa()); }
-
-const char *torchadder_selected_variant(void) {
-  static const char *const names[][2] = {
-#define INSTRUCTION_SET(name, ...) {#name ":fma", #name ":add"},
-#include "common/isa.inc"
-  };
-  const Isa isa = selected_isa();
-  return selected_sum() == Sum::any || isa == Isa::reference ? isa_name(isa)
-                                                             : names[static_cast<int>(isa)][selected_sum() == Sum::add];
-}
 
 }  // extern "C"

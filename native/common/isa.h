@@ -18,12 +18,11 @@ constexpr int kIsaCount = 0
 
 // The properties that isa.inc lists for each set.
 bool is_supported(Isa isa);
-bool is_preferred(Isa isa);
 Isa selected_as(Isa isa);
 const char *isa_name(Isa isa);
 
 // The selection holds for the whole process: the best set of this CPU until torchadder_select_isa() changes it.
 Isa selected_isa();
-Sum selected_sum();
+Sum forced_sum();  // any: the faster one here, see conv/dispatch.h
 
 }  // namespace torchadder

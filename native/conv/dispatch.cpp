@@ -1,7 +1,9 @@
 #include "conv/dispatch.h"
 
+#include <atomic>
 #include <iterator>
 
+#include "conv/timing.h"
 #include "torchadder.h"
 
 namespace torchadder {
@@ -45,16 +47,42 @@ const Kernel (&kernels()) [kKernelCount] {
   return table.kernels;
 }
 
-bool is_in_use(const Kernel &kernel, Op op) {
-  return kernel.op == op && kernel.isa == selected_isa() && (kernel.sum == Sum::any || kernel.sum == selected_sum());
+// Returns the widest forward kernel of `isa` that accumulates by `sum`, or null.
+const Kernel *widest(Isa isa, Sum sum) {
+  const Kernel *found = nullptr;
+  for (const Kernel &kernel : kernels())
+    if (kernel.op == Op::forward_f32 && kernel.isa == isa && kernel.sum == sum &&
+        (!found || kernel.lanes > found->lanes))
+      found = &kernel;
+  return found;
+}
+
+bool is_in_use(const Kernel &kernel, Op op, Isa isa, Sum sum) {
+  return kernel.op == op && kernel.isa == isa && (kernel.sum == Sum::any || kernel.sum == sum);
 }
 
 }  // namespace
 
+Sum selected_sum() {
+  static std::atomic<bool> is_known[kIsaCount];
+  static std::atomic<Sum> faster[kIsaCount];
+  const Isa isa = selected_isa();
+  const auto at = static_cast<std::size_t>(isa);
+  if (!is_known[at]) {
+    const Kernel *const fma = widest(isa, Sum::fma), *const add = widest(isa, Sum::add);
+    faster[at] = fma && add ? faster_sum(*fma, *add) : Sum::any;
+    is_known[at] = true;
+  }
+  const Sum forced = forced_sum(), sum = faster[at];
+  return sum == Sum::any || forced == Sum::any ? sum : forced;
+}
+
 const Kernel &kernel_for(Op op, int64_t lanes) {
+  const Isa isa = selected_isa();
+  const Sum sum = selected_sum();
   const Kernel *best = nullptr;
   for (const Kernel &kernel : kernels()) {
-    if (!is_in_use(kernel, op)) continue;
+    if (!is_in_use(kernel, op, isa, sum)) continue;
     const bool holds = kernel.lanes >= lanes;
     if (!best || (holds ? best->lanes < lanes || kernel.lanes < best->lanes : kernel.lanes > best->lanes))
       best = &kernel;
@@ -78,6 +106,14 @@ using namespace torchadder;
 
 extern "C" {
 
+const char *torchadder_selected_variant(void) {
+  static const char *const names[][3] = {
+#define INSTRUCTION_SET(name, ...) {#name, #name ":fma", #name ":add"},
+#include "common/isa.inc"
+  };
+  return names[static_cast<int>(selected_isa())][static_cast<int>(selected_sum())];
+}
+
 int torchadder_kernel_count(void) { return kKernelCount; }
 
 const char *torchadder_kernel_name(int index) {
@@ -85,7 +121,8 @@ const char *torchadder_kernel_name(int index) {
 }
 
 int torchadder_kernel_in_use(int index) {
-  return index >= 0 && index < kKernelCount && is_in_use(kListed[index], kListed[index].op);
+  return index >= 0 && index < kKernelCount &&
+         is_in_use(kListed[index], kListed[index].op, selected_isa(), selected_sum());
 }
 
 }  // extern "C"

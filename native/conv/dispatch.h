@@ -39,6 +39,10 @@ struct AuxiliaryKernels {
 
 void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);
 
+// Returns how the float kernels of the selected instruction set accumulate: as torchadder_select_isa() forces, else the
+// faster way on this CPU, timed at the first call for each set.
+Sum selected_sum();
+
 // Returns the narrowest kernel of the selected instruction set that holds `lanes` channels, else the widest there is.
 const Kernel &kernel_for(Op op, int64_t lanes);
 const AuxiliaryKernels &auxiliary_kernels(Isa isa);

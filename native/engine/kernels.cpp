@@ -1,7 +1,10 @@
 #include "engine/kernels.h"
 
+#include <atomic>
 #include <cstring>
 #include <iterator>
+
+#include "engine/timing.h"
 
 namespace torchadder::engine {
 
@@ -48,6 +51,22 @@ int listed(Op op, Isa isa) {
   return found;
 }
 
+constexpr bool no = false, yes = true;
+constexpr bool kIsTimed[] = {
+#define INSTRUCTION_SET(name, selected_as, conv, engine, is_supported, timed) timed,
+#include "common/isa.inc"
+};
+
+// Returns whether a set that this CPU supports is at least as fast as the one that it extends.
+bool is_chosen(Isa isa) {
+  if (!kIsTimed[static_cast<int>(isa)]) return true;
+  const auto adder = [](Isa of) { return kTables[static_cast<int>(of)][listed(Op::adder, of)]; };
+  static std::atomic<int> known[kIsaCount];  // 0: not timed yet, 1: slower, 2: faster
+  std::atomic<int> &result = known[static_cast<int>(isa)];
+  if (!result) result = 1 + is_faster(adder(isa), adder(selected_as(isa)));
+  return result == 2;
+}
+
 }  // namespace
 
 Kernels::Kernels(Isa isa) : auxiliary_(kAuxiliary[static_cast<int>(isa)]) {
@@ -72,8 +91,7 @@ const Kernels *Kernels::find(const char *name) {
   for (int i = kIsaCount; i-- > 0;) {
     const Isa isa = static_cast<Isa>(i);
     if (!kTables[i] || !is_supported(isa)) continue;
-    if (name ? !std::strcmp(isa_name(isa), name) : is_preferred(isa) && selected_as(isa) <= selected_isa())
-      return &all[i];
+    if (name ? !std::strcmp(isa_name(isa), name) : selected_as(isa) <= selected_isa() && is_chosen(isa)) return &all[i];
   }
   return nullptr;
 }

@@ -86,11 +86,13 @@ def check_kernels() -> list[Check]:
     """Check that the native library loads, and the kernels of each instruction set that it was built with."""
     path = kernels.library_path()
     try:
-        chosen = kernels.isa()
+        chosen = kernels.variant()
     except UserError as error:
         return [Check("native library", False, str(error))]
     forced = os.environ.get("TORCHADDER_ISA")
     why = f"TORCHADDER_ISA={forced}" if forced else "the best that this CPU runs"
+    if ":" in chosen and ":" not in (forced or ""):
+        why += "; of fma and add the faster, timed"
     threads = f"{kernels.threads()} thread{'s' if kernels.threads() > 1 else ''}"
     found = Check("native library", True, f"{path}; in use: {chosen} ({why}), {threads}")
     return [found, *(_check_isa(name) for name in kernels.compiled())]

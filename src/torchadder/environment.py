@@ -21,7 +21,8 @@ from torchadder.version import __version__
 def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
     """Return what a reader needs in order to trust or repeat the numbers of a run, as plain values for JSON.
 
-    For a run on a GPU, "gpu" describes it, and "kernels", the instruction set of the CPU, is None.
+    "kernels" is the instruction set in use and how its kernels sum. For a run on a GPU it is None, and "gpu" describes
+    the GPU.
     """
     place = device if device is not None and device.type == "cuda" else None
     about: dict[str, Any] = {
@@ -33,7 +34,7 @@ def describe_environment(device: torch.device | None = None) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "kernels": None if place else kernels.isa(),
+        "kernels": None if place else kernels.variant(),
     }
     if place:
         about["gpu"] = describe_gpu(place)

@@ -97,10 +97,16 @@ def isa() -> str:
     return library().torchadder_selected_isa().decode()
 
 
+def variant() -> str:
+    """Return the instruction set in use and how its kernels sum, such as "avx2:fma": an argument of select()."""
+    return library().torchadder_selected_variant().decode()
+
+
 def select(name: str) -> None:
     """Use one instruction set from now on, in the whole process; "" is the best. Raises UserError if it cannot run.
 
-    "avx2:fma" and "avx2:add" also choose how partial results are summed; the vendor of the CPU decides otherwise.
+    "avx2:fma" and "avx2:add" also choose how partial results are summed; otherwise the way that was faster when both
+    were timed, at the first use in a process. Both give the same bits.
     """
     native = library()
     if native.torchadder_select_isa(name.encode()):
@@ -110,8 +116,7 @@ def select(name: str) -> None:
 @contextlib.contextmanager
 def using(name: str) -> Iterator[None]:
     """Select ``name`` for the length of a with block."""
-    native = library()
-    before = native.torchadder_selected_variant().decode()
+    before = variant()
     select(name)
     try:
         yield

@@ -162,7 +162,7 @@ def test_a_library_that_does_not_load_is_noticed(capsys, monkeypatch):
     def refuse():
         raise UserError("the native library does not load")
 
-    monkeypatch.setattr(kernels, "isa", refuse)
+    monkeypatch.setattr(kernels, "variant", refuse)
     code, found = checks(capsys)
     assert code == 1
     assert found["native library"] == {

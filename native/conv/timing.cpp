@@ -1,0 +1,44 @@
+#include "conv/timing.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+namespace torchadder {
+namespace {
+
+// One tile: its pixels read the same source, so that all data stay in the first cache.
+constexpr int64_t kDepth = 256;
+constexpr int kLanes = 32, kCalls = 8, kRepetitions = 25;
+
+double seconds(TileKernel run, const Block &block, const Tile &tile) {
+  const auto start = std::chrono::steady_clock::now();
+  for (int call = 0; call < kCalls; ++call) run(block, tile);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+Sum faster_sum(const Kernel &fma, const Kernel &add) {
+  alignas(64) float weight[kDepth * kLanes], source[kDepth], constant[kLanes] = {}, sums[kMaxPixels] = {};
+  alignas(64) float results[kMaxPixels][kLanes];
+  for (int64_t i = 0; i < kDepth * kLanes; ++i) weight[i] = static_cast<float>(i % 7 - 3);
+  for (int64_t i = 0; i < kDepth; ++i) source[i] = static_cast<float>(i % 5 - 2);
+  const float *sources[kMaxPixels];
+  float *result[kMaxPixels];
+  std::fill(sources, sources + kMaxPixels, source);
+  for (int p = 0; p < kMaxPixels; ++p) result[p] = results[p];
+  const Run run{0, 0, kDepth};
+  Block block{};
+  block.weight = weight, block.runs = &run, block.run_count = 1;
+  block.weight_sum = block.constant = constant, block.lanes = fma.lanes;
+  const Tile tile{sources, nullptr, result, sums, fma.pixels};
+  double least[2] = {std::numeric_limits<double>::max(), std::numeric_limits<double>::max()};
+  for (int i = 0; i < kRepetitions; ++i) {
+    least[0] = std::min(least[0], seconds(fma.run, block, tile));
+    least[1] = std::min(least[1], seconds(add.run, block, tile));
+  }
+  return least[1] < least[0] ? Sum::add : Sum::fma;
+}
+
+}  // namespace torchadder
