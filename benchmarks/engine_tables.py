@@ -45,16 +45,19 @@ def summary_table(*records: Record) -> str:
 def claims_table(*records: Record) -> str:
     """Return the table of README.md: the speedup of the 8-bit AdderNet over the best CNNs, one image on one thread."""
     header, cells = ["network"], {}
+    others = [processor(record) for record in records if processor(record) != processor(records[0])]
     for record in records:
-        cpu = f"{record['cpu'].partition(' (')[0].upper()}: " if "cpu" in record else ""
+        other = record["environment"]["processor"] if processor(record) in others else ""
+        cpu = record["cpu"].upper() if "cpu" in record else other
+        cpu = f"{cpu.partition(' (')[0]}: " if cpu else ""
         header += [f"{cpu}best {precision} CNN" for precision in ("fp32", "int8")]
         for (model, batch), rows in _on_one_thread(record).items():
             if batch == 1:
                 best = (_best_cnn(rows, precisions) for precisions in PRECISIONS.values())
                 cells.setdefault(model, []).extend("–" if row is None else f"{_ratio(row)}×" for row in best)
     caption = (
-        f"The speedup of the 8-bit AdderNet over the best CNN, one image on one thread of an {processor(records[0])}, "
-        "as it is and limited to AVX2."
+        f"The speedup of the 8-bit AdderNet over the best CNN, one image on one thread: {processor(records[0])}, "
+        f"as it is and limited to AVX2{''.join(f'; {other}' for other in others)}."
     )
     return f"{markdown(header, [[model, *row] for model, row in cells.items()])}\n\n{caption}"
 
@@ -89,7 +92,8 @@ def latency_table(record: Record) -> str:
         parts.append(markdown(header, lines))
     where = processor(record)
     seen = f"; **every runtime sees {record['cpu']}**" if "cpu" in record else ""
-    meaning = f"medians of {record['n']} repetitions; × is the multiple of the 8-bit AdderNet's time"
+    repetitions = " and ".join(dict.fromkeys(str(row["n"]) for row in record["rows"]))
+    meaning = f"medians of {repetitions} repetitions; × is the multiple of the 8-bit AdderNet's time"
     caption = f"{where}{seen}; {meaning}; {record['date']}."
     return "\n\n".join([caption, *parts])
 

@@ -153,7 +153,7 @@ Sources = tuple[tuple[str, ...], ...]  # files of results/, those that a table t
 ONE_FILE: dict[str, Callable[[Record], str]] = {  # the table NAME of bench-NAME.json
     **dict.fromkeys(("layers", "layers-avx2"), layers_table),
     **dict.fromkeys(("train", "train-avx2", "train-zen3"), train_table),
-    **dict.fromkeys(("latency", "latency-avx2"), latency_table),
+    **dict.fromkeys(("latency", "latency-avx2", "latency-zen1"), latency_table),
     "family": family_table,
 }
 LATENCY: Sources = (("bench-latency.json", "bench-latency-avx2.json"),)
@@ -167,7 +167,7 @@ TABLES: dict[str, tuple[Callable[..., str], Sources]] = {
     "steps": (steps_table, (("bench-kernels-avx2.json", "limits-u8.json"), ("bench-kernels.json", "limits-u8.json"))),
     "quantisation": (quantisation_table, (("quantisation-cifar10.json", "quantisation-mnist.json"),)),
     "latency-summary": (summary_table, LATENCY),
-    "claims": (claims_table, LATENCY),
+    "claims": (claims_table, ((*LATENCY[0], "bench-latency-zen1.json"),)),
 }
 KNOWN = (*TABLES, *EXPERIMENTS, "other-runs")
 
