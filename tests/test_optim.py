@@ -185,6 +185,23 @@ def test_adder_weights_are_found_after(change):
         torch.testing.assert_close(weight.grad, torch.full_like(weight, 0.2))
 
 
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda trainer: pickle.loads(pickle.dumps(trainer))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
+@pytest.mark.parametrize(("chosen", "removed"), [(False, False), (True, False), (True, True)])
+def test_a_copy_beside_its_optimizer_rescales(copied, chosen, removed):
+    net = small_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    rates = AdaptiveLR(optimizer, params=adder_weights(net) if chosen else None)
+    if removed:
+        rates.remove()
+    net, optimizer, _ = copied((net, optimizer, rates))
+    net[4].weight.grad = torch.ones_like(net[4].weight)
+    optimizer.step()
+    torch.testing.assert_close(net[4].weight.grad, torch.full_like(net[4].weight, 1.0 if removed else 0.2))
+
+
 def test_weights_of_a_group_added_later_are_found():
     net = small_net()
     optimizer = torch.optim.SGD(net[0].parameters(), lr=0.0)
@@ -233,6 +250,7 @@ REFUSED = [  # call -> the words that the message must contain
     (lambda sgd: AdaptiveLR(sgd, eta=0), "eta"),
     (lambda sgd: AdaptiveLR(sgd, eta=math.nan), "eta"),
     (lambda sgd: IncreasedLR(sgd, factor=-1), "factor"),
+    (lambda sgd: AdaptiveLR(sgd, params=sgd.param_groups[0]["params"]).load_state_dict({"eta": -1}), "eta=-1"),
 ]
 
 

@@ -10,9 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from torchadder.errors import UserError
 from torchadder.nn.adder import SMALL, root_mean_square
+
+
+def _positive(name: str, value: float) -> float:
+    if not (value > 0 and math.isfinite(value)):
+        raise UserError(f"{name}={value} is out of range: expected a finite number above 0")
+    return value
 
 
 class _AdderGradientHook:
@@ -25,26 +32,37 @@ class _AdderGradientHook:
                 "fails with a rescaled one: take another optimizer"
             )
         self._optimizer, self._stepped = optimizer, False
-        self._chosen = None if params is None else {id(p) for p in params}
+        self._chosen = None if params is None else list(params)
         present = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if self._chosen is not None and not self._chosen <= present:
-            raise UserError(f"{len(self._chosen - present)} of the given params are not in the optimizer")
+        if missing := {id(p) for p in self._chosen or ()} - present:
+            raise UserError(f"{len(missing)} of the given params are not in the optimizer")
         if not any(True for _ in self._weights()):
             raise UserError(
                 f"{type(self).__name__} found no adder weight in the optimizer: build the optimizer from a "
                 "model with adder layers, or name the weights with params=[...]"
             )
-        self._handle = optimizer.register_step_pre_hook(self._before_step)
+        self._handle: RemovableHandle | None = optimizer.register_step_pre_hook(self._before_step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_handle": self._handle is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Attach a copy to the copy of the optimiser, which has no hooks."""
+        vars(self).update(state)
+        self._handle = self._optimizer.register_step_pre_hook(self._before_step) if state["_handle"] else None
 
     def remove(self) -> None:
         """Detach the hook from the optimiser: later steps use the gradients as they are."""
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
 
     def _weights(self) -> Iterator[Tensor]:
+        if self._chosen is not None:
+            yield from self._chosen
+            return
         for group in self._optimizer.param_groups:
-            for p in group["params"]:
-                if getattr(p, "adder", False) if self._chosen is None else id(p) in self._chosen:
-                    yield p
+            yield from (p for p in group["params"] if getattr(p, "adder", False))
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -109,7 +127,8 @@ class AdaptiveLR(_AdderGradientHook):
     missing one (None) is skipped. NaN or infinity turns into NaN, so that a gradient scaler or the loss check can act
     on it.
 
-    torch drops the hooks of an optimiser when it is copied or pickled: attach a new AdaptiveLR to the copy.
+    torch drops the hooks of an optimiser when it is copied or pickled: attach a new AdaptiveLR to the copy, or copy
+    both in one object, such as a trainer.
 
     Warns once, at the first step, where adder weights are as small as those of torch's convolutions: an initialisation
     written for convolutions takes adder layers too, and from there they learn slowly.
@@ -123,9 +142,7 @@ class AdaptiveLR(_AdderGradientHook):
     """
 
     def __init__(self, optimizer: Optimizer, eta: float = 0.2, params: Iterable[Tensor] | None = None):
-        if not (eta > 0 and math.isfinite(eta)):
-            raise UserError(f"eta={eta} is out of range: expected a finite number above 0")
-        self.eta = eta
+        self.eta = _positive("eta", eta)
         super().__init__(optimizer, params)
 
     def _rescale(self, grad: Tensor) -> None:
@@ -146,7 +163,7 @@ class AdaptiveLR(_AdderGradientHook):
         return {"eta": self.eta}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.eta = state["eta"]
+        self.eta = _positive("eta", state["eta"])
 
 
 class IncreasedLR(_AdderGradientHook):
@@ -157,9 +174,7 @@ class IncreasedLR(_AdderGradientHook):
     """
 
     def __init__(self, optimizer: Optimizer, factor: float = 100.0, params: Iterable[Tensor] | None = None):
-        if not (factor > 0 and math.isfinite(factor)):
-            raise UserError(f"factor={factor} is out of range: expected a finite number above 0")
-        self.factor = factor
+        self.factor = _positive("factor", factor)
         super().__init__(optimizer, params)
 
     def _rescale(self, grad: Tensor) -> None:
@@ -170,4 +185,4 @@ class IncreasedLR(_AdderGradientHook):
         return {"factor": self.factor}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.factor = state["factor"]
+        self.factor = _positive("factor", state["factor"])

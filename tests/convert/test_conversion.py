@@ -160,19 +160,21 @@ def test_tied_weights_stay_tied_and_marked_while_an_adder_layer_has_them():
 class Tied(nn.Module):
     """Share the weight of a middle layer with `other`."""
 
-    def __init__(self, other):
+    def __init__(self, other, by_data):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 3))
         self.more, self.norm, self.other = nn.Linear(5, 5), nn.LayerNorm(5), other
-        self.other.weight = self.layers[2].weight
+        weight = self.layers[2].weight
+        self.other.weight = nn.Parameter(weight.data) if by_data else weight
 
     def forward(self, x):
         return self.layers(self.norm(self.more(self.other(x))))
 
 
+@pytest.mark.parametrize("by_data", [False, True])
 @pytest.mark.parametrize("other", [nn.Linear(5, 5), nn.Embedding(5, 5)], ids=["first", "embedding"])
-def test_a_layer_that_shares_its_weight_with_a_kept_one_is_left_with_it(other):
-    model = Tied(other)
+def test_a_layer_that_shares_its_weight_with_a_kept_one_is_left_with_it(other, by_data):
+    model = Tied(other, by_data)
     weight = other.weight.detach().clone()
     convert(model, filter_fn=lambda name, layer: name in ("layers.2", "more"), rescale=True)
     assert torch.equal(other.weight, weight)

@@ -38,6 +38,12 @@ def parametrised():
     return layer
 
 
+def with_forward_of_its_own():
+    layer = nn.Linear(4, 4)
+    layer.forward = layer.forward
+    return layer
+
+
 LEFT = {  # a layer that stays what it is: why
     "subclass": (lambda: StandardisedConv2d(4, 4, 1), "adder", "a subclass of Conv2d; only torch's own"),
     "subclass of an adder layer": (lambda: type("Mine", (AdderLinear,), {})(4, 4), "conv", "a subclass of AdderLinear"),
@@ -53,6 +59,7 @@ LEFT = {  # a layer that stays what it is: why
         "adder",
         "computed; remove weight_norm",
     ),
+    "hooked by another library": (with_forward_of_its_own, "adder", "its forward is replaced"),
     "complex": (lambda: nn.Linear(4, 4, dtype=torch.complex64), "adder", "torch.complex64"),
     "integers": (lambda: with_weight(nn.Linear(4, 4), lambda w: w.to(torch.int8)), "adder", "torch.int8"),
     "sparse": (lambda: with_weight(nn.Linear(4, 4), lambda w: w.to_sparse()), "adder", "torch.sparse_coo"),

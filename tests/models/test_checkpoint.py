@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -87,13 +88,22 @@ def test_a_folder_whose_configuration_names_no_model_is_recognised(tmp_path, fil
     assert load_checkpoint(tmp_path).config == trained().config
 
 
-def test_the_weights_of_a_cnn_are_not_taken_for_an_addernet_s_without_a_word(tmp_path):
-    torch.save(trained("conv").state_dict(), tmp_path / "net.pth")
-    with pytest.warns(UserWarning, match="loaded as an AdderNet, but its filters .* pass op='conv' or op='binary'"):
-        load_checkpoint(tmp_path / "net.pth")
-    assert load_checkpoint(tmp_path / "net.pth", "conv").config["op"] == "conv"
-    torch.save(trained().state_dict(), tmp_path / "net.pth")
-    load_checkpoint(tmp_path / "net.pth")  # a warning would be an error
+WARNED = [  # operator of the network, and of the call, change to the state dict -> words of the warning
+    ("conv", "adder", {}, "loaded as an AdderNet, but its filters are as small .* pass op='conv' or op='binary'"),
+    ("adder", "conv", {}, "loaded as op='conv', but its filters are as large .* pass op='adder'"),
+    ("adder", "binary", {}, "loaded as op='binary', but its filters are as large .* pass op='adder'"),
+    ("adder", "adder", {"bn2.running_var": torch.full((16,), 1e5).half()}, "infinite .* in bn2.running_var:"),
+    ("conv", "conv", {}, None),
+    ("adder", "adder", {}, None),
+]
+
+
+@pytest.mark.parametrize(("was", "op", "change", "words"), WARNED)
+def test_another_operator_and_lost_numbers_are_named(tmp_path, was, op, change, words):
+    torch.save({**trained(was).state_dict(), **change}, tmp_path / "net.pth")
+    with nullcontext() if words is None else pytest.warns(UserWarning, match=words) as caught:
+        assert load_checkpoint(tmp_path / "net.pth", op).config["op"] == op
+    assert words is None or [warning.filename for warning in caught] == [__file__]
 
 
 def test_a_configuration_decides_the_operator(run):

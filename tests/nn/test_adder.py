@@ -3,6 +3,7 @@
 import copy
 import inspect
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -110,6 +111,10 @@ LAYERS = {  # layer and an input for it
     "conv1d": (lambda **o: AdderConv1d(4, 6, 3, padding="same", **o), image()[:, :, 0]),
     "conv1d, circular": (lambda **o: AdderConv1d(4, 6, 3, padding=2, padding_mode="circular", **o), image()[0, :, 0]),
     "conv3d": (lambda **o: AdderConv3d(4, 2, (2, 3, 1), stride=2, **o), image()[:, :, None].repeat(1, 1, 3, 1, 1)),
+    "numpy's integers": (
+        lambda **o: AdderConv2d(*np.int64([4, 6, 3, 1, 1, 1, 2]), padding_mode="reflect", **o),
+        image(),
+    ),
     "linear": (lambda **o: AdderLinear(9, 5, **o), image()),
     "linear without bias": (lambda **o: AdderLinear(9, 5, bias=False, **o), image()[0, 0]),
 }

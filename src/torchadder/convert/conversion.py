@@ -254,17 +254,23 @@ def _untied(rows: list[Row], layers: dict[str, nn.Module], to: str, network: nn.
     """Leave each layer that shares its weight with a part of another operator: one weight serves one operator."""
     becomes = {row.name for row in rows if row.outcome in ("converted", "already")}
     owners = {
-        id(parameter): name or "(model)"
+        _memory(parameter): name or "(model)"
         for name, part in network.named_modules()
         if name not in becomes and (to != "conv" or isinstance(part, Adder | Binary))
         for parameter in part.parameters(recurse=False)
     }
     return [
         replace(row, after=row.before, outcome="left", note=f"{_SHARED} {owner}, which is not converted")
-        if row.outcome == "converted" and (owner := owners.get(id(layers[row.name].weight)))
+        if row.outcome == "converted" and (owner := owners.get(_memory(layers[row.name].weight)))
         else row
         for row in rows
     ]
+
+
+def _memory(parameter: Any) -> int:
+    """Return the address of the data, which parameters tied by ``.data`` share; where there is none, the object's."""
+    plain = type(parameter) is nn.Parameter and parameter.layout is torch.strided
+    return (parameter.data_ptr() if plain else 0) or id(parameter)
 
 
 def _why_none(rows: list[Row], filter_fn: Filter | None) -> str:
@@ -317,6 +323,8 @@ def _why_left(layer: nn.Module, to: str) -> str | None:
     kind = type(layer)
     if isinstance(layer, LazyModuleMixin):
         return "it has no weight yet; run the model once first"
+    if "forward" in vars(layer):
+        return "its forward is replaced, as by hooks of other libraries; remove those first"
     if is_parametrized(layer):
         return "parametrised; remove the parametrisation first"
     base = next((base for base in kind.__mro__ if base in _COUNTERPARTS), None)

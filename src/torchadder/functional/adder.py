@@ -157,6 +157,7 @@ def _adder_conv(
     if input.dim() == dims + 1:
         return _adder_conv(dims, input[None], weight, bias, stride, padding, dilation, groups, grad, recenter)[0]
     stride, dilation = by_axis("stride", stride, dims), by_axis("dilation", dilation, dims)
+    (groups,) = by_axis("groups", groups, 1)
     if isinstance(padding, str):
         input, padding = pad_by_name(input, weight, padding, stride, dilation)
     else:

@@ -80,6 +80,7 @@ def _geometry(
     dropped.
     """
     stride, dilation = by_axis("stride", stride, 2), by_axis("dilation", dilation, 2)
+    (groups,) = by_axis("groups", groups, 1)
     if not isinstance(padding, str):
         return Geometry(stride, by_axis("padding", padding, 2), dilation, groups), (0, 0)
     padded, (vertical, horizontal) = pad_by_name(x, weight, padding, stride, dilation)

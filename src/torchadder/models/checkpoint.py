@@ -103,7 +103,7 @@ def read_checkpoint(path: str | Path, op: str = "adder") -> tuple[Model, Checkpo
     if about is None or "model" not in about:
         config, tensors = _recognise(tensors, op, file, about)
         model, checkpoint = _build(config, tensors, file), Checkpoint(config)
-        _warn_of_small_filters(model, file)
+        _warn_of_the_operator(model, file)
         return model, checkpoint
     try:
         checkpoint = Checkpoint(
@@ -208,6 +208,12 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: obj
         raise UserError(f"{source} does not fit {model.config['name']}: {problems}")
     model.to_empty(device="cpu")
     model.load_state_dict(tensors)
+    if lost := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        warnings.warn(
+            f"{source} holds infinite numbers or NaN in {shortened(lost)}: the training diverged, or 16 bits were too "
+            "few for statistics of raw outputs; save the state dict in float32",
+            stacklevel=4,
+        )
     return model.eval()
 
 
@@ -250,14 +256,17 @@ def _origin(foreign: Mapping[str, Any] | None) -> str:
     return f"; its {CONFIG} {whose}: build the model with its own code, then call torchadder.convert"
 
 
-def _warn_of_small_filters(model: Model, source: object) -> None:
-    """Warn where the filters of an assumed AdderNet are as small as those of a CNN."""
-    sizes = [root_mean_square(m.weight).item() for m in model.modules() if isinstance(m, Adder)]  # type: ignore[arg-type]
-    if sizes and max(sizes) < SMALL:
+def _warn_of_the_operator(model: Model, source: object) -> None:
+    """Warn where the filters of an assumed AdderNet are as small as those of a CNN, or the reverse."""
+    twin = create_on_meta(**{**model.config, "op": "adder"})
+    filters = [model.get_parameter(f"{name}.weight") for name, m in twin.named_modules() if isinstance(m, Adder)]
+    small = {root_mean_square(weight).item() < SMALL for weight in filters}
+    if small == {model.config["op"] == "adder"}:
+        was, others = ("an AdderNet", "small as those of a CNN: pass op='conv' or op='binary' if it is one")
+        if model.config["op"] != "adder":
+            was, others = (f"op='{model.config['op']}'", "large as those of an AdderNet: pass op='adder' if it is one")
         warnings.warn(
-            f"{source} does not name its operator and is loaded as an AdderNet, but its filters are as small as those "
-            "of a CNN: pass op='conv' or op='binary' if it is one",
-            stacklevel=4,
+            f"{source} does not name its operator and is loaded as {was}, but its filters are as {others}", stacklevel=4
         )
 
 

@@ -3,6 +3,7 @@
 The checks are those of torch's own convolution. They must be complete, because kernels trust their shapes.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -115,10 +116,12 @@ def by_axis(name: str, value: int | tuple[int, ...], dims: int) -> tuple[int, ..
     values = tuple(value) * (dims if len(value) == 1 else 1) if isinstance(value, (tuple, list)) else (value,) * dims
     if len(values) != dims:
         raise ValueError(f"{name}={values} has {len(values)} values: expected one or {dims}")
-    for number in values:
-        if not isinstance(number, int | torch.SymInt):
-            raise TypeError(f"{name}={value}: expected integers")
-    return values
+    if all(isinstance(number, int | torch.SymInt) for number in values):
+        return values
+    try:
+        return tuple(map(operator.index, values))  # the integers of numpy
+    except TypeError:
+        raise TypeError(f"{name}={value}: expected integers") from None
 
 
 def pad_by_name(

@@ -25,7 +25,16 @@ def differentiable(operator: Any, save: Save, backward: Backward, library: torch
         backward: (ctx, grad of the output) -> a gradient, or None, for each argument. Second derivatives do not exist:
             it computes the gradients through `once`.
     """
-    torch.library.register_autograd(operator.name(), backward, setup_context=save, lib=library)
+
+    def wide_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients outside of autocast, which would round the products of float32 tensors to 16 bits."""
+        kind = grad.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            return backward(ctx, grad)
+        with torch.autocast(kind, enabled=False):
+            return backward(ctx, grad)
+
+    torch.library.register_autograd(operator.name(), wide_backward, setup_context=save, lib=library)
 
     class Rule(torch.autograd.Function):
         generate_vmap_rule = True
@@ -41,7 +50,7 @@ def differentiable(operator: Any, save: Save, backward: Backward, library: torch
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            return backward(ctx, grad)[:4]
+            return wide_backward(ctx, grad)[:4]
 
     class EagerRule(torch.autograd.Function):  # A call without setup_context is cheaper.
         @staticmethod
