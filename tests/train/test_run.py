@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -264,6 +266,27 @@ def test_refused(tiny_recipe, tmp_path, prepare, change, resume, words):
     with pytest.raises(UserError, match=words) as caught:
         Run.open(tmp_path / "run", dataclasses.replace(tiny_recipe, **change), resume=resume)
     assert "\n" not in str(caught.value)
+
+
+HOLD = "import fcntl, sys; fcntl.lockf(f := open(sys.argv[1], 'r+'), fcntl.LOCK_EX); print(flush=True); input()"
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tiny_recipe, tmp_path):
+    device = torch.device("cpu")
+    first, second = (Run.open(tmp_path / "run", tiny_recipe) for _ in range(2))
+    first.begin(device)
+    first.close()
+    with pytest.raises(UserError, match="holds a run that another process has begun"):
+        second.begin(device)
+    resumed = Run.open(tmp_path / "run", tiny_recipe, resume=True)
+    command = [sys.executable, "-c", HOLD, tmp_path / "run" / "recipe.json"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="is in use: another process trains it"):
+            resumed.begin(device)
+        other.communicate(b"\n")
+    resumed.begin(device)
+    resumed.close()
 
 
 def test_nothing_is_written_before_the_data_is_there(tiny_recipe, tmp_path):

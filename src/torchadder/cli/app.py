@@ -101,7 +101,7 @@ def run(arguments: list[str]) -> int:
     group = commands()
     try:
         code = group(arguments, prog_name="torchadder", standalone_mode=False)
-        sys.stdout.flush()
+        print(end="", flush=True)  # also where stdout is closed
         return code if isinstance(code, int) else 0
     except BrokenPipeError:  # `| head` has ended: print nothing more, not even at exit
         with suppress(OSError):

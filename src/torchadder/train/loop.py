@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -67,7 +67,7 @@ def train(
     """
     progress = progress or Progress()
     if not run.finished:
-        with deterministic_algorithms(run.recipe.deterministic):
+        with deterministic_algorithms(run.recipe.deterministic), closing(run):
             train_epochs(run, data_dir, progress, processes or alone(), workers)
     return run.outcome()
 

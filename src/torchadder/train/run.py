@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -60,6 +62,7 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe, state: dict[str, Any] | None):
         self.folder, self.recipe, self.state = folder, recipe, state
         self.processes, self.writes = 1, True  # ``follow`` clears writes: one process writes
+        self._new, self._locked = not holds_run(folder), -1  # a descriptor while the folder is locked
         self.epoch: int = state["epoch"] if state else 0
         self.best: dict[str, Any] = state["best"] if state else {"epoch": 0, "accuracy": -1.0}
         self._seconds: float = state["seconds"] if state else 0.0
@@ -106,10 +109,15 @@ class Run:
     def begin(self, device: torch.device) -> None:
         """Create the folder and its files, or restore those of a resumed run to its last state.
 
-        ``device``: the device that the run is trained on.
+        The folder is then locked until ``close``, or the end of the process.
+
+        ``device``: the device that the run is trained on. Raises UserError where another process has begun a run in
+        the folder, or trains it.
         """
         if not self.writes:
             return
+        if self._new and holds_run(self.folder):
+            raise UserError(f"{self.folder} holds a run that another process has begun: choose another folder")
         about = {**describe_environment(device), "processes": self.processes}
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,12 +126,32 @@ class Run:
                 self._write_json(ENVIRONMENT, {**about, "resumed": []})
                 # The recipe is written last, because a folder with a recipe counts as a run.
                 files.write_bytes(self.folder / RECIPE, self.recipe.to_json().encode())
+                self._new = False
+                self._lock()
                 return
+            self._lock()
             environment = _read_json(self.folder / ENVIRONMENT)
             environment.setdefault("resumed", []).append({"after_epoch": self.epoch, **about})
             self._write_json(ENVIRONMENT, environment)
             kept = "".join(json.dumps(row) + "\n" for row in self.metrics())
             files.write_bytes(self.folder / METRICS, kept.encode())
+
+    def _lock(self) -> None:
+        """Keep other processes from writing into the folder: the epochs of two would be mixed."""
+        self._locked = os.open(self.folder / RECIPE, os.O_RDWR)
+        try:
+            fcntl.lockf(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self.close()
+            raise UserError(f"{self.folder} is in use: another process trains it; wait for it, or end it") from error
+        except OSError:
+            pass  # not every file system has locks
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        if self._locked >= 0:
+            os.close(self._locked)
+        self._locked = -1
 
     def end_epoch(self, row: dict[str, Any], model: Model, state: dict[str, Any]) -> None:
         """Save an epoch: its line of metrics, the model if it is the best so far, then last.pt.
