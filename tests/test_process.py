@@ -44,8 +44,8 @@ def images():
 def path(tmp_path_factory, images):
     """Return a file of all kinds of layers with preprocessing."""
     torch.manual_seed(0)
-    network = create_model("resnet20").eval()
-    network.conv1 = BinaryConv2d(3, 16, 3, padding=1, bias=False)
+    network = create_model("lenet5bn", in_chans=3).eval()
+    network.conv1, network.conv2 = BinaryConv2d(3, 6, 5, bias=False), nn.Conv2d(6, 16, 5, bias=False)
     path = tmp_path_factory.mktemp("program") / "net.tadder"
     quantize(network, [images], method="max").save(path, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
     return path

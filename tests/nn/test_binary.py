@@ -219,8 +219,7 @@ def test_memory_of_the_forward_pass_is_input_and_weight(layer, x):
     assert {t.data_ptr() for t in kept} == {x.data_ptr(), layer.weight.data_ptr()}
 
 
-DOUBLE, BRAIN = torch.float64, torch.bfloat16
-REFUSED = [  # call of a layer pair, exception, words that the message must contain
+REFUSED = [  # call of a layer pair, exception, words of the message; tests/ops/test_binary.py has every check
     (lambda conv, linear: conv(6, 7, 3, groups=4), ValueError, ["groups"]),
     (lambda conv, linear: conv(6, 7, 3, groups=0), ValueError, ["groups"]),
     (lambda conv, linear: conv(6, 7, 3, padding="full"), ValueError, ["padding", "'full'"]),
@@ -228,23 +227,16 @@ REFUSED = [  # call of a layer pair, exception, words that the message must cont
     (lambda conv, linear: conv(6, 7, 3, padding_mode="mirror"), ValueError, ["padding_mode"]),
     (lambda conv, linear: conv(6, 7), TypeError, ["kernel_size"]),
     (lambda conv, linear: conv(6, 7, 3, grad=None), TypeError, ["grad"]),
-    (lambda conv, linear: conv(6, 7, 3, stride=(1, 1, 1))(image()), ValueError, ["(1, 1, 1)", "one or 2"]),
-    (lambda conv, linear: conv(6, 7, 3, stride=1.5)(image()), TypeError, ["stride", "1.5"]),
     (lambda conv, linear: conv(6, 7, 3, stride=0)(image()), ValueError, ["stride=(0, 0)"]),
-    (lambda conv, linear: conv(6, 7, 3, padding=-1)(image()), ValueError, ["padding=(-1, -1)"]),
-    (lambda conv, linear: conv(6, 7, 3, dilation=0)(image()), ValueError, ["dilation=(0, 0)"]),
     (lambda conv, linear: conv(4, 7, 3)(image()), ValueError, ["input has 6 channels", "expects 4"]),
     (lambda conv, linear: conv(6, 7, 9)(image()), ValueError, ["kernel (9, 9)", "larger than", "(7, 11)"]),
     (lambda conv, linear: conv(6, 7, 3)(image()[0, 0]), ValueError, ["input", "(7, 11)"]),
     (lambda conv, linear: conv(6, 7, 2, padding="same")(image()[0, 0]), ValueError, ["input", "(7, 11)"]),
     (lambda conv, linear: conv(6, 7, 3)(image()[None]), ValueError, ["input", "(1, 3, 6, 7, 11)"]),
-    (lambda conv, linear: conv(6, 7, 3)(image().double()), TypeError, ["float64", "float32", "cast"]),
-    (lambda conv, linear: conv(6, 7, 3)(image().bfloat16()), TypeError, ["bfloat16", "float32", "cast"]),
-    (lambda conv, linear: conv(6, 7, 3, dtype=BRAIN)(image()), TypeError, ["bfloat16", "float32", "cast"]),
     (lambda conv, linear: conv(6, 7, 3)(image().long()), TypeError, ["int64", ".float()"]),
     (lambda conv, linear: linear(8, 5)(image()), ValueError, ["input", "(3, 6, 7, 11)", "(..., 8)"]),
     (lambda conv, linear: linear(8, 5)(torch.zeros(())), ValueError, ["input", "()"]),
-    (lambda conv, linear: linear(11, 5, dtype=DOUBLE)(image()), TypeError, ["float32", "float64", "cast"]),
+    (lambda conv, linear: linear(11, 5, dtype=torch.float64)(image()), TypeError, ["float32", "float64", "cast"]),
     (lambda conv, linear: linear(11, 5)(image().bool()), TypeError, ["bool", ".float()"]),
 ]
 

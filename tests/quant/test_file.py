@@ -32,8 +32,13 @@ def path(program, tmp_path):
     return tmp_path / "net.tadder"
 
 
-@pytest.mark.parametrize("op", ["adder", "conv", "binary"])
-@pytest.mark.parametrize(("name", "bits"), [("lenet5bn", 8), ("lenet5bn", 4), ("lenet5bn", 2), ("resnet20", 8)])
+@pytest.mark.parametrize(
+    ("name", "op", "bits"),
+    [
+        *(("lenet5bn", op, 8) for op in ("adder", "conv", "binary")),
+        *(("lenet5bn", "adder", 4), ("lenet5bn", "conv", 2), ("resnet20", "binary", 8)),
+    ],
+)
 def test_a_loaded_program_is_the_one_that_was_saved(name, bits, op, tmp_path):
     torch.manual_seed(0)
     model = create_model(name, op).eval()

@@ -370,55 +370,21 @@ def arguments(folder, out):
     ]
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    """Start two commands by torchrun, at the same time: folder and name -> (stdout, stderr, exit code)."""
-    folder = tmp_path_factory.mktemp("started")
-    write_images(folder / "cifar-10-batches-bin")
-    (folder / "dying.py").write_text(DYING)
-    commands = {
-        "killed": torchrun.command("dying.py", *arguments(folder, "killed"), "--json", restarts=1),
-        "no data": torchrun.command("-m", "torchadder", *arguments(folder / "elsewhere", "no data")),
-    }
+def test_kill_9_costs_the_epoch_at_most(two, tmp_path):
+    """torchrun starts the group again, which continues from the last checkpoint to the bits of an uninterrupted run."""
+    write_images(tmp_path / "cifar-10-batches-bin")
+    (tmp_path / "dying.py").write_text(DYING)
+    command = torchrun.command("dying.py", *arguments(tmp_path, "killed"), "--json", restarts=1)
     paths = os.pathsep.join(str(Path(root).resolve()) for root in sys.path if root)
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = {
-        name: subprocess.Popen(command, cwd=folder, env=environment, **piped) for name, command in commands.items()
-    }
-    try:
-        ended = {name: (*process.communicate(timeout=600), process.returncode) for name, process in running.items()}
-    finally:
-        for process in running.values():
-            process.kill()
-    return folder, ended
-
-
-def errors(text):
-    return [line for line in text.splitlines() if line.startswith("error: ")]
-
-
-def test_kill_9_costs_the_epoch_at_most(two, started):
-    """torchrun starts the group again, which continues from the last checkpoint to the bits of an uninterrupted run."""
-    folder, ended = started
-    out, err, code = ended["killed"]
-    assert code == 0, err
-    assert json.loads(out)["epochs"] == 3  # one object: one process prints
-    assert "1 thread in each of 2 processes" in err
-    assert "continues after epoch 1" in err
-    assert numbers(folder / "killed")[0] == numbers(two / "command")[0]
-    killed, whole = (torch.load(path / "last.pt", weights_only=True) for path in (folder / "killed", two / "command"))
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epochs"] == 3  # one object: one process prints
+    assert "1 thread in each of 2 processes" in done.stderr
+    assert "continues after epoch 1" in done.stderr
+    assert numbers(tmp_path / "killed")[0] == numbers(two / "command")[0]
+    killed, whole = (torch.load(path / "last.pt", weights_only=True) for path in (tmp_path / "killed", two / "command"))
     for part in ("model", "optimizer", "batches", "rng", "epoch", "best"):
         torch.testing.assert_close(killed[part], whole[part], rtol=0, atol=0)
-    environment = json.loads((folder / "killed" / "environment.json").read_text())
+    environment = json.loads((tmp_path / "killed" / "environment.json").read_text())
     assert [(each["after_epoch"], each["processes"]) for each in environment["resumed"]] == [(1, 2)]
-
-
-def test_torchrun_ends_with_one_line(started):
-    folder, ended = started
-    out, err, code = ended["no data"]
-    assert code != 0
-    assert out == ""
-    (line,) = errors(err)
-    assert "elsewhere" in line
-    assert not (folder / "no data").exists()

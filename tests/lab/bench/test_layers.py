@@ -66,7 +66,8 @@ def test_the_formulas_of_other_code_equal_the_operator(shape, formula):
         assert_close(formula(x, weight, shape), candidates(shape, 3, "forward")["adder contiguous"]())
 
 
-def test_a_row_for_each_batch_number_of_threads_and_pass():
+def test_a_row_for_each_batch_number_of_threads_and_pass(monkeypatch):
+    monkeypatch.setattr(layers, "interleaved", lambda calls, repetitions, clock: {key: [1.0, 2.0] for key in calls})
     shown = []
     rows = layers.measure(TINY[:1], [1, 2], [Cpu(1), Cpu(2)], layers.PASSES, 2, shown.append)
     assert len(rows) == len(shown) == 2 * 2 * 3
@@ -74,7 +75,6 @@ def test_a_row_for_each_batch_number_of_threads_and_pass():
     assert torch.get_num_threads() == 1
     for row in rows:
         assert set(row["seconds"]) == {f"{op} {name}" for op in ("adder", "conv") for name in layers.FORMATS}
-        assert all(len(values) == 2 and min(values) > 0 for values in row["seconds"].values())
 
 
 def test_each_operator_is_quoted_in_its_better_format(monkeypatch):
