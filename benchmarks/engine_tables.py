@@ -115,6 +115,18 @@ def limits_u8_table(record: Record) -> str:
     return f"{caption}\n\n{markdown(['instructions', 'inner loop', 'tile', 'G element operations/s'], lines, left=3)}"
 
 
+def neon_table(record: Record) -> str:
+    """Return modelled element operations a cycle, one row for each kernel and one column for each core."""
+    cores = list(dict.fromkeys(row["core"] for row in record["rows"]))
+    rates = {(row["kernel"], row["core"]): row["elements"] / row["cycles"] for row in record["rows"]}
+    lines = [
+        [f"`{kernel}`", *(f"{rates[kernel, core]:.1f}" if (kernel, core) in rates else "–" for core in cores)]
+        for kernel in dict.fromkeys(row["kernel"] for row in record["rows"])
+    ]
+    caption = f"Modelled, not measured: {'; '.join(record['versions'].values())}; {record['date']}."
+    return f"{markdown(['element operations a cycle', *cores], lines)}\n\n{caption}"
+
+
 def steps_table(record: Record, limits: Record) -> str:
     """Return every distinct step: its time, its rate, and its share of the rate that its instructions allow."""
     parts = []
