@@ -159,7 +159,13 @@ def test_eval_of_a_program_of_other_images(folder, capsys, monkeypatch):
     assert main(["eval", "bare.tadder"]) == 2
     assert "bare.tadder does not say what it was trained on: pass --dataset" in capsys.readouterr().err
     assert main(["eval", "bare.tadder", "--dataset", "pixels"]) == 0
-    assert capsys.readouterr().out.startswith("bare.tadder · pixels test ")
+    out, err = capsys.readouterr()
+    assert out.startswith("bare.tadder · pixels test ")
+    assert err == ""
+    program.save("other.tadder", mean=0.9, std=0.1, classes=[*reversed(pixels().classes)])
+    assert main(["eval", "other.tadder", "--dataset", "pixels"]) == 0
+    told = "warning: pixels has not the mean, std, classes of other.tadder: the accuracy counts only where classes"
+    assert told in capsys.readouterr().err
 
 
 def test_a_network_of_ones_own(folder, capsys, monkeypatch):

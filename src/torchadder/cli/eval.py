@@ -63,8 +63,9 @@ def evaluate(
     from torch import nn
 
     from torchadder.data import open_batches
-    from torchadder.quant.deploy import matching_dataset
-    from torchadder.quant.file import is_program
+    from torchadder.engine import Engine
+    from torchadder.quant.deploy import image_metadata, matching_dataset
+    from torchadder.quant.file import describe_images, is_program
     from torchadder.train import evaluate as scores_of
     from torchadder.train.images import check_images
     from torchadder.train.loop import is_at_chance, labels_of
@@ -83,6 +84,13 @@ def evaluate(
         partial=partial,
         on_error=on_error,
     )
+    if isinstance(engine := network.forward, Engine):
+        about = describe_images(engine.shape[0], engine.classes, **image_metadata(images))
+        if other := [name for name, value in about.items() if engine.about.get(name, value) != value]:
+            console.warning(
+                f"{images.name} has not the {', '.join(other)} of {checkpoint}: the accuracy counts only where classes "
+                "have the same order, and normalize=MEAN/STD is that of the training"
+            )
     if isinstance(network.forward, nn.Module):
         check_images(network.forward, images, checkpoint)
         network.forward.to(network.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -260,11 +259,11 @@ def normalization_option(options: Mapping[str, str]) -> Normalization:
     try:
         numbers = [float(number) for number in name.split("/")]
         mean, std = {2: (numbers[:1] * 3, numbers[1:] * 3), 6: (numbers[:3], numbers[3:])}[len(numbers)]
-        if not all(map(math.isfinite, numbers)) or min(std) <= 0:
+        if not all(0 <= number <= 1 for number in numbers) or min(std) == 0:
             raise ValueError
     except (ValueError, KeyError):
         known = ", ".join(NORMALIZATIONS)
-        raise UserError(f"normalize={name} is unknown: expected {known}, or numbers, MEAN/STD") from None
+        raise UserError(f"normalize={name} is unknown: expected {known}, or MEAN/STD of pixels from 0 to 1") from None
     return Normalization.of(mean, std)
 
 
