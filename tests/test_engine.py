@@ -198,6 +198,7 @@ def test_wrong_images_are_refused(images, quantized, error, words):
         (b"", {}, r"^the program is not a valid program: .* 0 bytes"),
         ("net.tadder", {"threads": 0}, "^threads=0 is out of range: expected 1 to 1024"),
         ("net.tadder", {"isa": "mmx"}, "^cannot run net.tadder: isa=mmx is not available on this CPU: choose one of"),
+        ("net.tadder", {"isa": 3}, "^isa=3: expected a name"),
     ],
 )
 def test_wrong_arguments_are_refused(source, options, words, tmp_path, monkeypatch):
@@ -205,7 +206,7 @@ def test_wrong_arguments_are_refused(source, options, words, tmp_path, monkeypat
     Maker(0).program().save("net.tadder")
     Path("empty.tadder").touch()
     Path("page.tadder").write_text("<!DOCTYPE html><html><head>")
-    with pytest.raises(UserError, match=words):
+    with pytest.raises((UserError, TypeError), match=words):
         Engine(source, **options)
 
 

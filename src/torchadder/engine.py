@@ -60,6 +60,8 @@ class Engine:
         isa: str | None = None,
         keep_values: bool = False,
     ):
+        if not isinstance(isa, str | None):
+            raise TypeError(f"isa={isa!r}: expected a name, such as 'avx2'")
         self.threads = torch.get_num_threads() if threads is None else operator.index(threads)
         if not 1 <= self.threads <= 1024:
             raise UserError(f"threads={threads} is out of range: expected 1 to 1024")
