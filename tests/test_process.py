@@ -128,8 +128,6 @@ DEFAULTS = {
 @pytest.mark.parametrize("default", DEFAULTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_change_no_bit(name, default, calls):
-    if name == "quantize" and "meta" in default:
-        pytest.skip("quantize follows the default device")
     want = calls[name]()
     with DEFAULTS[default]():
         found = calls[name]()

@@ -1,6 +1,7 @@
 """Test fine-tuning: the fake-quantized network computes as its program does, and accuracy comes back."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -145,6 +146,11 @@ def test_gradients_go_straight_through_within_the_range():
     assert y.tolist() == [-2.0, -2.0, 0.0, 5.5, 5.5]
     y.sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_zero_is_no_negative_number_before_a_binary_layer():
+    halfway = replace(VALUE, zero_point=VALUE.zero_point + 0.5)
+    assert float(fake_quantize(torch.zeros(1), halfway, 15)) > 0
 
 
 @pytest.mark.parametrize("recenter", [False, True])

@@ -185,6 +185,21 @@ def test_all_obstacles_are_named_at_once_before_calibration():
     assert obstacles(Plain(), images()) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        (lambda: print, TypeError, "model is a builtin_function_or_method: expected an nn.Module"),
+        (lambda: ends(Function(lambda x, s: x * float("nan"))), UserError, "NaN or infinite parameters"),
+        (lambda: Function(lambda x, s: None), UserError, "its output is no tensor: expected the logits"),
+        (lambda: Function(lambda x, s: {"out": x, "features": x}), UserError, "one output, the logits"),
+        (lambda: ends(Function(lambda x, s: torch.stack([x, x]).sum(0))), UserError, "stack: it has no integer form"),
+    ],
+)
+def test_a_model_that_cannot_be_quantized_is_refused(model, error, words):
+    with pytest.raises(error, match=words):
+        quantize(model(), images())
+
+
 def test_a_softmax_at_the_end_is_left_out(plain):
     with pytest.warns(UserWarning, match="the final log_softmax is left out: the program returns logits"):
         program = quantize(nn.Sequential(Plain(), nn.LogSoftmax(1)), images())
@@ -240,6 +255,16 @@ COMPUTED = {
     "one pixel, repeated": nn.Sequential(
         nn.Conv2d(2, 4, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(4 * 49, 3)
     ),
+    "every second pixel of the images": nn.Sequential(
+        Function(lambda x, s: x[:, :, ::2, ::2]), nn.Flatten(), nn.Linear(32, 3)
+    ),
+    "a sum of images": nn.Sequential(Function(lambda x, s: x + x.relu()), nn.Conv2d(2, 3, 8), nn.Flatten()),
+    "normalised, then flattened and normalised": nn.Sequential(
+        nn.ReLU(), nn.BatchNorm2d(2), nn.Flatten(), nn.BatchNorm1d(128), nn.Linear(128, 3)
+    ),
+    "mean over width, then height": nn.Sequential(nn.Conv2d(2, 3, 3), Function(lambda x, s: x.mean(3).mean(2))),
+    "mean over pixels": nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), Function(lambda x, s: x.flatten(2).mean(-1))),
+    "one pixel, selected": nn.Sequential(nn.Conv2d(2, 3, 8), Function(lambda x, s: x[:, :, 0, 0]), nn.Linear(3, 3)),
     "standardised weight": nn.Sequential(parametrizations.weight_norm(nn.Conv2d(2, 4, 8)), nn.Flatten()),
 }
 

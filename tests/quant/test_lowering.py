@@ -287,9 +287,18 @@ def test_a_part_without_integer_form_is_named(modules, words):
     assert "\n" not in str(error.value)
 
 
-def test_sums_of_more_than_32_bits_are_refused():
-    with pytest.raises(UserError, match="1, Linear whose sums need more than 32 bits: pool its input first"):
-        quantize(nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 1)), torch.ones(1, 3, 224, 224))
+@pytest.mark.parametrize(
+    ("shape", "modules", "words"),
+    [
+        ((3, 224, 224), [nn.Flatten(), nn.Linear(3 * 224 * 224, 1)], r"1, Linear: an accumulator .* more than 32 bits"),
+        ((1, 3000, 3000), [nn.AdaptiveAvgPool2d(1), nn.Flatten()], r"0, AdaptiveAvgPool2d: an accumulator .* 32 bits"),
+        ((1, 1, 1), [nn.Flatten(), nn.Linear(1, 70_000)], "1, Linear: weight has 70000 filters, expected 1 to 65536"),
+        ((1, 1, 20_000), [nn.AdaptiveAvgPool2d(1), nn.Flatten()], "Sequential: input size 20000 is out of range"),
+    ],
+)
+def test_what_the_engine_refuses_is_named(shape, modules, words):
+    with pytest.raises(UserError, match=f"cannot quantize {words}"):
+        quantize(nn.Sequential(*modules), torch.ones(1, *shape))
 
 
 ARGUMENTS = [  # arguments, words of the message

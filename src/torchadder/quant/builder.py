@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn.functional import pad
 
 from torchadder.errors import UserError
 from torchadder.ops.geometry import Geometry
@@ -39,7 +40,8 @@ KINDS: dict[str, Kind] = {
 }
 ARITHMETIC = ("aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div")
 PASSTHROUGH = ("aten::reshape", *IDENTITIES)
-WITHOUT_DATA = Statistics(-torch.ones(1), torch.ones(1), torch.ones(1))  # stand in while obstacles are looked for
+# These stand in while obstacles are looked for.
+WITHOUT_DATA = Statistics(*(torch.tensor([number], device="cpu") for number in (-1.0, 1.0, 1.0)))
 
 Value = QuantizedValue | Accumulator
 
@@ -57,6 +59,7 @@ class Builder:
     Attributes:
         statistics: of the values, by the name of their node; None where there is no data yet.
         values: of each node. sources: the input of each layer.
+        steps: of the program. origins: the node of each, for messages.
         ranged: the names of the nodes whose statistics were needed.
 
     Raises UserError for arguments out of range.
@@ -80,6 +83,7 @@ class Builder:
         self.obstacles: list[str] = []
         self.ranged: set[str] = set()
         self.steps: list[Step] = []
+        self.origins: list[fx.Node] = []
 
     def images(self, node: fx.Node) -> QuantizedValue:
         """Choose one scale for all channels where an adder layer reads the images, else one for each channel.
@@ -128,8 +132,6 @@ class Builder:
             q, scale = quantize_conv_weight(weight, x)
             bias = bias - scale * (q * x.broadcast(x.zero_point)).sum((1, 2, 3))
         q = q.to(torch.uint8 if kind == "adder" else torch.int8)
-        if largest_accumulator(kind, q) >= 1 << 31:
-            raise Obstacle("whose sums need more than 32 bits", "pool its input first")
         return self._accumulator(kind, node, x, q, scale, bias, (stride[0], stride[1]), (padding[0], padding[1]))
 
     def _accumulator(
@@ -159,18 +161,22 @@ class Builder:
 
     def identity_layer(self, node: fx.Node, x: QuantizedValue, before: int = 0, after: int = 0) -> Accumulator:
         """Return the accumulators of a layer that computes ``x``, with channels of zeros before and after."""
-        if len(x.scale) > 1:
-            raise Obstacle("of values with a scale for each channel", "let a layer compute them")
-        eye = torch.nn.functional.pad(torch.eye(x.shape[0]), (0, 0, before, after))
-        scale = x.scale.expand(len(eye))
-        q = eye.to(torch.int8).view(*eye.shape, 1, 1)
-        return self._accumulator("conv", node, x, q, scale, -scale * x.zero_point * eye.double().sum(1))
+        x = self.by_pixel(x)
+        eye = pad(torch.eye(x.shape[0], dtype=torch.int8), (0, 0, before, after)).view(-1, x.shape[0], 1, 1)
+        scale, bias = (pad(t.expand(x.shape[0]), (before, after)) for t in (x.scale, -x.scale * x.zero_point))
+        return self._accumulator("conv", node, x, eye, scale, bias)
+
+    def by_pixel(self, x: QuantizedValue) -> QuantizedValue:
+        """Return ``x`` where all pixels of a channel have one scale."""
+        if len(x.scale) not in (1, x.shape[0]):
+            raise Obstacle("of flattened values with a scale for each", "let a layer compute them")
+        return x
 
     def pooled(
         self, node: fx.Node, x: QuantizedValue, kernel: tuple[int, int] = (1, 1), stride: tuple[int, int] = (1, 1)
     ) -> Accumulator:
         """Return the accumulators of an average pooling; a kernel of one pixel takes each value for itself."""
-        count, channels = math.prod(kernel), x.shape[0]
+        count, channels, x = math.prod(kernel), x.shape[0], self.by_pixel(x)
         return Accumulator(
             lambda sources, epilogue: AveragePool(sources, kernel, stride, epilogue),
             x,
@@ -181,6 +187,10 @@ class Builder:
             node,
             is_layer=False,
         )
+
+    def append(self, node: fx.Node, step: Step) -> None:
+        self.steps.append(step)
+        self.origins.append(node)
 
     def value(self, node: Any, repeats: bool = False) -> Value:
         """Return the value of a node. Only with ``repeats`` may it be one pixel for what is an image of equal ones."""
@@ -196,13 +206,17 @@ class Builder:
         value = torch.zeros(1) if node is None else self.constants.get(node)
         if not isinstance(value, Tensor):
             raise Obstacle("whose parameters depend on the image")
-        return value
+        if not bool(value.isfinite().all()):
+            raise Obstacle("with NaN or infinite parameters", "train it anew")
+        return value.detach().cpu()
 
     def by_channel(self, x: fx.Node, constant: Any) -> Tensor:
         """Return a constant that is combined with the values of x, float64 (1,), (C,) or, flattened, (F,)."""
         if isinstance(constant, fx.Node):
             constant = self.constant(constant)
         c = torch.as_tensor(constant, dtype=torch.double)
+        if not bool(c.isfinite().all()):
+            raise Obstacle("with NaN or infinite parameters", "train it anew")
         shape = (1,) * (len(sizes(x)) + 1 - c.dim()) + tuple(c.shape)
         if math.prod(shape) != shape[1]:
             raise Obstacle(f"with a constant of shape {tuple(c.shape)}", "take one number, or one for each channel")
@@ -219,7 +233,7 @@ class Builder:
         x, scale, zero_point = self._choose_scale(x)
         epilogue = requantization(x.scale, x.bias, x.largest, scale, zero_point, self.qmax, x.shortcut)
         sources = [x.source.index, *([x.shortcut.index] if x.shortcut else [])]
-        self.steps.append(x.step(sources, epilogue))
+        self.append(x.node, x.step(sources, epilogue))
         return QuantizedValue(len(self.steps), x.shape, scale, zero_point)
 
     def _choose_scale(self, x: Accumulator) -> tuple[Accumulator, Tensor, Tensor]:

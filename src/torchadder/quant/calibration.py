@@ -32,7 +32,7 @@ class Statistics:
     def range(self, method: Method, qmax: int = 255) -> tuple[float, float]:
         """Return the range low <= 0 <= high that 0..qmax should cover. See torchadder.quantize for the methods."""
         low, high = min(float(self.low.min()), 0.0), max(float(self.high.max()), 0.0)
-        if method == "max" or low == high:
+        if method == "max" or not self.histogram.any():  # it is empty where all numbers are equal
             return low, high
         if method == "percentile":
             return self._percentile(low, high)
@@ -102,11 +102,11 @@ def observe(recorder: Recorder, batches: Sequence[Tensor]) -> dict[str, Statisti
     found: dict[str, Statistics] = {}
     for values in _values(recorder, batches):
         for name, value in values.items():
-            low, high = value.amin(0), value.amax(0)
+            low, high = value.amin(0).cpu(), value.amax(0).cpu()
             if not bool((low.isfinite() & high.isfinite()).all()):
                 raise UserError(f"calibration meets NaN or infinite numbers in {recorder.network.place_of(name)}")
             if name not in found:
-                found[name] = Statistics(low, high, torch.zeros(BINS, dtype=torch.float64))
+                found[name] = Statistics(low, high, torch.zeros(BINS, dtype=torch.float64, device="cpu"))
             known = found[name]
             known.low, known.high = known.low.minimum(low), known.high.maximum(high)
     for values in _values(recorder, batches):
@@ -114,7 +114,7 @@ def observe(recorder: Recorder, batches: Sequence[Tensor]) -> dict[str, Statisti
             known = found[name]
             least, largest = float(known.low.min()), float(known.high.max())
             if least < largest:
-                known.histogram += torch.histc(value, BINS, least, largest).double()
+                known.histogram += torch.histc(value, BINS, least, largest).double().cpu()
     return found
 
 

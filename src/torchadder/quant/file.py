@@ -73,12 +73,18 @@ def read(path: str | Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def check(content: bytes, path: str | Path) -> None:
-    """Raise UserError where ``content``, read from ``path``, is not a program that the native engine accepts."""
+def refusal(content: bytes) -> str:
+    """Return why the native engine does not accept ``content`` as a program, "" where it does."""
     native = kernels.library()
     native.torchadder_engine_check.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
     if native.torchadder_engine_check(content, len(content)):
-        reason = native.torchadder_last_error().decode(errors="replace")
+        return str(native.torchadder_last_error().decode(errors="replace"))
+    return ""
+
+
+def check(content: bytes, path: str | Path) -> None:
+    """Raise UserError where ``content``, read from ``path``, is not a program that the native engine accepts."""
+    if reason := refusal(content):
         if (content[:2] == b"PK" or content[8:9] == b"{") and not is_program(path):
             reason = f"it is a checkpoint, of which quantize makes one, FILE{SUFFIX}"
         raise UserError(f"{path} is not a valid program: {reason}")

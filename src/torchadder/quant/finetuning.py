@@ -158,9 +158,9 @@ class FakeQuantized(Recorder):
 def fake_quantize(y: Tensor, value: QuantizedValue, qmax: int) -> Tensor:
     """Round numbers to the real ones that 0..qmax stand for."""
     form = () if len(value.scale) == 1 else (-1, 1, 1)
-    scale, zero_point = (t.to(y.dtype).view(form) for t in (value.scale, value.zero_point))
+    scale, zero_point = (t.to(y).view(form) for t in (value.scale, value.zero_point))
     q = (y / scale + zero_point).clamp(0, qmax)
-    q = q + (q.round() - q).detach()
+    q = q + ((q + 0.5).floor() - q).detach()  # half goes up, as in the program: 0 stays 0 or above for binary layers
     return (q - zero_point) * scale
 
 
@@ -178,11 +178,11 @@ def run_layer(n: fx.Node, args: Sequence[Any], x: QuantizedValue, qmax: int) -> 
 def _rounded_weight(kind: Kind, weight: Tensor, x: QuantizedValue, qmax: int) -> Tensor:
     if kind == "binary" or (weight.dim() == 2 and weight.shape[1] != math.prod(x.shape)):
         return weight  # it takes signs itself; and the weights of a pixel that is repeated are added up before
-    filters = weight.double() if weight.dim() == 4 else weight.double().view(len(weight), *x.shape)
+    filters = weight.double().cpu().view(len(weight), *(weight.shape[1:] if weight.dim() == 4 else x.shape))
     if kind == "adder":
         q, clipped = quantize_adder_weight(filters, x, qmax)
         real = (q - x.zero_point) * x.scale + (filters - clipped)
     else:
         q, scale = quantize_conv_weight(filters, x)
         real = q * scale.view(-1, 1, 1, 1) / x.broadcast(x.scale)
-    return real.to(weight.dtype).view_as(weight)
+    return real.to(weight).view_as(weight)

@@ -51,7 +51,9 @@ class Network:
         placeholders = graph.find_nodes(op="placeholder")
         self.images = next(node for node in placeholders if node.name == signature.user_inputs[0])
         self._tensors = {node: tensors[places[node.name]] for node in placeholders if node is not self.images}
-        output = next(node for node in graph.nodes if node.name == signature.user_outputs[0])
+        output = next((node for node in graph.nodes if node.name == signature.user_outputs[0]), None)
+        if output is None:
+            raise UserError(f"cannot quantize {name}: its output is no tensor: expected the logits")
         self.dropped = ""
         while operator_of(output) in SOFTMAX and output.args[1] % (len(sizes(output)) + 1) == 1:
             self.dropped = operator_of(output).rpartition("::")[2].lstrip("_")
@@ -131,7 +133,7 @@ class _Logits(nn.Module):
     def forward(self, images: Tensor) -> Any:
         output = self.network(images)
         if not isinstance(output, Tensor):
-            output = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
+            output = output.get("logits", output) if isinstance(output, dict) else getattr(output, "logits", output)
         return output
 
 
@@ -150,6 +152,10 @@ def capture(model: nn.Module | ExportedProgram, images: Tensor) -> Network:
         tensors |= {name: copy.deepcopy(tensor) for name, tensor in model.state_dict.items()}
         return Network("the exported network", _functional("the exported network", model), tensors)
     name = type(unwrapped(model)).__name__
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {name}: expected an nn.Module or an ExportedProgram")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"cannot quantize {name}: torch.export does not trace it, pass the module it was made from")
     network = _Logits(copied(model)).eval()
     example = images[:1].detach().expand(BATCH, *images.shape[1:]).clone()
     program = _functional(name, network, example)
@@ -218,9 +224,19 @@ def _simplify(network: Network) -> None:
     constants = network.constants()
     for node in list(graph.nodes):
         name, values = operator_of(node), _sizes(node)
+        source: Any = node.args[0] if node.args else None
+        if name == "aten::select" and str(source.meta["val"].shape[node.args[1]]) == "1":
+            name = "aten::squeeze"
         if name in RESHAPES and values is not None and len(values) > 1 and str(values[0]) == batch:
+            source = source.args[0] if operator_of(source) == "aten::reshape" else source
             node.target, node.kwargs = torch.ops.aten.reshape.default, {}
-            node.args = (node.args[0], [-1, *values[1:]])
+            node.args = (source, [-1, *values[1:]])
+        elif name == "aten::mean" and values is not None and len(values) == 2 and node.args[1] in ([2], [-1]):
+            image = source.args[0]  # (N, C, H, W), of which source is (N, C, H * W), or a mean over the last axis
+            is_mean = operator_of(source) == "aten::mean" and source.args[1] in ([3], [-1])
+            is_flat = operator_of(source) == "aten::reshape" and sizes(image)[:1] == sizes(source)[:1]
+            if len(sizes(image)) == 3 and (is_mean or is_flat):
+                node.args = (image, [2, 3])
         elif name == "getitem" and operator_of(node.args[0]) == "aten::_native_batch_norm_legit_no_training":
             norm = node.args[0]
             *tensors, momentum, eps = norm.args

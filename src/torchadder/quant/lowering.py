@@ -9,6 +9,7 @@ logits.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from torch import Tensor, fx
 
 from torchadder.errors import UserError
 from torchadder.ops.geometry import Geometry
+from torchadder.quant import file
 from torchadder.quant.builder import ARITHMETIC, KINDS, PASSTHROUGH, Builder, Obstacle, Value
 from torchadder.quant.graph import is_random, operator_of, sizes
 from torchadder.quant.program import Logits, MaxPool, Program
@@ -33,18 +35,19 @@ class Lowering(Builder):
 
     def program(self) -> Program:
         """Return the program. Raises UserError that names all parts of the network without an integer form."""
-        images = self.run()
-        if len(self.obstacles) == 1:
-            raise UserError(f"cannot quantize {self.obstacles[0]}")
-        if self.obstacles:
-            lines = "\n".join(f"  {obstacle}" for obstacle in self.obstacles)
-            raise UserError(f"cannot quantize {self.network.name}, look at {len(self.obstacles)} parts:\n{lines}")
-        shape = self.network.shape
-        scale, zero_point = (t.expand(shape[0]).float() for t in (images.scale, images.zero_point))
-        return Program(shape, scale, zero_point, self.steps, self.image_qmax)
+        program = self.run()
+        if program is None:
+            lines = "".join(f"\n  {obstacle}" for obstacle in self.obstacles)
+            several = f"{self.network.name}, look at {len(self.obstacles)} parts:{lines}"
+            raise UserError(f"cannot quantize {self.obstacles[0] if len(self.obstacles) == 1 else several}")
+        return program
 
-    def run(self) -> QuantizedValue:
-        """Lower all nodes, and return the value of the images."""
+    def run(self) -> Program | None:
+        """Lower all nodes, and return the program that the native engine accepts; None where there are obstacles."""
+        with torch.device("cpu"):  # whatever the default device
+            return self._run()
+
+    def _run(self) -> Program | None:
         images = self.values[self.network.images] = self.images(self.network.images)
         reasons: dict[str, dict[str, None]] = {}  # places in order
         for node in self.network.nodes:
@@ -64,7 +67,17 @@ class Lowering(Builder):
         for reason, (first, *others) in reasons.items():
             more = f" ({len(others)} more: {', '.join(others[:3])}{', ...' * (len(others) > 3)})" if others else ""
             self.obstacles.append(f"{first}{reason}{more}")
-        return images
+        if self.obstacles:
+            return None
+        shape = self.network.shape
+        scale, zero_point = (t.expand(shape[0]).float() for t in (images.scale, images.zero_point))
+        program = Program(shape, scale, zero_point, self.steps, self.image_qmax)
+        if reason := file.refusal(program.to_bytes()):
+            step = re.match(r"step (\d+): ", reason)
+            place = self.network.place(self.origins[int(step[1])]) if step else self.network.name
+            self.obstacles.append(f"{place}: {reason[step.end() if step else 0 :]}")
+            return None
+        return program
 
     def _lower(self, node: fx.Node) -> Value:
         handler = HANDLERS.get(operator_of(node))
@@ -146,6 +159,9 @@ class Lowering(Builder):
             self.ranged.add(node.name)
             layers = self.readers(node, through=(*ARITHMETIC, "aten::batch_norm"))
             if bool((scale != 0).all()) and all(KINDS.get(operator_of(n)) == "conv" for n in layers):
+                longest = max(length, len(x.scale))
+                mean, scale, bias = (_spread(t, longest) for t in (mean, scale, bias))
+                x = replace(x, scale=_spread(x.scale, longest), zero_point=_spread(x.zero_point, longest))
                 zero_point = x.zero_point + (mean - bias / scale) / x.scale
                 is_zero_in_range = bool(((zero_point >= 0) & (zero_point <= 255)).all())
                 if is_zero_in_range or not any(map(_pads, layers)):
@@ -186,8 +202,8 @@ class Lowering(Builder):
         for one, other in ((a, b), (b, a)):
             x = self.values[one]
             if isinstance(x, Accumulator) and x.is_layer and not x.shortcut:
-                return replace(x, shortcut=self.materialize(other), node=node)
-        return replace(self.identity_layer(node, self.materialize(a)), shortcut=self.materialize(b))
+                return replace(x, shortcut=self.by_pixel(self.materialize(other)), node=node)
+        return replace(self.identity_layer(node, self.materialize(a)), shortcut=self.by_pixel(self.materialize(b)))
 
     def _relu(self, node: fx.Node, x_node: fx.Node) -> QuantizedValue:
         x = self.value(x_node)
@@ -212,7 +228,7 @@ class Lowering(Builder):
             raise Obstacle("with a kernel, stride or padding that is not square", "take a square one")
         x = self.materialize(x_node)
         shape = self._window_shape(node, x, kernel, stride, padding)
-        self.steps.append(MaxPool([x.index], kernel[0], stride[0], padding[0]))
+        self.append(node, MaxPool([x.index], kernel[0], stride[0], padding[0]))
         return replace(x, index=len(self.steps), shape=shape)
 
     def _average_pool(
@@ -261,8 +277,9 @@ class Lowering(Builder):
             return self.value(x_node)
         x = self.materialize(x_node)
         pooled = self.pooled(node, x, (1, 1), (step, 1) if axis == 2 else (1, step))
-        epilogue = requantization(pooled.scale, pooled.bias, 255, x.scale, x.zero_point, self.qmax)
-        self.steps.append(pooled.step([x.index], epilogue))
+        # The values of x may be images, which have 8 bits whatever those of the program.
+        epilogue = requantization(pooled.scale, pooled.bias, 255, x.scale, x.zero_point, 255)
+        self.append(node, pooled.step([x.index], epilogue))
         return replace(x, index=len(self.steps), shape=pooled.shape)
 
     def _pad(
@@ -293,7 +310,7 @@ class Lowering(Builder):
             raise Obstacle(f"of shape {shape}", "end in a layer of logits (N, classes), or in a global pooling")
         if isinstance(x, QuantizedValue) or not x.is_layer or x.shortcut:
             x = self.identity_layer(node, self.materialize(node))
-        self.steps.append(x.step([x.source.index], Logits(x.scale.float(), x.bias.float())))
+        self.append(node, x.step([x.source.index], Logits(x.scale.float(), x.bias.float())))
 
     def _window_shape(
         self, node: fx.Node, x: QuantizedValue, kernel: Any, stride: Any, padding: Any
@@ -310,6 +327,11 @@ def _pair(value: Any) -> tuple[int, int]:
     return values[0], values[-1]
 
 
+def _spread(numbers: Tensor, length: int) -> Tensor:
+    """Return one number for each value of a flattened image, where ``numbers`` has one for each channel."""
+    return numbers if len(numbers) in (1, length) else numbers.repeat_interleave(length // len(numbers))
+
+
 def _pads(layer: fx.Node) -> bool:
     """Return whether a convolution pads its input."""
     padding: Any = layer.args[4] if len(layer.args) > 4 else ()
@@ -317,7 +339,7 @@ def _pads(layer: fx.Node) -> bool:
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    if not shape:
+    if not shape or not all(isinstance(side, int) for side in shape):  # it depends on the number of images
         return None
     return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (math.prod(shape), 1, 1)
 
