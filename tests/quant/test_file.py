@@ -103,6 +103,7 @@ BAD_METADATA = [  # arguments of save, words of the message
     ({"mean": [0, 0, 0], "std": [1, 1]}, r"std=\[1.0, 1.0\] does not fit: expected 3 finite numbers"),
     ({"mean": [0, 0, float("nan")], "std": [1, 1, 1]}, "mean=.* does not fit"),
     ({"mean": [0, 0, 0], "std": [1, 0, 1]}, r"std=\[1.0, 0.0, 1.0\] is out of range: expected numbers above 0"),
+    ({"mean": [0, 28, 0], "std": [76, 76, 76]}, r"mean=\[0.0, 28.0, 0.0\] is out of range: expected .* from 0 to 1"),
     ({"mean": [0, 0, 0], "std": [1, 1, 1], "part": "left"}, "part='left' is unknown: expected whole or centre"),
     ({"classes": NAMES[1:]}, "classes=.* does not fit: expected 10 names"),
     ({"classes": [*range(10)]}, "classes=.* does not fit: expected 10 names"),

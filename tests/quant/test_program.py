@@ -1,11 +1,13 @@
 """Test the integer program: accumulators, requantization and logits against brute-force references."""
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
+from torchadder.errors import UserError
 from torchadder.quant.program import (
     AveragePool,
     Layer,
@@ -179,6 +181,14 @@ def test_images_are_quantized(program):
     ]  # 20.5 and 20.25 to even, down
     images = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(program(images), program(program.quantize(images), quantized=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_program_that_was_cast_is_refused(program, dtype):
+    cast = copy.deepcopy(program).to(dtype)
+    for use in (lambda: cast(torch.zeros(1, *cast.shape)), cast.to_bytes):
+        with pytest.raises(UserError, match=f"the program was cast to {dtype}, which rounds its numbers"):
+            use()
 
 
 def test_a_program_is_its_state_dict(program):

@@ -131,6 +131,8 @@ def describe_images(
         numbers = _numbers("mean", mean, channels), _numbers("std", std, channels)
         if min(numbers[1]) <= 0:
             raise UserError(f"std={numbers[1]} is out of range: expected numbers above 0")
+        if not 0 <= min(numbers[0]) <= max(numbers[0]) <= 1:
+            raise UserError(f"mean={numbers[0]} is out of range: expected numbers from 0 to 1, of pixels / 255")
         about = Preprocessing(Normalization.of(*numbers), part).to_dict()
     if classes is not None:
         names = [*classes]

@@ -189,6 +189,7 @@ class Program(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, quantized: bool = False) -> Tensor:
+        self._check_dtype()
         if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
             raise UserError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
         if quantized != (images.dtype == torch.uint8) or not (quantized or images.is_floating_point()):
@@ -234,6 +235,7 @@ class Program(nn.Module):
 
     def to_bytes(self, about: Mapping[str, str | int | float] | None = None) -> bytes:
         """Return the content of the program's file; ``about`` is kept in it as it is."""
+        self._check_dtype()
         tensors = {"input.scale": self.scale, "input.zero": self.zero_point}
         for number, step in enumerate(self.steps):
             for name, value in step.named_buffers():
@@ -246,6 +248,10 @@ class Program(nn.Module):
             "about": dict(about or {}),
         }
         return file.pack(head, tensors)
+
+    def _check_dtype(self) -> None:
+        if self.scale.dtype is not torch.float32:
+            raise UserError(f"the program was cast to {self.scale.dtype}, which rounds its numbers: quantize again")
 
     @classmethod
     def load(cls, path: str | Path) -> Program:
