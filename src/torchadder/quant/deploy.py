@@ -17,7 +17,7 @@ from torchadder.train.loop import largest_share
 from torchadder.train.run import holds_run, saved_recipe
 
 CALIBRATION_BATCH = 32  # images; small, because all values of the network for one batch are in memory at once
-FINETUNE_BATCH = 128  # images
+FINETUNE_BATCH = 128  # images; fewer would make an epoch slower
 SEVERAL = 10  # random images, too many to be all of one class by chance
 
 

@@ -31,8 +31,8 @@ from torchadder.quant.program import Kind, Program
 from torchadder.quant.values import QuantizedValue, quantize_adder_weight, quantize_conv_weight
 
 MOMENTUM = 0.1  # of running statistics, where a layer averages over all batches
-STATISTICS_BATCHES = 50
-LEARNING_RATE = 0.01
+STATISTICS_BATCHES = 50  # as recipes of other data sets take; more batches change the averages little
+LEARNING_RATE = 0.01  # a tenth of the recipes' rate: the weights are trained already
 
 
 class LabelledBatches(Protocol):
