@@ -93,6 +93,7 @@ WARNED = [  # operator of the network, and of the call, change to the state dict
     ("adder", "conv", {}, "loaded as op='conv', but its filters are as large .* pass op='adder'"),
     ("adder", "binary", {}, "loaded as op='binary', but its filters are as large .* pass op='adder'"),
     ("adder", "adder", {"bn2.running_var": torch.full((16,), 1e5).half()}, "infinite .* in bn2.running_var:"),
+    ("adder", "adder", {"bn2.running_var": torch.full((16,), -1.0)}, "negative variances in bn2.running_var:"),
     ("conv", "conv", {}, None),
     ("adder", "adder", {}, None),
 ]

@@ -208,13 +208,17 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: obj
         raise UserError(f"{source} does not fit {model.config['name']}: {problems}")
     model.to_empty(device="cpu")
     model.load_state_dict(tensors)
-    if lost := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+    if lost := [name for name, tensor in model.state_dict().items() if not _is_sound(name, tensor)]:
         warnings.warn(
-            f"{source} holds infinite numbers or NaN in {shortened(lost)}: the training diverged, or 16 bits were too "
-            "few for statistics of raw outputs; save the state dict in float32",
+            f"{source} holds infinite numbers, NaN or negative variances in {shortened(lost)}: the training diverged, "
+            "or 16 bits were too few for statistics of raw outputs; save the state dict in float32",
             stacklevel=4,
         )
     return model.eval()
+
+
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all()) and not (name.endswith("running_var") and bool((tensor < 0).any()))
 
 
 def _counters(model: nn.Module) -> dict[str, Tensor]:
