@@ -86,7 +86,7 @@ def test_a_run_directory_is_loaded_and_not_overwritten(tmp_path, model):
 
 def test_shared_strided_and_half_tensors(tmp_path, model):
     model.to(memory_format=torch.channels_last)
-    model.bn1.running_var = model.bn1.running_mean  # one tensor under two names
+    model.bn1.running_mean = model.bn1.running_var  # one tensor under two names
     assert not model.conv2.weight.is_contiguous()
     model.save_pretrained(tmp_path / "float")
     assert same(from_pretrained(tmp_path / "float"), model)
