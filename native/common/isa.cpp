@@ -51,7 +51,7 @@ int selectable(int index) {
 #define HAS(feature) __builtin_cpu_supports(feature)
 
 #if TORCHADDER_NEON
-bool has_dot_product() {
+static bool has_dot_product() {
 #if defined(__APPLE__)
   int has = 0;
   std::size_t size = sizeof has;

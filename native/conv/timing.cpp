@@ -1,21 +1,15 @@
 #include "conv/timing.h"
 
 #include <algorithm>
-#include <chrono>
-#include <limits>
+
+#include "common/timing.h"
 
 namespace torchadder {
 namespace {
 
 // One tile: its pixels read the same source, so that all data stay in the first cache.
 constexpr int64_t kDepth = 256;
-constexpr int kLanes = 32, kCalls = 8, kRepetitions = 25;
-
-double seconds(TileKernel run, const Block &block, const Tile &tile) {
-  const auto start = std::chrono::steady_clock::now();
-  for (int call = 0; call < kCalls; ++call) run(block, tile);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+constexpr int kLanes = 32, kCalls = 8;
 
 }  // namespace
 
@@ -33,12 +27,12 @@ Sum faster_sum(const Kernel &fma, const Kernel &add) {
   block.weight = weight, block.runs = &run, block.run_count = 1;
   block.weight_sum = block.constant = constant, block.lanes = fma.lanes;
   const Tile tile{sources, nullptr, result, sums, fma.pixels};
-  double least[2] = {std::numeric_limits<double>::max(), std::numeric_limits<double>::max()};
-  for (int i = 0; i < kRepetitions; ++i) {
-    least[0] = std::min(least[0], seconds(fma.run, block, tile));
-    least[1] = std::min(least[1], seconds(add.run, block, tile));
-  }
-  return least[1] < least[0] ? Sum::add : Sum::fma;
+  const auto runs = [&](TileKernel run) {
+    return [&block, &tile, run] {
+      for (int call = 0; call < kCalls; ++call) run(block, tile);
+    };
+  };
+  return is_faster(runs(add.run), runs(fma.run)) ? Sum::add : Sum::fma;
 }
 
 }  // namespace torchadder

@@ -63,7 +63,7 @@ bool is_chosen(Isa isa) {
   const auto adder = [](Isa of) { return kTables[static_cast<int>(of)][listed(Op::adder, of)]; };
   static std::atomic<int> known[kIsaCount];  // 0: not timed yet, 1: slower, 2: faster
   std::atomic<int> &result = known[static_cast<int>(isa)];
-  if (!result) result = 1 + is_faster(adder(isa), adder(selected_as(isa)));
+  if (!result) result = 1 + is_faster_adder(adder(isa), adder(selected_as(isa)));
   return result == 2;
 }
 
