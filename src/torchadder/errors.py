@@ -16,7 +16,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def in_one_line(error: BaseException, most: int = 200) -> str:
+    """Return all of an error's text in one line of at most ``most`` characters, or the name of its class."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def shortened(names: Sequence[str], separator: str = ", ", shown: int = 8) -> str:
     """Join the first names in one line, and count the others."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     return separator.join(names[:shown]) + more

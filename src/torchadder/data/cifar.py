@@ -21,7 +21,7 @@ from torchadder.data import fetch
 from torchadder.data.images import Augmentation
 from torchadder.data.pickled import load_arrays
 from torchadder.data.registry import NORMALIZATIONS, Dataset, Split, register
-from torchadder.errors import UserError
+from torchadder.errors import UserError, in_one_line
 
 PIXELS = 3 * 32 * 32
 CLASSES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -86,7 +86,7 @@ def read_python(content: bytes, source: object, *, key: bytes = b"labels") -> Re
             raise ValueError(f"pixels of shape {pixels.shape} and dtype {pixels.dtype}")
         return pixels.reshape(-1, PIXELS), np.array([operator.index(label) for label in labels], np.int64)
     except Exception as error:  # A damaged pickle raises many types.
-        raise UserError(f"{source}: no batch of CIFAR images ({_reason(error)}); replace the file") from error
+        raise UserError(f"{source}: no batch of CIFAR images ({in_one_line(error)}); replace the file") from error
 
 
 BINARY = Layout(
@@ -233,14 +233,9 @@ def _unpack(published: Published, path: Path) -> Found | None:
         raise
     except Exception as error:  # A damaged archive raises many types.
         raise UserError(
-            f"{path}: unreadable, corrupt or truncated archive ({_reason(error)}); replace the file"
+            f"{path}: unreadable, corrupt or truncated archive ({in_one_line(error)}); replace the file"
         ) from error
     return (layout, path, files) if layout and files else None
-
-
-def _reason(error: Exception) -> str:
-    """Return the text of an error as one line of at most 200 characters; it may hold bytes of the file."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class _Bounded:

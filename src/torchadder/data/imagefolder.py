@@ -25,6 +25,7 @@ from torch import Tensor
 from torchadder.data.fetch import caches, candidate_paths, say
 from torchadder.data.images import (
     EXTENSIONS,
+    MAX_LISTED,
     TITLES,
     Augmentation,
     Damaged,
@@ -32,7 +33,6 @@ from torchadder.data.images import (
     error_reason,
     is_image,
     list_damaged,
-    list_names,
     load_pillow,
     open_image,
 )
@@ -46,7 +46,7 @@ from torchadder.data.registry import (
     register,
     size_option,
 )
-from torchadder.errors import UserError
+from torchadder.errors import UserError, shortened
 
 MAX_BYTES = 1 << 31  # The limit for decoded pixels in memory.
 OTHER_SIZE = "the first image has"  # A part of the reason for an image of another size.
@@ -154,7 +154,8 @@ def walk_images(folder: Path, split: str, classes: Sequence[str]) -> Iterator[tu
         for entry in images:
             yield labels[name], entry
     if others:
-        say("imagefolder", f"{folder}: left out, no images ({TITLES}): {len(others):,}, {list_names(others)}")
+        named = shortened(others, shown=MAX_LISTED)
+        say("imagefolder", f"{folder}: left out, no images ({TITLES}): {len(others):,}, {named}")
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

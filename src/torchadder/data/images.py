@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchadder.errors import UserError
+from torchadder.errors import UserError, shortened
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif"),
@@ -221,10 +221,4 @@ def error_reason(error: Exception) -> str:
 
 def list_damaged(damaged: Iterable[Damaged]) -> str:
     """Return the first ten damaged images with their reasons as text, and the number of further ones."""
-    return list_names([f"{path} ({reason})" for path, reason in damaged])
-
-
-def list_names(names: Sequence[str]) -> str:
-    """Return the first ten names as text, and the number of further ones."""
-    more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
+    return shortened([f"{path} ({reason})" for path, reason in damaged], shown=MAX_LISTED)

@@ -203,7 +203,7 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: obj
         model = create_on_meta(**config)
     except Exception as error:  # a file may hold values of any type
         raise UserError(f"{source}: its configuration describes no known model ({first_line(error)})") from error
-    tensors = {**_counters(model), **tensors}
+    tensors = {**counters(model), **tensors}
     if problems := compare_states(model.state_dict(), tensors):
         raise UserError(f"{source} does not fit {model.config['name']}: {problems}")
     model.to_empty(device="cpu")
@@ -221,7 +221,7 @@ def _is_sound(name: str, tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all()) and not (name.endswith("running_var") and bool((tensor < 0).any()))
 
 
-def _counters(model: nn.Module) -> dict[str, Tensor]:
+def counters(model: nn.Module) -> dict[str, Tensor]:
     """Return zeros for the counters of normalisations, which older and other writers leave out."""
     return {name: torch.tensor(0) for name in model.state_dict() if name.endswith("num_batches_tracked")}
 
@@ -242,7 +242,7 @@ def _recognise(
         probe = create_on_meta(name=name, **{argument: size for size, argument in _PROBES.items()})
         names = _published_names(probe) if published else {key: key for key in probe.state_dict()}
         model = create_on_meta(name=name, op=op, **_read_arguments(probe, names, tensors))
-        found = {**_counters(model), **tensors}
+        found = {**counters(model), **tensors}
         problems = compare_states({names[key]: tensor for key, tensor in model.state_dict().items()}, found)
         if not problems:
             return model.config, {key: found[file_key] for key, file_key in names.items()}

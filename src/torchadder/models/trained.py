@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import nn
 
-from torchadder.errors import UserError, shortened
-from torchadder.models.checkpoint import Checkpoint, compare_states, read_checkpoint
+from torchadder.errors import UserError, in_one_line, shortened
+from torchadder.models.checkpoint import Checkpoint, compare_states, counters, read_checkpoint
 from torchadder.models.state_dict import find_state, read_file
 
 
@@ -32,17 +32,16 @@ def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Che
         raise UserError(f"{name} builds a network without trained weights: name their file with weights=FILE")
     model = build_network(name)
     state = model.state_dict()
-    # Older writers leave out the counters of normalisations, which evaluation does not use.
-    counters = {key: tensor for key, tensor in state.items() if key.endswith("num_batches_tracked")}
+    zeros = counters(model)
     if not weights.is_file():
         raise UserError(f"weights={weights}: no such file")
     found, left_out = find_state(read_file(weights)[0], weights, state.keys())
     if left_out:
         warnings.warn(f"{weights}: left out {shortened(left_out)}", stacklevel=2)
-    if state.keys() != {**counters, **found}.keys():  # the two may differ in a name that all tensors share
+    if state.keys() != {**zeros, **found}.keys():  # the two may differ in a name that all tensors share
         plain = dict(zip(find_state(state, name)[0], state, strict=False))
         found = {plain.get(key, key): tensor for key, tensor in found.items()}
-    tensors = {**counters, **found}
+    tensors = {**zeros, **found}
     if problems := compare_states(state, tensors):
         raise UserError(f"{weights} does not fit the network of {name}: {problems}")
     model.load_state_dict(tensors)
@@ -71,8 +70,8 @@ def build_network(name: str) -> nn.Module:
     try:
         model = found()
     except Exception as error:  # The user's own code may raise anything.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} does not run without arguments ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {in_one_line(error)}"
+        raise UserError(f"{name} does not run without arguments ({reason})") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{name} returns a value of type {type(model).__name__}, expected a torch.nn.Module")
     return model

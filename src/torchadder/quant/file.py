@@ -39,7 +39,7 @@ from torch import Tensor
 from torchadder import kernels
 from torchadder.data.preprocessing import CENTRE, MODES, WHOLE, Preprocessing
 from torchadder.data.registry import Normalization
-from torchadder.errors import UserError
+from torchadder.errors import UserError, in_one_line
 
 FORMAT, VERSION, SUFFIX = "tadder", 1, ".tadder"
 MAX_HEAD = 1 << 26  # bytes; no head of a program is as long
@@ -95,7 +95,7 @@ def unpack(content: bytes, path: str | Path) -> tuple[dict[str, Any], dict[str, 
     try:
         return head_of(content, path), safetensors.torch.load(content)
     except SafetensorError as error:
-        raise UserError(f"{path} is not a valid program: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is not a valid program: {in_one_line(error)}") from error
 
 
 def head_of(content: bytes, path: str | Path) -> dict[str, Any]:

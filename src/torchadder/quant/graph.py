@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.node import map_arg
 
-from torchadder.errors import UserError
+from torchadder.errors import UserError, in_one_line
 
 BATCH = 2  # images of the example: torch.export takes a batch of one for a network that runs on single images only
 RESHAPES = ("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::squeeze", "aten::unsqueeze")
@@ -213,8 +213,7 @@ def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor |
                 model = export(model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
             return model.run_decompositions({})
     except Exception as error:  # a model's own code may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot quantize {name}: torch.export does not trace it ({reason})") from error
+        raise UserError(f"cannot quantize {name}: torch.export does not trace it ({in_one_line(error)})") from error
 
 
 def _simplify(network: Network) -> None:

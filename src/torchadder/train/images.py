@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchadder.data import Dataset, Split
-from torchadder.errors import UserError
+from torchadder.errors import UserError, in_one_line
 from torchadder.models import Model
 
 
@@ -28,10 +28,9 @@ def check_images(model: nn.Module, dataset: Dataset, name: str) -> None:
         if isinstance(model, Model) and model.input_size[1:] != (height, width):
             advice = f"; it is made for {model.input_size[1]} x {model.input_size[2]}"
             advice += f": name it with size={model.input_size[1]}" if ":" in dataset.name else ""
-        reason = " ".join(str(error).split())[:150]
         raise UserError(
             f"dataset={dataset.name}: {name} does not take its images of {height} x {width} with {channels} channels "
-            f"({reason}){advice}"
+            f"({in_one_line(error, 150)}){advice}"
         ) from error
     finally:
         model.train(training)
