@@ -67,14 +67,14 @@ Sum selected_sum() {
   static std::atomic<bool> is_known[kIsaCount];
   static std::atomic<Sum> faster[kIsaCount];
   const Isa isa = selected_isa();
+  if (const Sum forced = forced_sum(); forced != Sum::any && widest(isa, forced)) return forced;
   const auto at = static_cast<std::size_t>(isa);
   if (!is_known[at]) {
     const Kernel *const fma = widest(isa, Sum::fma), *const add = widest(isa, Sum::add);
     faster[at] = fma && add ? faster_sum(*fma, *add) : Sum::any;
     is_known[at] = true;
   }
-  const Sum forced = forced_sum(), sum = faster[at];
-  return sum == Sum::any || forced == Sum::any ? sum : forced;
+  return faster[at];
 }
 
 const Kernel &kernel_for(Op op, int64_t lanes) {
