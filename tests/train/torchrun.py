@@ -1,6 +1,5 @@
 """Start two processes as torchrun does, with its environment variables and its store, but faster."""
 
-import gc
 import multiprocessing
 import os
 import sys
@@ -45,7 +44,6 @@ def _work(rank, port, cases, arguments):
         distributed._store.cache_clear()
         distributed._claim.cache_clear()
         case(*arguments)
-        gc.collect()  # closes the connections, as the end of the process would
 
 
 def command(*arguments, processes=WORLD, restarts=0):

@@ -6,9 +6,12 @@ the batch of all processes on the CPU, where torch's own class does not work.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import inspect
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -164,6 +167,7 @@ def joined() -> Iterator[Processes]:
     if world == 1:
         yield Processes(device=device)
         return
+    importlib.import_module("torch.distributed.nn.functional")  # imported later, its defaults would keep the group
     backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     try:
         dist.init_process_group(
@@ -172,6 +176,7 @@ def joined() -> Iterator[Processes]:
         yield Processes(rank, world, local_rank, device)
     except BaseException as error:
         _claim()  # claims the report before the others notice that this process has left, and report only that
+        _clear_frames(error)
         if isinstance(error, RuntimeError) and _is_lost_process(error):
             raise UserError(
                 "another process of the run was lost; what was saved is kept: start again with resume=True, or let "
@@ -179,8 +184,18 @@ def joined() -> Iterator[Processes]:
             ) from error
         raise
     finally:
+        # A parallel model that outlives the group frees it later, without releasing Python's lock, and waits for gloo's
+        # threads, which may need that lock to free their last tensor; so does the end of the interpreter.
+        gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Free what the functions that ``error`` ended, and the errors that it followed, still hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def no_sync(model: nn.Module, on: bool) -> AbstractContextManager[None]:
