@@ -114,7 +114,30 @@ def test_environment_of_a_new_process():
     assert (found.returncode, found.stdout) == (0, "reference\n"), found.stderr
 
 
-def test_missing_library_is_an_error_of_the_installation(monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels, "library_path", lambda: tmp_path / "libtorchadder.so")
-    with pytest.raises(UserError, match=r"does not load.*reinstall"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, r"libtorchadder is missing: reinstall torchadder$"),
+        (b"\x7fELF of another machine", r"does not load \(.*\): it was not built for this machine \(\w+\)"),
+    ],
+)
+def test_a_library_that_does_not_load_is_an_error_of_the_installation(monkeypatch, tmp_path, content, words):
+    path = tmp_path / "libtorchadder"
+    if content:
+        path.write_bytes(content)
+    monkeypatch.setattr(kernels, "library_path", lambda: path)
+    with pytest.raises(UserError, match=words) as raised:
+        kernels.library.__wrapped__()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_openmp_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "library_path", lambda: tmp_path)
+    monkeypatch.setattr(kernels.Path, "is_file", lambda path: True)
+
+    def load(path):
+        raise OSError("libgomp.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(kernels.ctypes, "CDLL", load)
+    with pytest.raises(UserError, match=r"libgomp\.so\.1.*: install OpenMP \(Debian, Ubuntu: apt install libgomp1\)"):
         kernels.library.__wrapped__()

@@ -1,7 +1,9 @@
 #include "common/isa.h"
 
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
+#include <string>
 
 #if TORCHADDER_NEON && defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -31,11 +33,8 @@ Isa best_isa() {
   return Isa::reference;
 }
 
-std::atomic<Isa> &isa_in_use() {
-  static std::atomic<Isa> isa{best_isa()};
-  return isa;
-}
-
+constexpr int kUnknown = -1;
+std::atomic<int> selected{kUnknown};  // an Isa, once one was selected by a call or by TORCHADDER_ISA
 std::atomic<Sum> forced{Sum::any};
 
 // Returns the set that is number `index` among those that can be selected, or -1 if there are fewer.
@@ -43,6 +42,15 @@ int selectable(int index) {
   for (int i = 0; i < kIsaCount; ++i)
     if (kSelectedAs[i] == static_cast<Isa>(i) && index-- == 0) return i;
   return -1;
+}
+
+// Returns the names of the sets that this CPU can run, with commas between.
+std::string runnable() {
+  std::string found;
+  for (int i = 0; i < kIsaCount; ++i)
+    if (const Isa isa = static_cast<Isa>(i); kSelectedAs[i] == isa && is_supported(isa))
+      found += (found.empty() ? "" : ", ") + std::string(kNames[i]);
+  return found;
 }
 
 }  // namespace
@@ -77,7 +85,8 @@ bool is_supported(Isa isa) {
 
 Isa selected_as(Isa isa) { return kSelectedAs[static_cast<int>(isa)]; }
 const char *isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
-Isa selected_isa() { return isa_in_use().load(std::memory_order_relaxed); }
+bool is_selected() { return selected.load(std::memory_order_relaxed) != kUnknown || !torchadder_select_isa(nullptr); }
+Isa selected_isa() { return is_selected() ? static_cast<Isa>(selected.load(std::memory_order_relaxed)) : best_isa(); }
 Sum forced_sum() { return forced.load(std::memory_order_relaxed); }
 
 }  // namespace torchadder
@@ -103,9 +112,14 @@ int torchadder_isa_runs_here(int index) {
 }
 
 int torchadder_select_isa(const char *name) {
-  if (!name || !*name) {
-    isa_in_use() = best_isa();
+  if (!name) {
+    const char *const wanted = std::getenv("TORCHADDER_ISA");
+    if (!torchadder_select_isa(wanted ? wanted : "")) return 0;
+    return fail("TORCHADDER_ISA=%s: %s", wanted, std::string(torchadder_last_error()).c_str());
+  }
+  if (!*name) {
     forced = Sum::any;
+    selected = static_cast<int>(best_isa());
     return 0;
   }
   const char *colon = std::strchr(name, ':');
@@ -119,12 +133,13 @@ int torchadder_select_isa(const char *name) {
   for (int i = 0; i < kIsaCount; ++i) {
     const Isa isa = static_cast<Isa>(i);
     if (kSelectedAs[i] != isa || std::strlen(kNames[i]) != length || std::strncmp(name, kNames[i], length)) continue;
-    if (!is_supported(isa)) return fail("this CPU cannot run the instruction set '%s'", kNames[i]);
-    isa_in_use() = isa;
+    if (!is_supported(isa))
+      return fail("this CPU cannot run the instruction set '%s': choose one of %s", kNames[i], runnable().c_str());
     forced = sum;
+    selected = i;
     return 0;
   }
-  return fail("'%s' is not an instruction set that this library was built with", name);
+  return fail("'%s' is not an instruction set of this library: choose one of %s", name, runnable().c_str());
 }
 
 const char *torchadder_selected_isa(void) { return isa_name(selected_isa()); }

@@ -21,7 +21,9 @@ bool is_supported(Isa isa);
 Isa selected_as(Isa isa);
 const char *isa_name(Isa isa);
 
-// The selection holds for the whole process: the best set of this CPU until torchadder_select_isa() changes it.
+// The selection holds for the whole process: TORCHADDER_ISA's, or the best set of this CPU, until
+// torchadder_select_isa() changes it. is_selected() fails, with a line, while TORCHADDER_ISA is wrong.
+bool is_selected();
 Isa selected_isa();
 Sum forced_sum();  // any: the faster one here, see conv/dispatch.h
 

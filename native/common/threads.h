@@ -18,7 +18,7 @@ struct Call {
 // Calls body(t, granted) for t = 0 .. granted - 1, each on a thread of its own. The runtime may grant fewer threads
 // than `count`.
 template <class Body>
-void team(int count, Body &&body) {
+void team([[maybe_unused]] int count, Body &&body) {
 #if defined(_OPENMP)
   if (count > 1) {
 #pragma omp parallel num_threads(count)

@@ -94,6 +94,7 @@ void cut_groups(Convolution &c, int64_t groups, int64_t together, int64_t lanes,
 template <class Body>
 int guarded(const torchadder_convolution &s, Body &&body) {
   if (const char *reason = shape_error(s)) return fail("%s", reason);
+  if (!is_selected()) return -1;
   const Call call;
   try {
     body();
@@ -299,6 +300,7 @@ int torchadder_grad_weight_sign_f32(const torchadder_convolution *shape, const f
 
 int torchadder_transpose_f32(const float *from, float *to, int64_t images, int64_t rows, int64_t columns, int threads) {
   if (images < 0 || rows < 0 || columns < 0) return fail("negative size");
+  if (!is_selected()) return -1;
   const Call call;
   if (images && rows && columns) transpose(from, to, images, rows, columns, threads);
   return 0;

@@ -71,7 +71,7 @@ torchadder_engine *torchadder_engine_load(const char *path, int threads) {
     std::vector<char> bytes;
     if (read_file(path, bytes)) return nullptr;
     torchadder_engine *const engine = torchadder_engine_read(bytes.data(), bytes.size(), threads, nullptr, 0);
-    if (!engine) fail("%s is not a valid program: %s", path, std::string(torchadder_last_error()).c_str());
+    if (!engine) fail("cannot load %s: %s", path, std::string(torchadder_last_error()).c_str());
     return engine;
   } catch (const std::exception &error) {
     fail("cannot load %s: %s", path, error.what());
@@ -85,6 +85,7 @@ torchadder_engine *torchadder_engine_read(const void *bytes, size_t size, int th
     fail("%d threads: expected 1 to %d", threads, kMaxThreads);
     return nullptr;
   }
+  if (!torchadder::is_selected()) return nullptr;
   const Call call;
   const Kernels *const kernels = Kernels::find(isa && *isa ? isa : nullptr);
   if (!kernels) {

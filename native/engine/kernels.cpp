@@ -51,7 +51,7 @@ int listed(Op op, Isa isa) {
   return found;
 }
 
-constexpr bool no = false, yes = true;
+[[maybe_unused]] constexpr bool no = false, yes = true;
 constexpr bool kIsTimed[] = {
 #define INSTRUCTION_SET(name, selected_as, conv, engine, is_supported, timed) timed,
 #include "common/isa.inc"

@@ -5,6 +5,8 @@
  * docs/engine.md shows how to compile it. The image is a binary PGM (grey) or PPM (colour) of the
  * network's own size with 8 bits; most image programs write these.
  */
+#define _POSIX_C_SOURCE 199309L /* for clock_gettime */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,10 +39,8 @@ static long next_number(FILE *file) {
   return fscanf(file, "%ld", &number) == 1 ? number : -1;
 }
 
-/* Returns the pixels of a PGM or PPM of this size, or NULL. */
-static unsigned char *read_image(const char *path, long channels, long height, long width) {
-  FILE *file = fopen(path, "rb");
-  if (!file) return NULL;
+/* Returns the pixels of a PGM or PPM of this size, or NULL. Closes the file. */
+static unsigned char *read_image(FILE *file, long channels, long height, long width) {
   const size_t size = (size_t)(channels * height * width);
   unsigned char *pixels = NULL;
   if (fgetc(file) == 'P' && fgetc(file) == (channels == 1 ? '5' : '6') && next_number(file) == width &&
@@ -65,7 +65,9 @@ int main(int argc, char **argv) {
   if (about.channels != 1 && about.channels != 3) return error("its images are neither grey nor colour", argv[1]);
 
   const long channels = (long)about.channels, area = (long)(about.height * about.width);
-  unsigned char *pixels = allocated[0] = read_image(argv[2], channels, (long)about.height, (long)about.width);
+  FILE *file = fopen(argv[2], "rb");
+  if (!file) return error(strerror(errno), argv[2]);
+  unsigned char *pixels = allocated[0] = read_image(file, channels, (long)about.height, (long)about.width);
   if (!pixels) {
     fprintf(stderr, "classify: %s: expected a binary P%d of %ld x %ld pixels, 8 bits: resize it first\n", argv[2],
             channels == 1 ? 5 : 6, (long)about.width, (long)about.height);

@@ -49,8 +49,9 @@ TORCHADDER_API int torchadder_grad_weight_sign_f32(const torchadder_convolution 
 TORCHADDER_API int torchadder_transpose_f32(const float *from, float *to, int64_t images, int64_t rows, int64_t columns,
                                             int threads);
 
-/* Instruction sets: those compiled in, those this CPU can run, and the one in use. "" selects the best; "avx2:fma" or
- * "avx2:add" also chooses how kernels accumulate (kernels.inc), for tests and measurements. */
+/* Instruction sets: those compiled in, those this CPU can run, and the one in use. NULL selects what the environment
+ * variable TORCHADDER_ISA names, as the first call does that computes; "" selects the best; "avx2:fma" or "avx2:add"
+ * also chooses how kernels accumulate (kernels.inc), for tests and measurements. */
 TORCHADDER_API int torchadder_isa_count(void);
 TORCHADDER_API const char *torchadder_isa_name(int index);
 TORCHADDER_API int torchadder_isa_runs_here(int index);

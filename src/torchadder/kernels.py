@@ -8,6 +8,8 @@ import contextlib
 import ctypes
 import functools
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,16 +30,23 @@ class Convolution(ctypes.Structure):
 
 def library_path() -> Path:
     """Return the path at which the native library was installed."""
-    return Path(__file__).parent / "lib" / "libtorchadder.so"
+    return Path(__file__).parent / "lib" / f"libtorchadder.{'dylib' if sys.platform == 'darwin' else 'so'}"
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
     """Return the loaded library. It shares torch's OpenMP runtime. Raises UserError if it cannot be loaded."""
+    path = library_path()
+    if not path.is_file():
+        raise UserError(f"the native library {path} is missing: reinstall torchadder")
     try:
-        native = ctypes.CDLL(str(library_path()))
+        native = ctypes.CDLL(str(path))
     except OSError as error:
-        raise UserError(f"the native library does not load ({error}): reinstall torchadder") from error
+        if "libgomp" in str(error):
+            cure = "install OpenMP (Debian, Ubuntu: apt install libgomp1)"
+        else:
+            cure = f"it was not built for this machine ({platform.machine()}) or is damaged: reinstall torchadder"
+        raise UserError(f"the native library does not load ({error}): {cure}") from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     shape = ctypes.POINTER(Convolution)
     for name, arguments, result in (
@@ -59,9 +68,8 @@ def library() -> ctypes.CDLL:
     ):
         function = getattr(native, f"torchadder_{name}")
         function.argtypes, function.restype = arguments, result
-    wanted = os.environ.get("TORCHADDER_ISA", "")
-    if native.torchadder_select_isa(wanted.encode()):
-        raise UserError(f"TORCHADDER_ISA={wanted}: {native.torchadder_last_error().decode()}")
+    if native.torchadder_select_isa(None):  # what TORCHADDER_ISA names
+        raise UserError(native.torchadder_last_error().decode())
     return native
 
 

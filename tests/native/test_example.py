@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,13 +20,18 @@ NATIVE = Path(__file__).parents[2] / "native"
 @pytest.fixture(scope="module")
 def classify(tmp_path_factory):
     program, library = tmp_path_factory.mktemp("example") / "classify", kernels.library_path()
-    flags = ["-std=c99", "-D_POSIX_C_SOURCE=199309L", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-    flags.append(f"-I{NATIVE / 'include'}")
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{NATIVE / 'include'}"]
     link = [str(library), f"-Wl,-rpath,{library.parent}"]
-    command = [os.environ.get("CC", "cc"), *flags, str(NATIVE / "examples" / "classify.c"), "-o", str(program), *link]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return lambda *words: subprocess.run([str(program), *map(str, words)], capture_output=True, text=True)
+    for compiler in {os.environ.get("CC", "cc"), *filter(shutil.which, ("gcc", "clang"))}:
+        command = [compiler, *flags, str(NATIVE / "examples" / "classify.c"), "-o", str(program), *link]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def classify(*words, **environment):
+        environment = {**os.environ, **environment}
+        return subprocess.run([str(program), *map(str, words)], capture_output=True, text=True, env=environment)
+
+    return classify
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,18 @@ def test_bad_images(classify, written, tmp_path, image, words):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("isa", kernels.available())
+def test_the_environment_chooses_the_instruction_set(classify, written, tmp_path, isa):
+    path = written(1, mean=0, std=1)
+    (tmp_path / "image").write_bytes(b"P5\n32 32\n255\n" + b"0" * 1024)
+    done = classify(path, tmp_path / "image", TORCHADDER_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    assert f"_{isa}" in done.stdout
+    done = classify(path, tmp_path / "image", TORCHADDER_ISA="nonsense")
+    assert done.returncode == 2
+    assert "TORCHADDER_ISA=nonsense: 'nonsense' is not an instruction set of this library: choose" in done.stderr
+
+
 def test_bad_files(classify, written, tmp_path):
     (tmp_path / "short.tadder").write_bytes(b"nothing")
     for words, path, threads in (
@@ -94,4 +112,5 @@ def test_bad_files(classify, written, tmp_path):
         done = classify(path, "image.pgm", threads)
         assert done.returncode == 2
         assert words in done.stderr
+    assert "image.pgm: No such file" in classify(written(1, mean=0, std=1), "image.pgm").stderr
     assert classify().returncode == 2
