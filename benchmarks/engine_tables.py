@@ -107,6 +107,17 @@ def server_table(record: Record) -> str:
     return f"{markdown(header, lines, left=2)}\n\n{caption}"
 
 
+def reference_table(record: Record) -> str:
+    """Return how many times as long the reference takes as each instruction set, one row for each measurement."""
+    ratios = {(row["what"], row["isa"]): row["ratio"] for row in record["rows"]}
+    isas = [isa for isa in dict.fromkeys(row["isa"] for row in record["rows"]) if isa != "reference"]
+    measured = dict.fromkeys(row["what"] for row in record["rows"])
+    lines = [[what, *(f"{ratios[what, isa]:.0f}×" for isa in isas)] for what in measured]
+    where = f"{processor(record)}, load average {record['load']:.1f}"
+    caption = f"{where}; CPU times; medians of {record['n']} alternating repetitions; {record['date']}."
+    return f"{markdown(['measured', *isas], lines, left=1)}\n\n{caption}"
+
+
 def limits_u8_table(record: Record) -> str:
     """Return one row for each instruction set, loop and tile."""
     lines = [[row["isa"], row["loop"], row["tile"], f"{row['giga_ops']:.0f}"] for row in record["rows"]]

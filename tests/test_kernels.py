@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -140,4 +141,17 @@ def test_a_missing_openmp_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr(kernels.ctypes, "CDLL", load)
     with pytest.raises(UserError, match=r"libgomp\.so\.1.*: install OpenMP \(Debian, Ubuntu: apt install libgomp1\)"):
+        kernels.library.__wrapped__()
+
+
+@pytest.mark.parametrize(("forced", "warns"), [("", True), ("reference", False)])
+def test_a_cpu_without_kernels_is_warned_of_once(monkeypatch, forced, warns):
+    native = MagicMock()
+    native.torchadder_select_isa.return_value, native.torchadder_selected_isa.return_value = 0, b"reference"
+    monkeypatch.setenv("TORCHADDER_ISA", forced)
+    monkeypatch.setattr(kernels.ctypes, "CDLL", lambda path: native)
+    if warns:
+        with pytest.warns(RuntimeWarning, match=r"has no kernels for this CPU \(\w+\): .* correct and about .* slower"):
+            kernels.library.__wrapped__()
+    else:
         kernels.library.__wrapped__()

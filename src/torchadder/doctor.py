@@ -93,6 +93,8 @@ def check_kernels() -> list[Check]:
     why = f"TORCHADDER_ISA={forced}" if forced else "the best that this CPU runs"
     if ":" in chosen and ":" not in (forced or ""):
         why += "; of fma and add the faster, timed"
+    if kernels.is_slow(chosen):
+        why += f"; {kernels.SLOW}"
     threads = f"{kernels.threads()} thread{'s' if kernels.threads() > 1 else ''}"
     found = Check("native library", True, f"{path}; in use: {chosen} ({why}), {threads}")
     return [found, *(_check_isa(name) for name in kernels.compiled())]

@@ -10,12 +10,15 @@ import functools
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from .errors import UserError
+
+SLOW = "the portable reference is correct and about 15 to 70 times slower"  # results/reference.json
 
 
 class Convolution(ctypes.Structure):
@@ -70,7 +73,15 @@ def library() -> ctypes.CDLL:
         function.argtypes, function.restype = arguments, result
     if native.torchadder_select_isa(None):  # what TORCHADDER_ISA names
         raise UserError(native.torchadder_last_error().decode())
+    if is_slow(native.torchadder_selected_isa().decode()):
+        reason = f"torchadder has no kernels for this CPU ({platform.machine()}): {SLOW}"
+        warnings.warn(reason, RuntimeWarning, stacklevel=2)
     return native
+
+
+def is_slow(selected: str) -> bool:
+    """Return whether the reference is selected and TORCHADDER_ISA does not ask for it."""
+    return selected == "reference" and not os.environ.get("TORCHADDER_ISA")
 
 
 def _load_before_fork() -> None:
