@@ -16,33 +16,47 @@ inline void take_larger(uint8_t *to, const uint8_t *from, int64_t count) {
 
 inline int64_t clipped(int64_t at, int64_t size) { return at < 0 ? 0 : at > size ? size : at; }
 
-// For few channels: first the maximum over the rows of the kernel, of many columns at once, then that over its columns.
-inline void max_pool_narrow(const PoolJob &job, int64_t top, int64_t x, int64_t count, uint8_t *row, uint8_t *to) {
+// Copies `count` pixels of `channels` bytes that are `step` bytes apart, to adjacent ones. All but the last copy kWidth
+// bytes: what is too much, the next copy overwrites.
+template <int64_t kWidth>
+inline void gather(const uint8_t *from, int64_t step, int64_t channels, int64_t count, uint8_t *to) {
+  const int64_t exact = count - kWidth / channels;
+  int64_t p = 0;
+  for (; p < exact; ++p, from += step, to += channels) std::memcpy(to, from, kWidth);
+  for (; p < count; ++p, from += step, to += channels) std::memcpy(to, from, static_cast<std::size_t>(channels));
+}
+
+constexpr int64_t kPoolRow = 4096;  // bytes on the stack
+constexpr int64_t kNarrow = 32;     // channels; a pixel of more is pooled by itself
+
+// For few channels: the maximum over the rows of the kernel, of many columns at once, then over its columns, then the
+// pixels that the stride selects.
+inline void max_pool_narrow(const PoolJob &job, int64_t top, int64_t x, int64_t count, uint8_t *to) {
   const int64_t left = x * job.stride - job.padding, right = left + (count - 1) * job.stride + job.kernel;
   const int64_t begin = clipped(left, job.width), end = clipped(right, job.width), channels = job.channels;
+  uint8_t row[kPoolRow], columns[kPoolRow + kNarrow];
   std::memset(row, 0, static_cast<std::size_t>((right - left) * channels));
   for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel, job.height); ++i)
     take_larger(row + (begin - left) * channels, job.source + i * job.source_row + begin * channels,
                 (end - begin) * channels);
-  for (int64_t p = 0; p < count; ++p, to += channels) {
-    const uint8_t *from = row + p * job.stride * channels;
-    std::memcpy(to, from, static_cast<std::size_t>(channels));
-    for (int64_t j = 1; j < job.kernel; ++j) take_larger(to, from + j * channels, channels);
-  }
+  const int64_t bytes = ((count - 1) * job.stride + 1) * channels;
+  std::memcpy(columns, row, static_cast<std::size_t>(bytes));
+  for (int64_t j = 1; j < job.kernel; ++j) take_larger(columns, row + j * channels, bytes);
+  if (channels <= 8)
+    gather<8>(columns, job.stride * channels, channels, count, to);
+  else
+    gather<kNarrow>(columns, job.stride * channels, channels, count, to);
 }
 
 void max_pool(const PoolJob &job, int64_t first, int64_t last) {
-  constexpr int64_t kRow = 4096;  // bytes on the stack
-
-  const int64_t fits = (kRow / job.channels - job.kernel) / job.stride + 1;  // pixels whose windows fill such a row
+  const int64_t fits = (kPoolRow / job.channels - job.kernel) / job.stride + 1;  // pixels whose windows fill a row
   for (int64_t y = first; y < last; ++y) {
     const int64_t top = y * job.stride - job.padding;
     uint8_t *to = job.result + y * job.result_row;
-    if (job.channels < 32 && fits > 1) {
-      uint8_t row[kRow];
+    if (job.channels <= kNarrow && fits > 1) {
       for (int64_t x = 0; x < job.result_width; x += fits) {
         const int64_t count = job.result_width - x < fits ? job.result_width - x : fits;
-        max_pool_narrow(job, top, x, count, row, to + x * job.channels);
+        max_pool_narrow(job, top, x, count, to + x * job.channels);
       }
       continue;
     }
@@ -123,7 +137,10 @@ void quantize(const QuantizeJob &job, int64_t first, int64_t last) {
           q = q < qmax ? q : qmax;
           run[i] = static_cast<int32_t>(std::nearbyint(q));
         }
-        for (int64_t i = 0; i < count; ++i) to[(begin + i) * job.channels] = static_cast<uint8_t>(run[i]);
+        if (job.channels == 1)  // adjacent bytes: vectors
+          for (int64_t i = 0; i < count; ++i) to[begin + i] = static_cast<uint8_t>(run[i]);
+        else
+          for (int64_t i = 0; i < count; ++i) to[(begin + i) * job.channels] = static_cast<uint8_t>(run[i]);
       }
     }
 }
