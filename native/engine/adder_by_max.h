@@ -161,7 +161,8 @@ struct AdderByMax {
           if (sizes[t] == kPixels)
             tile<kMasked, kShort>(job, at, block, patches[t]);
           else
-            tile_of<Avx2, Direct, kDirectPixels, 1, kMasked>(job, at, block, sizes[t]);
+            tile_of<Avx2, Direct, kDirectPixels, 1, kMasked ? Row::steps_and_tail : Row::steps>(job, at, block,
+                                                                                                sizes[t]);
       }
       begin = ahead;
     }

@@ -183,20 +183,20 @@ inline __attribute__((always_inline)) void epilogue(const LayerJob &job, const P
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) total[p] = L::min(L::shift_right(total[p], shift), qmax);
-  if (left >= L::width) {
-    uint8_t *result[P];
+  // A vector that is wider than the pixel may overwrite the next one, where that is stored afterwards.
+  uint8_t part[P][L::width], *result[P], *to[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) result[p] = job.result + pixels.result[p] + channel;
-    int p = 0;
-    for (; p + 4 <= P; p += 4) L::store_u8_of_four(total + p, result + p);
-    for (; p < P; ++p) L::store_u8(total[p], result[p]);
-    return;
-  }
   for (int p = 0; p < P; ++p) {
-    uint8_t q[L::width];
-    L::store_u8(total[p], q);
-    copy_few(job.result + pixels.result[p] + channel, q, left);
+    to[p] = result[p] = job.result + pixels.result[p] + channel;
+    const bool next_follows = p + 1 < P && pixels.result[p + 1] - pixels.result[p] == left && 2 * left >= L::width;
+    if (left < L::width && !next_follows) to[p] = part[p];
   }
+  int p = 0;
+  for (; p + 4 <= P; p += 4) L::store_u8_of_four(total + p, to + p);
+  for (; p < P; ++p) L::store_u8(total[p], to[p]);
+  if (left < L::width)
+    for (p = 0; p < P; ++p)
+      if (to[p] == part[p]) copy_few(result[p], part[p], left);
 }
 
 // Computes one step: 8 bytes of each patch with N vectors of weights.
@@ -260,9 +260,11 @@ struct Widening<V, P, N, 0> {
   static void finish(Sums &) {}
 };
 
-// Computes a tile: the next P pixels from `at`, and W blocks from `block` on. kMasked: the last step of a row has a
-// tail.
-template <class V, class F, int P, int W, bool kMasked>
+// What a row of a patch consists of. A tail is a step that is not whole: bytes after it are masked.
+enum class Row { steps, steps_and_tail, tail };
+
+// Computes a tile: the next P pixels from `at`, and W blocks from `block` on.
+template <class V, class F, int P, int W, Row kRow>
 void tile(const LayerJob &job, Position &at, int block) {
   using L = typename V::template Lanes<W>;
   using T = typename V::T;
@@ -278,7 +280,7 @@ void tile(const LayerJob &job, Position &at, int block) {
     for (int v = 0; v < N; ++v) sum[p][v] = V::zero();
 
   constexpr int64_t kPacked = kBlock * kStep;
-  const int64_t whole_steps = job.steps - kMasked;
+  const int64_t whole_steps = kRow == Row::tail ? 0 : job.steps - (kRow == Row::steps_and_tail);
   const T tail_mask = V::mask(job.tail_mask);
   Widening<V, P, N, F::kNarrowSteps> widening;
   int64_t packed = 0, row = 0;
@@ -291,7 +293,7 @@ void tile(const LayerJob &job, Position &at, int block) {
       widening.after(run, sum);
       left -= run;
     }
-    if constexpr (kMasked) {
+    if constexpr (kRow != Row::steps) {
       add_step<V, F, P, N, true>(sum, pixels.source, byte, weight, packed, tail_mask);
       packed += kPacked;
       widening.after(1, sum);
@@ -315,24 +317,26 @@ void tile(const LayerJob &job, Position &at, int block) {
 }
 
 // Computes a tile of `count` pixels, at most P.
-template <class V, class F, int P, int W, bool kMasked>
+template <class V, class F, int P, int W, Row kRow>
 void tile_of(const LayerJob &job, Position &at, int block, int64_t count) {
-  if (count == P) return tile<V, F, P, W, kMasked>(job, at, block);
-  if constexpr (P > 1) return tile_of<V, F, P - 1, W, kMasked>(job, at, block, count);
+  if (count == P) return tile<V, F, P, W, kRow>(job, at, block);
+  if constexpr (P > 1) return tile_of<V, F, P - 1, W, kRow>(job, at, block, count);
 }
 
 // Computes all tiles of a part for W blocks.
 template <class V, class F, int P, int W>
 void tiles(const LayerJob &job, const Part &part, int block) {
   Tiles split(part.last - part.first, P);
-  const bool is_masked = F::kMasksTail && job.tail_mask != ~uint64_t{0};
+  const bool has_tail = F::kMasksTail && job.tail_mask != ~uint64_t{0};
   Position at(job, part.first);
   for (int64_t t = 0; t < split.count; ++t) {
     const int64_t count = split.next();
-    if (is_masked)
-      tile_of<V, F, P, W, F::kMasksTail>(job, at, block, count);
+    if (!has_tail)
+      tile_of<V, F, P, W, Row::steps>(job, at, block, count);
+    else if (job.steps > 1)
+      tile_of<V, F, P, W, F::kMasksTail ? Row::steps_and_tail : Row::steps>(job, at, block, count);
     else
-      tile_of<V, F, P, W, false>(job, at, block, count);
+      tile_of<V, F, P, W, F::kMasksTail ? Row::tail : Row::steps>(job, at, block, count);
   }
 }
 
