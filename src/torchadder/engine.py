@@ -164,10 +164,11 @@ class Engine:
     def _run(self, images: Tensor | np.ndarray, quantized: bool, seconds: Any) -> Tensor:
         handle = self._opened()  # this reference keeps it while the call runs
         images = self._dense(images, quantized)
-        logits = torch.empty(len(images), self.classes, dtype=torch.float32, device="cpu")
+        count = images.shape[0]
+        logits = torch.empty(count, self.classes, dtype=torch.float32, device="cpu")
         native = _library()
         run = native.torchadder_engine_run_u8 if quantized else native.torchadder_engine_run_f32
-        if run(handle, images.data_ptr(), len(images), logits.data_ptr(), seconds):
+        if run(handle, images.data_ptr(), count, logits.data_ptr(), seconds):
             raise RuntimeError(_last_error())
         return logits
 
@@ -179,9 +180,9 @@ class Engine:
                 raise TypeError(f"expected images of floating point or uint8, got {array.dtype}")
             # torch takes no other byte order and no negative strides, and warns of arrays that it cannot write.
             images = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ("C", "W")))
-        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
+        if images.shape[1:] != self.shape:
             raise UserError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
-        if images.device.type != "cpu":
+        if not images.is_cpu:
             raise TypeError(f"expected images on the CPU, got {images.device}")
         if quantized and images.dtype != torch.uint8:
             raise TypeError(f"quantized=True: expected uint8 images, got {images.dtype}")
@@ -192,7 +193,9 @@ class Engine:
                 raise UserError(f"images are uint8: {error}, or pass quantized=True if they are no pixels") from error
         elif not quantized and not images.is_floating_point():
             raise TypeError(f"expected images of floating point or uint8, got {images.dtype}")
-        return (images if quantized else images.to(torch.float32)).resolve_neg().contiguous()
+        if not quantized and images.dtype != torch.float32:
+            images = images.to(torch.float32)
+        return images.resolve_neg().contiguous()
 
 
 class _Handle:
