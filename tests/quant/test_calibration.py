@@ -1,5 +1,7 @@
 """Test calibration: statistics over batches, and the range that each method takes from them."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -78,10 +80,24 @@ def test_batches_of_a_loader_are_taken(calibration):
 
 
 @pytest.mark.parametrize(
-    "calibration", [[], [IMAGES[:0]], IMAGES[0], [IMAGES, IMAGES[..., 1:]], [torch.zeros(2, 8)], [None]]
+    ("calibration", "found"),
+    [
+        ([], "nothing"),
+        (None, "NoneType"),
+        ([None], "NoneType"),
+        (IMAGES.numpy(), "ndarray"),
+        ([{"pixel_values": IMAGES}], "dict"),
+        (IMAGES[:0], "torch.float32 (0, 3, 8, 8)"),
+        (IMAGES[0], "torch.float32 (N, 8, 8)"),
+        (torch.tensor(1.0), "torch.float32 ()"),
+        (IMAGES.byte(), "torch.uint8 (N, 3, 8, 8)"),
+        ([IMAGES, IMAGES[..., 1:]], "torch.float32 (N, 3, 8, 8), torch.float32 (N, 3, 8, 7)"),
+        ([IMAGES, IMAGES.double()], "torch.float32 (N, 3, 8, 8), torch.float64 (N, 3, 8, 8)"),
+    ],
 )
-def test_what_holds_no_images_is_refused(calibration):
-    with pytest.raises(UserError, match=r"calibration holds no batches of images \(N, C, H, W\) of one size"):
+def test_what_holds_no_images_is_refused(calibration, found):
+    words = f"calibration: expected tensors of images (N, C, H, W), float, of one size; got {found}"
+    with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
         image_batches(calibration)
 
 

@@ -39,6 +39,8 @@ SPELLINGS = [  # spelling, its outputs, the expected pooling step
     (lambda n, x: n.relu(n.pool(x)).view(-1, 12), 12, (MaxPool, 4, 4)),
     (lambda n, x: torch.flatten(F.max_pool2d(F.relu(x), kernel_size=3, stride=3), start_dim=1), 12, (MaxPool, 3, 3)),
     (lambda n, x: F.max_pool2d(F.relu(x), (5, 5), stride=(4, 4), padding=2).flatten(1), 12, (MaxPool, 5, 4)),
+    (lambda n, x: F.max_pool2d(x.relu(), 3, 3, return_indices=True)[0].flatten(1), 12, (MaxPool, 3, 3)),
+    (lambda n, x: F.adaptive_max_pool2d(x, 2).relu().flatten(1), 12, (MaxPool, 4, 4)),
     (lambda n, x: F.avg_pool2d(F.relu(x), (3, 2), (5, 6)).flatten(1), 12, (AveragePool, (3, 2), (5, 6))),
     (lambda n, x: F.adaptive_avg_pool2d(F.relu(x), (1, None)).flatten(1), 24, (AveragePool, (8, 1), (8, 1))),
     (lambda n, x: F.relu(x).mean((2, 3)), 3, MEAN),
@@ -110,6 +112,13 @@ def hooked(net):
     return net
 
 
+def padded(net):
+    """Move the padding out of the layers, that of the second one in one direction only."""
+    for layer, amounts, layer.padding in ((net.one, (1, 1, 1, 1), (0, 0)), (net.two, (0, 0, 1, 1), (0, 1))):
+        layer.register_forward_pre_hook(lambda layer, inputs, amounts=amounts: (F.pad(inputs[0], amounts),))
+    return net
+
+
 def pruned(net):
     prune.custom_from_mask(net.one, "weight", (net.one.weight != 0).float())
     return net
@@ -120,6 +129,7 @@ SAME = {
     "forward hook": hooked,
     "in place": lambda net: InPlace(),
     "computed windows, dropout, view": lambda net: Computed(),
+    "padded before the layers": padded,
     "DataParallel of a compiled one": lambda net: nn.DataParallel(torch.compile(net)),
     "compiled in place": lambda net: net.compile() or net,
     "SyncBatchNorm": nn.SyncBatchNorm.convert_sync_batchnorm,
@@ -185,6 +195,11 @@ def test_all_obstacles_are_named_at_once_before_calibration():
     assert obstacles(Plain(), images()) == []
 
 
+class Two(nn.Module):
+    def forward(self, x, other):
+        return x + other
+
+
 @pytest.mark.parametrize(
     ("model", "error", "words"),
     [
@@ -193,11 +208,24 @@ def test_all_obstacles_are_named_at_once_before_calibration():
         (lambda: Function(lambda x, s: None), UserError, "its output is no tensor: expected the logits"),
         (lambda: Function(lambda x, s: {"out": x, "features": x}), UserError, "one output, the logits"),
         (lambda: ends(Function(lambda x, s: torch.stack([x, x]).sum(0))), UserError, "stack: it has no integer form"),
+        (lambda: ends(Function(lambda x, s: x[:, :, 1:])), UserError, "slice of axis 2 from 1 to the end: take whole"),
+        (lambda: Two(), UserError, r"Two: it does not run on images torch.float32 \(N, 2, 8, 8\) alone \(.*'other'"),
+        (lambda: nn.Conv2d(3, 3, 8), UserError, r"Conv2d: it does not run on images .* \(.* 3 channels, but got 2"),
+        (
+            lambda: torch.export.export(Plain(), (images(9),), strict=False),
+            UserError,
+            r"expected images \(N, 2, 9, 9\), got torch.float32 \(N, 2, 8, 8\)",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_quantized_is_refused(model, error, words):
     with pytest.raises(error, match=words):
         quantize(model(), images())
+
+
+def test_autocast_is_refused():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match=r"autocast is on, .*: quantize outside"):
+        quantize(Plain(), images())
 
 
 def test_a_softmax_at_the_end_is_left_out(plain):
@@ -232,6 +260,14 @@ def mean(x, scale):
     return x.mean((2, 3))
 
 
+class Less(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) - x
+
+
+HEAD = nn.ReLU(), Function(mean), nn.Linear(4, 3)
+
+
 COMPUTED = {
     "normalised images": ends(before=[Function(lambda x, s: (x - 0.5) / 0.25)]),
     "normalised images, padded": ends(before=[Function(lambda x, s: (x - 0.1) / 0.25)], padding=1),
@@ -246,6 +282,13 @@ COMPUTED = {
     ),
     "scales": ends(Function(lambda x, s: 1 - s * x / 2 + s)),
     "a sum of two ReLU": ends(Function(lambda x, s: (x * s).relu() + x.relu())),
+    "a difference": ends(Function(lambda x, s: x.relu() - x), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+    "a difference of images, and a multiple": nn.Sequential(
+        Function(lambda x, s: torch.sub(x.relu(), x, alpha=3)), nn.Conv2d(2, 3, 8), nn.Flatten()
+    ),
+    "a weighted sum with a layer": ends(Function(lambda x, s: torch.add(x.relu(), -x, alpha=0.5))),
+    "a layer less a shortcut": nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), Less(4, 4, 3, padding=1), *HEAD),
+    "multiples of constants": ends(Function(lambda x, s: torch.rsub(torch.add(x, s, alpha=2), 1, alpha=3))),
     "shortcut of option A": nn.Sequential(
         nn.Conv2d(2, 4, 3),
         Function(lambda x, s: F.pad(x.relu()[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2)).flatten(1)),

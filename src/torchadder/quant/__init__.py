@@ -61,6 +61,6 @@ def obstacles(model: nn.Module | ExportedProgram, images: Tensor, bits: int = 8)
     ``images``: a batch (N, C, H, W), of which only shape and dtype matter. quantize takes the model where the list is
     empty.
     """
-    lowering = Lowering(capture(model, images), bits, "max")
+    lowering = Lowering(capture(model, image_batches(images)[0]), bits, "max")
     lowering.run()
     return lowering.obstacles

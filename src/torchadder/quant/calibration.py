@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, fx
 
-from torchadder.errors import UserError
-from torchadder.quant.graph import Network
+from torchadder.errors import UserError, shortened
+from torchadder.quant.graph import Network, kind_of
 
 Method = Literal["mse", "max", "percentile"]
 METHODS = get_args(Method)
@@ -61,13 +61,17 @@ class Statistics:
 def image_batches(calibration: Tensor | Iterable[Any]) -> list[Tensor]:
     """Return the batches of images in ``calibration``: one batch, batches, or tuples (images, ...) as a loader has.
 
-    Raises UserError where they are no images float (N, C, H, W) of one size.
+    Raises UserError where they are no images float (N, C, H, W) of one size and dtype.
     """
-    batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
+    is_one = isinstance(calibration, Tensor) or not isinstance(calibration, Iterable)
+    batches: list[Any] = [calibration] if is_one else list(calibration)
     batches = [batch[0] if isinstance(batch, (tuple, list)) and batch else batch for batch in batches]
-    sizes = {tuple(batch.shape[1:]) if isinstance(batch, Tensor) and len(batch) else () for batch in batches}
-    if len(sizes) != 1 or len(sizes.pop()) != 3:
-        raise UserError("calibration holds no batches of images (N, C, H, W) of one size")
+    kinds = list(dict.fromkeys(map(kind_of, batches)))
+    if len(kinds) != 1 or not all(
+        isinstance(batch, Tensor) and batch.dim() == 4 and len(batch) and batch.is_floating_point() for batch in batches
+    ):
+        found = shortened(kinds, shown=2) or "nothing"
+        raise UserError(f"calibration: expected tensors of images (N, C, H, W), float, of one size; got {found}")
     return batches
 
 

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.fx.node import map_arg
 
 from torchadder.errors import UserError, in_one_line
+from torchadder.functional import autocast
 
 BATCH = 2  # images of the example: torch.export takes a batch of one for a network that runs on single images only
 RESHAPES = ("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::squeeze", "aten::unsqueeze")
@@ -145,12 +146,18 @@ def capture(model: nn.Module | ExportedProgram, images: Tensor) -> Network:
 
     torch.export patches nn.Module while it runs: one export runs at a time. Other threads can run models meanwhile.
 
-    Raises UserError for a model that torch.export does not trace.
+    Raises UserError for a model that does not run on the images, or that torch.export does not trace.
     """
+    if autocast.is_on(images):
+        raise UserError("torch.autocast is on, which rounds what is measured: quantize outside of it")
     if isinstance(model, ExportedProgram):
         tensors = {name: copy.deepcopy(tensor.detach()) for name, tensor in model.constants.items()}
         tensors |= {name: copy.deepcopy(tensor) for name, tensor in model.state_dict.items()}
-        return Network("the exported network", _functional("the exported network", model), tensors)
+        exported = Network("the exported network", _functional("the exported network", model), tensors)
+        if exported.shape != tuple(images.shape[1:]):
+            expected = f"expected images (N, {', '.join(map(str, exported.shape))}), got {kind_of(images)}"
+            raise UserError(f"cannot quantize the exported network: {expected}")
+        return exported
     name = type(unwrapped(model)).__name__
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {name}: expected an nn.Module or an ExportedProgram")
@@ -182,6 +189,14 @@ def copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def kind_of(images: Any) -> str:
+    """Return dtype and shape of a batch of images, for messages; the name of its class where it is no tensor."""
+    if not isinstance(images, Tensor):
+        return type(images).__name__
+    sides = ("N" if axis == 0 and side else str(side) for axis, side in enumerate(images.shape))
+    return f"{images.dtype} ({', '.join(sides)})"
+
+
 def operator_of(node: fx.Node) -> str:
     """Return the name of the operator that a node calls, "aten::add", without the overload; "" for another node."""
     if node.op != "call_function":
@@ -205,6 +220,16 @@ def _sizes(node: fx.Node) -> Sequence[int] | None:
     return value.shape if isinstance(value, Tensor) else None
 
 
+def _why_not_run(network: nn.Module, images: Tensor) -> str:
+    """Return why ``network`` does not run on ``images``, "" where it does."""
+    try:
+        with torch.no_grad():
+            network(images)
+    except Exception as error:  # a model's own code may raise anything
+        return in_one_line(error)
+    return ""
+
+
 def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor | None = None) -> ExportedProgram:
     try:
         with _exporting, warnings.catch_warnings():
@@ -213,6 +238,9 @@ def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor |
                 model = export(model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
             return model.run_decompositions({})
     except Exception as error:  # a model's own code may raise anything
+        if isinstance(model, nn.Module) and example is not None and (reason := _why_not_run(model, example)):
+            images = f"images {kind_of(example)}"
+            raise UserError(f"cannot quantize {name}: it does not run on {images} alone ({reason})") from error
         raise UserError(f"cannot quantize {name}: torch.export does not trace it ({in_one_line(error)})") from error
 
 
@@ -241,11 +269,42 @@ def _simplify(network: Network) -> None:
             *tensors, momentum, eps = norm.args
             node.target, node.args = BATCH_NORM, (*tensors, False, momentum, eps, False)
             graph.erase_node(norm)
+        elif name == "getitem" and node.args[1] == 0:
+            _take_max_pool(node)
+        elif name in ("aten::conv2d", "torchadder::adder_conv"):
+            _take_padding(node)
         if operator_of(node) == "aten::relu" or (
             node.target is BATCH_NORM and bool((constants.get(node.args[1], torch.ones(1)) > 0).all())
         ):
             _move_before_max_pool(node)
     graph.eliminate_dead_code()
+
+
+def _take_max_pool(node: fx.Node) -> None:
+    """Make a max pooling of the first output of one that also returns indices, also of an adaptive one."""
+    pool: Any = node.args[0]
+    name, args = operator_of(pool), pool.args
+    if name == "aten::adaptive_max_pool2d":
+        size, wanted = sizes(args[0])[1:], args[1]
+        if any(a % b for a, b in zip(size, wanted, strict=True)):
+            return  # windows of several sizes
+        args = args[0], [a // b for a, b in zip(size, wanted, strict=True)]
+    elif name != "aten::max_pool2d_with_indices":
+        return
+    node.target, node.args = torch.ops.aten.max_pool2d.default, args
+
+
+def _take_padding(layer: fx.Node) -> None:
+    """Give a convolution the zeros that an operator before it adds on both sides of its input."""
+    pad: Any = layer.args[0]
+    args: list[Any] = [*layer.args, *(None, [1, 1], [0, 0])[len(layer.args) - 2 :]]
+    if operator_of(pad) != "aten::pad" or isinstance(args[4], str) or len(args[4]) != 2:
+        return
+    source, amounts, *mode = pad.args
+    left, right, top, bottom, *others = [*amounts, 0, 0][: max(4, len(amounts))]
+    if mode[:1] in ([], ["constant"]) and not any((*mode[1:], *others)) and left == right >= 0 and top == bottom >= 0:
+        args[0], args[4] = source, [args[4][0] + top, args[4][1] + left]
+        layer.args = tuple(args)
 
 
 def _move_before_max_pool(node: fx.Node) -> None:

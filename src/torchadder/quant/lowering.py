@@ -174,36 +174,47 @@ class Lowering(Builder):
             shortcut = replace(shortcut, scale=shortcut.scale * scale.expand(x.shape[0]))
         return replace(x, scale=x.scale * scale, bias=(x.bias - mean) * scale + bias, shortcut=shortcut, node=node)
 
-    def _arithmetic(self, node: fx.Node, a: Any, b: Any, **options: Any) -> Value:
-        """Lower a sum, or a sum, difference, product or quotient with a constant."""
+    def _arithmetic(self, node: fx.Node, a: Any, b: Any, alpha: float = 1, **options: Any) -> Value:
+        """Lower a sum or difference, also of two values of the network; a product or quotient with a constant."""
         name = operator_of(node).rpartition("::")[2]
         for option, setting in options.items():
             raise Obstacle(f"with {option}={setting}", f"leave out {option}")
         if name == "rsub":
             name, a, b = "sub", b, a
-        if name == "add" and a in self.values and b in self.values:
-            return self._add(node, a, b)
+        factors = 1, alpha if name == "add" else -alpha
+        if name in ("add", "sub") and a in self.values and b in self.values:
+            return self._add(node, (a, b), factors)
         one, zero = torch.ones(1, dtype=torch.double), torch.zeros(1, dtype=torch.double)
+        if name in ("add", "sub"):  # factor * x + constant
+            (x, constant), (factor, other) = ((b, a), factors[::-1]) if b in self.values else ((a, b), factors)
+            return self._affine(node, x, zero, one * factor, self.by_channel(x, constant) * other)
         if b in self.values:
             if a in self.values or name == "div":
                 raise Obstacle("of two values that depend on the image")
-            c = self.by_channel(b, a)
-            return self._affine(node, b, zero, *{"add": (one, c), "mul": (c, zero), "sub": (-one, c)}[name])
+            a, b = b, a
         c = self.by_channel(a, b)
-        if name in ("add", "sub"):
-            return self._affine(node, a, c if name == "sub" else -c, one, zero)
         return self._affine(node, a, zero, c if name == "mul" else 1 / c, zero)
 
-    def _add(self, node: fx.Node, a: fx.Node, b: fx.Node) -> Accumulator:
+    def _negative(self, node: fx.Node, x: fx.Node) -> Value:
+        one = torch.ones(1, dtype=torch.double)
+        return self._affine(node, x, 0 * one, -one, 0 * one)
+
+    def _add(self, node: fx.Node, nodes: tuple[fx.Node, fx.Node], factors: tuple[float, float]) -> Accumulator:
         """Make the second operand the shortcut of the first, or the first that of the second."""
-        shapes = self.value(a).shape, self.value(b).shape
+        shapes = [self.value(operand).shape for operand in nodes]
         if shapes[0] != shapes[1]:
             raise Obstacle(f"of shapes {shapes[0]} and {shapes[1]}", "give both one shape")
-        for one, other in ((a, b), (b, a)):
-            x = self.values[one]
-            if isinstance(x, Accumulator) and x.is_layer and not x.shortcut:
-                return replace(x, shortcut=self.by_pixel(self.materialize(other)), node=node)
-        return replace(self.identity_layer(node, self.materialize(a)), shortcut=self.by_pixel(self.materialize(b)))
+        first = next((i for i, operand in enumerate(nodes) if self._takes_shortcut(operand)), None)
+        one, other = nodes[:: -1 if first == 1 else 1]
+        factor, other_factor = factors[:: -1 if first == 1 else 1]
+        x: Any = self.identity_layer(node, self.materialize(one)) if first is None else self.values[one]
+        shortcut = self.by_pixel(self.materialize(other))
+        shortcut = replace(shortcut, scale=shortcut.scale * other_factor)
+        return replace(x, scale=x.scale * factor, bias=x.bias * factor, shortcut=shortcut, node=node)
+
+    def _takes_shortcut(self, node: fx.Node) -> bool:
+        x = self.values[node]
+        return isinstance(x, Accumulator) and x.is_layer and not x.shortcut
 
     def _relu(self, node: fx.Node, x_node: fx.Node) -> QuantizedValue:
         x = self.value(x_node)
@@ -272,7 +283,8 @@ class Lowering(Builder):
         whole = (sys.maxsize, *sizes(x_node))[axis]
         is_whole = not start and (end is None or (isinstance(end, int) and end >= whole))
         if not is_whole or (step > 1 and axis not in (2, 3)):
-            raise Obstacle(f"of axis {axis} from {start} to {end}", "take whole axes, or every second pixel")
+            end = "the end" if end == sys.maxsize else end
+            raise Obstacle(f"of axis {axis} from {start or 0} to {end}", "take whole axes, or every second pixel")
         if step == 1:
             return self.value(x_node)
         x = self.materialize(x_node)
@@ -350,6 +362,7 @@ HANDLERS: dict[str, Callable[..., Value]] = {
     "aten::batch_norm": Lowering._normalise,
     "aten::relu": Lowering._relu,
     **dict.fromkeys(ARITHMETIC, Lowering._arithmetic),
+    "aten::neg": Lowering._negative,
     "aten::max_pool2d": Lowering._max_pool,
     "aten::avg_pool2d": Lowering._average_pool,
     "aten::adaptive_avg_pool2d": Lowering._adaptive_pool,

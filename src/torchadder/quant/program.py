@@ -190,6 +190,8 @@ class Program(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, quantized: bool = False) -> Tensor:
         self._check_dtype()
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images are of type {type(images).__name__}: expected a tensor")
         if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
             raise UserError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
         if quantized != (images.dtype == torch.uint8) or not (quantized or images.is_floating_point()):
