@@ -15,7 +15,7 @@ CORE = {"torch", "numpy", "safetensors"}
 # A package may import those that stand before it in this list, and itself.
 ORDER = (
     *("errors", "version", "lazy", "files", "kernels", "ops", "functional", "nn", "optim", "convert"),
-    *("environment", "bruteforce", "models", "data", "flops", "counts", "train", "quant", "engine", "doctor"),
+    *("environment", "bruteforce", "models", "data", "flops", "counts", "train", "quant", "engine", "export", "doctor"),
     *("lab", "cli"),
 )
 

@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "convert",
     "create_model",
+    "export_c",
     "from_pretrained",
     "kernels",
     "list_models",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torchadder.convert import convert
     from torchadder.counts import summary
     from torchadder.engine import Engine
+    from torchadder.export import export_c
     from torchadder.models import create_model, from_pretrained, list_models
     from torchadder.models.checkpoint import load_checkpoint
     from torchadder.nn import AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear, BinaryConv2d, BinaryLinear
@@ -52,6 +54,7 @@ else:
             "__version__": "torchadder.version",
             "convert": "torchadder.convert",
             **dict.fromkeys(_MODELS, "torchadder.models"),
+            "export_c": "torchadder.export",
             "load_checkpoint": "torchadder.models.checkpoint",
             "quantize": "torchadder.quant",
             "summary": "torchadder.counts",

@@ -18,6 +18,7 @@ from torchadder.cli.bench import bench
 from torchadder.cli.demo import demo
 from torchadder.cli.doctor import doctor
 from torchadder.cli.eval import evaluate
+from torchadder.cli.export import export
 from torchadder.cli.figures import figures
 from torchadder.cli.predict import predict
 from torchadder.cli.quantize import quantize
@@ -31,7 +32,7 @@ from torchadder.errors import UserError
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 # Parameters of the library whose flag has another name, as library -> command line.
-ALIASES = {"data_dir": "data", "lr": "finetune_lr"}
+ALIASES = {"data_dir": "data", "directory": "out", "lr": "finetune_lr"}
 
 # name=value, where value ends before punctuation that ends a part of the sentence, or is quoted.
 _ASSIGNMENT = re.compile(r"""(?<![\w./-])([a-z]\w*)=('[^']*'|"[^"]*"|[^\s'"]\S*?)(?=[.,:;)]*(?:\s|$))""")
@@ -47,6 +48,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("quantize")(quantize)
 app.command("predict")(predict)
+app.command("export")(export)
 app.command("demo")(demo)
 app.command("report")(report)
 app.command("reproduce")(reproduce)
