@@ -19,6 +19,7 @@ from torchadder.lab import record
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER, OBJDUMP, MODEL = "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump", "llvm-mca-19"
 CORES = {"cortex-a53": ("neon",), "cortex-a72": ("neon",), "neoverse-n1": ("neon", "neondot")}
+FLAGS = ("-O3", "-mtune=cortex-a53", "-fno-tree-pre")  # those of the engine's kernels
 ITERATIONS = 1000
 
 
@@ -35,6 +36,7 @@ class Loop(NamedTuple):
 LOOPS = [
     Loop("adder_u8_neon_4x8", "engine/kernels_neon.cpp", "uabd", 16, 256),
     Loop("conv_u8_neon_3x8", "engine/kernels_neon.cpp", "smull", 6, 192),
+    Loop("int8 as in XNNPACK, mlal_2x8c8", "neon_int8.cpp", "smull", 16, 256),
     Loop("adder_u8_neondot_4x8", "engine/kernels_neondot.cpp", "uabd", 16, 256),
     Loop("conv_u8_neondot_4x8", "engine/kernels_neondot.cpp", "sdot", 16, 256),
     Loop("forward_f32_neon_8x8_any", "conv/kernels_neon.cpp", "fabd", 16, 64),
@@ -48,11 +50,14 @@ def main() -> int:
         run("cmake", "-S", ROOT, "-B", build, "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_SYSTEM_NAME=Linux",
             "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}")  # fmt: skip
         run("cmake", "--build", build)
+        objects = Path(build) / "CMakeFiles" / "torchadder.dir" / "native"
+        rival = objects / "neon_int8.cpp.o"
+        run(COMPILER, *FLAGS, "-c", ROOT / "benchmarks" / "neon_int8.cpp", "-o", rival)
         for loop in LOOPS:
-            compiled = Path(build) / "CMakeFiles" / "torchadder.dir" / "native" / f"{loop.source}.o"
+            compiled = objects / f"{loop.source}.o"
             code = inner_loop(run(OBJDUMP, "-d", "--no-show-raw-insn", compiled), loop)
             for core, sets in CORES.items():
-                if any(f"_{name}_" in loop.kernel for name in sets):
+                if compiled == rival or any(f"_{name}_" in loop.kernel for name in sets):
                     count = {"instructions": len(code), "cycles": cycles(code, core)}
                     rows.append({"core": core, **loop._asdict(), **count})
                     print(core, loop.kernel, count["cycles"])
