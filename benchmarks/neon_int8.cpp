@@ -1,6 +1,7 @@
-// The inner loop of an int8 matrix product in the form that XNNPACK uses on cores without the dot product ("2x8c8 mlal"):
-// 2 pixels by 8 channels, 16 products of each a step, as a widening product, a second one added, and a pairwise sum of
-// both. The weights are packed in the order in which it reads them. neon_model.py models it beside the engine's loops.
+// The inner loop of an int8 matrix product in the form that XNNPACK uses on cores without the dot product ("2x8c8
+// mlal"): 2 pixels by 8 channels, 16 products of each a step, as a widening product, a second one added, and a pairwise
+// sum of both. The weights are packed in the order in which it reads them. neon_model.py models it beside the engine's
+// loops.
 #include <arm_neon.h>
 
 #include <cstdint>
