@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.quant.random_programs import KINDS, Maker
+from torch import nn
 
 from torchadder import kernels
 from torchadder.engine import Classifier, Engine
@@ -173,6 +174,7 @@ def test_uint8_images_are_pixels_where_the_file_knows_mean_and_std(tmp_path):
         (np.zeros((1, 1, 1, 1), np.int64), False, TypeError, "expected images of floating point or uint8, got int64"),
         (torch.zeros(1, 1, 1, 1).int(), False, TypeError, "expected images of floating point or uint8"),
         (torch.zeros(1, 1, 1, 1, device="meta"), False, TypeError, "expected images on the CPU, got meta"),
+        (([[1.0]], [2]), False, TypeError, "expected an array of images, got a tuple of several"),
         (np.full((1, 1, 1, 1), None), False, TypeError, "expected images of floating point or uint8, got object"),
     ],
 )
@@ -195,6 +197,9 @@ def test_wrong_images_are_refused(images, quantized, error, words):
         ("none.tadder", {}, r"^cannot read none.tadder: No such file"),
         ("empty.tadder", {}, r"^empty.tadder is not a valid program: .* 0 bytes"),
         ("page.tadder", {}, r"^page.tadder is not a valid program: .* no .tadder file, or a part of one"),
+        (None, {}, r"^source is of type NoneType: expected a .tadder file, as quantize makes one"),
+        (nn.Linear(1, 1), {}, r"^source is of type Linear: expected a .tadder file"),
+        (bytearray(), {}, r"^the program is not a valid program: .* 0 bytes"),
         (b"", {}, r"^the program is not a valid program: .* 0 bytes"),
         ("net.tadder", {"threads": 0}, "^threads=0 is out of range: expected 1 to 1024"),
         ("net.tadder", {"isa": "mmx"}, "^cannot run net.tadder: isa=mmx is not available on this CPU: choose one of"),
@@ -246,6 +251,9 @@ def test_profile_and_benchmark():
     assert len(seconds) == 1 + len(program.steps)
     assert all(value > 0 for value in seconds)
     assert engine.benchmark(2, 5) > 0
+    for batch, repetitions in ((0, 1), (1, 0)):
+        with pytest.raises(UserError, match=f"^batch={batch}, repetitions={repetitions}: expected at least 1"):
+            engine.benchmark(batch, repetitions)
 
 
 def test_one_engine_in_two_threads_at_once():

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from tests.ops.test_conv import on_grid
 
 from torchadder.bruteforce import Case, brute_force
 from torchadder.functional import GradientRule, adder_conv1d, adder_conv2d, adder_conv3d, adder_linear
+from torchadder.nn import AdderConv2d
 from torchadder.ops.adder import INPUT_RULES, WEIGHT_RULES
 
 RULES = [GradientRule(*names) for names in itertools.product(WEIGHT_RULES, INPUT_RULES)]
@@ -305,6 +307,7 @@ def linear(x=(2, 7), weight=(5, 7), bias=None, **options):
 HALF, BRAIN, LONG, DOUBLE = torch.float16, torch.bfloat16, torch.int64, torch.float64
 X, W = (1, 4, 5, 5), (6, 4, 3, 3)
 REFUSED = [  # call, exception, words that the message must contain
+    (lambda: AdderConv2d(4, 6, 3)(np.zeros((1, 4, 5, 5))), TypeError, ["input is of type ndarray: expected a tensor"]),
     (lambda: conv(x=(1, 3, 5, 5)), ValueError, ["input has 3 channels", "expects 4"]),
     (lambda: conv(x=(3, 5, 5)), ValueError, ["input has 3 channels", "expects 4"]),
     (lambda: conv(groups=2), ValueError, ["input has 4 channels", "groups=2", "expects 8"]),

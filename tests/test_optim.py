@@ -251,12 +251,27 @@ REFUSED = [  # call -> the words that the message must contain
     (lambda sgd: AdaptiveLR(sgd, eta=math.nan), "eta"),
     (lambda sgd: IncreasedLR(sgd, factor=-1), "factor"),
     (lambda sgd: AdaptiveLR(sgd, params=sgd.param_groups[0]["params"]).load_state_dict({"eta": -1}), "eta=-1"),
+    (lambda sgd: AdaptiveLR(sgd, eta="0.1"), "eta='0.1': expected a number"),
+    (lambda sgd: AdaptiveLR(sgd, params=sgd.param_groups[0]["params"][0]), "params is a tensor: expected several"),
+    (lambda sgd: AdaptiveLR(small_net()), "optimizer is of type Sequential: expected the torch optimizer itself"),
+    (lambda sgd: AdaptiveLR(Wrapper(sgd)), "optimizer is of type Wrapper: expected the torch optimizer itself, before"),
 ]
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Wrap an optimizer as accelerate does."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self):
+        return self.optimizer.param_groups
 
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_refused(call, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         call(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1))
 
 

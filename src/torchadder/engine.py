@@ -55,7 +55,7 @@ class Engine:
 
     def __init__(
         self,
-        source: str | Path | bytes | Program,
+        source: str | Path | bytes | bytearray | memoryview | Program,
         threads: int | None = None,
         isa: str | None = None,
         keep_values: bool = False,
@@ -65,9 +65,9 @@ class Engine:
         self.threads = torch.get_num_threads() if threads is None else operator.index(threads)
         if not 1 <= self.threads <= 1024:
             raise UserError(f"threads={threads} is out of range: expected 1 to 1024")
-        if isinstance(source, Program | bytes):
+        if isinstance(source, Program | bytes | bytearray | memoryview):
             self._name = "the program"
-            content = source.to_bytes() if isinstance(source, Program) else source
+            content = source.to_bytes() if isinstance(source, Program) else bytes(source)
         else:
             self._name = str(source)
             content = file.read(source)
@@ -118,6 +118,8 @@ class Engine:
     def benchmark(self, batch: int = 1, repetitions: int = 51) -> float:
         """Return the latency: the median seconds of a call with ``batch`` random images, after one call to warm up."""
         random = torch.Generator().manual_seed(0)
+        if min(batch, repetitions) < 1:
+            raise UserError(f"batch={batch}, repetitions={repetitions}: expected at least 1 of both")
         images = torch.rand(batch, *self.shape, generator=random, dtype=torch.float32, device="cpu")
         self(images)
         seconds = []
@@ -175,7 +177,10 @@ class Engine:
     def _dense(self, images: Tensor | np.ndarray, quantized: bool) -> Tensor:
         """Return images as the native code reads them: contiguous, uint8 if they are quantized values, else float32."""
         if not isinstance(images, Tensor):
-            array = np.asarray(images)
+            try:
+                array = np.asarray(images)
+            except ValueError as error:  # as for the images and labels of a loader
+                raise TypeError(f"expected an array of images, got a {type(images).__name__} of several") from error
             if array.dtype.kind not in "fu":
                 raise TypeError(f"expected images of floating point or uint8, got {array.dtype}")
             # torch takes no other byte order and no negative strides, and warns of arrays that it cannot write.

@@ -16,6 +16,8 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     Writes a temporary file in the same folder, calls fsync, then renames it. Raises OSError (full disk, no
     permission); ``path`` then keeps its old content.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as f:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torchadder.nn.adder import SMALL, root_mean_square
 
 
 def _positive(name: str, value: float) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: expected a number")
     if not (value > 0 and math.isfinite(value)):
         raise UserError(f"{name}={value} is out of range: expected a finite number above 0")
     return value
@@ -26,6 +29,14 @@ class _AdderGradientHook:
     """Rescale the gradients of the adder weights just before each step of ``optimizer``."""
 
     def __init__(self, optimizer: Optimizer, params: Iterable[Tensor] | None):
+        # A wrapper, as that of accelerate, is a subclass without the state of an optimiser, or no optimiser.
+        if not isinstance(optimizer, Optimizer) or "param_groups" not in vars(optimizer):
+            raise TypeError(
+                f"optimizer is of type {type(optimizer).__name__}: expected the torch optimizer itself, before another "
+                "library wraps it"
+            )
+        if isinstance(params, Tensor):
+            raise TypeError("params is a tensor: expected several, params=[weight]")
         if isinstance(optimizer, LBFGS):
             raise UserError(
                 f"{type(self).__name__} does not work with LBFGS, which searches along the gradient of the loss and "

@@ -96,6 +96,17 @@ class Lazy(nn.Sequential):
         super().__init__(nn.LazyConv2d(3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
 
 
+class Alone(nn.Module):
+    """Use the weight of a layer without calling the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+
+    def forward(self, x):
+        return self.last(nn.functional.conv2d(self.first(x), self.middle.weight))
+
+
 REFUSED = {  # module, further arguments: error and what its message must contain
     "no module": (lambda: "resnet18", {}, TypeError, "nn.Module that is not scripted, got str"),
     "a class": (lambda: nn.Conv2d, {}, TypeError, "got type"),
@@ -111,6 +122,12 @@ REFUSED = {  # module, further arguments: error and what its message must contai
         {},
         ValueError,
         "first and last are kept.*filter_fn=lambda",
+    ),
+    "a layer whose weight is used alone": (
+        Alone,
+        {},
+        ValueError,
+        r"first and last are kept, middle \(Conv2d\) is left: its weight is used without calling it; filter_fn",
     ),
     "only others": (lambda: nn.Sequential(nn.LSTM(4, 4)), {}, ValueError, r"0 \(LSTM\): no adder counterpart"),
     "one that is left": (lambda: nn.Conv1d(1, 1, 1), {"to": "binary"}, ValueError, "no binary counterpart"),

@@ -72,14 +72,14 @@ def test_other_files_are_counted_and_named(folder, capsys, options):
     for name in ("cat/notes.txt", "cat/b.heic", "cat/.hidden", "list.csv"):
         (folder / "train" / name).write_text("no image")
     (folder / "train" / "dog" / "puppies").mkdir()
+    os.mkfifo(folder / "train" / "cat" / "pipe.png")
     (folder / "train" / ".thumbnails").mkdir()
     dataset = load_dataset(f"imagefolder:{folder}{options}")
     assert (len(dataset.train), len(dataset.test)) == (6, 3)
     lines = [line for line in capsys.readouterr().err.splitlines() if "no images" in line]
-    names = "train/list.csv, train/cat/b.heic, train/cat/notes.txt, train/dog/puppies"
-    assert lines == [
-        f"imagefolder: {folder}: left out, no images (JPEG, PNG, WebP, GIF, BMP, TIFF, PGM or PPM): 4, {names}"
-    ]
+    names = "train/list.csv, train/cat/b.heic, train/cat/notes.txt, train/cat/pipe.png, train/dog/puppies"
+    formats = "JPEG, PNG, WebP, GIF, BMP, TIFF, PGM or PPM"
+    assert lines == [f"imagefolder: {folder}: left out, no images of a class ({formats}): 5, {names}"]
 
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -118,11 +118,12 @@ def test_streamed_with_a_size(folder, options, mean, std):
     assert labels.tolist() == [0, 1, 1]
 
 
-def test_a_channel_of_one_value_stays_finite(tmp_path):
+def test_a_channel_of_one_value_stays_finite(tmp_path, capsys):
     for where in ("train/a", "train/b", "test/a"):
         (tmp_path / "grey" / where).mkdir(parents=True)
         Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(tmp_path / "grey" / where / "0.png")
     assert load_dataset("imagefolder:grey").test.images.abs().max() < 1e-6
+    assert "grey: all training images have one colour" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", [".", "variable", "cache/torchadder", "flag"])
@@ -215,7 +216,7 @@ DAMAGE = [
     r"train/cat/a.png \(cannot identify image file\)",
     r"train/cat/b.png \(.*truncated.*\)",
     r"train/eel/y.PNG \(5 x 4 pixels, the first image has 16 x 9\)",
-    r"test/dog/0.png \(mode F, expected at most 16 bits a channel\)",
+    r"test/dog/0.png \(mode F, expected grey, RGB, CMYK or a palette of at most 16 bits\)",
     r"test/dog/1.png \(No such file or directory\)",
 ]
 
@@ -274,6 +275,10 @@ def ruined(split):
     return apply
 
 
+def of_another_size(folder):
+    Image.new("RGB", (5, 4)).save(folder / "train" / "cat" / "10.png")
+
+
 ONE_CLASS = [("train", "dog"), ("train", "eel"), ("test", "dog")]
 WRONG = [  # change to a good folder, words in the message
     (without("train"), r"animals.train is no folder: put the training images into .*animals.train/CLASS/"),
@@ -287,6 +292,7 @@ WRONG = [  # change to a good folder, words in the message
         "has one class, and every network answers it right",
     ),
     (ruined("train"), r"none of the 6 images of train can be used \(cannot identify image file\)"),
+    (of_another_size, r"none of the 3 .* \(16 x 9 pixels.*\); stream them with .*,size=224$"),
     (ruined("test"), r"none of the 3 images of test can be used \(cannot identify image file\)"),
 ]
 

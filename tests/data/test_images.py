@@ -178,8 +178,8 @@ def test_every_form_gives_the_same_pixels(form, reader, nowhere_else, tmp_path):
     ("content", "words"),
     [
         (saved(Image.new("LA", (3, 3), (9, 0)), "PNG"), "every pixel is transparent"),
-        (saved(Image.new("F", (3, 3)), "TIFF"), "mode F, expected at most 16 bits a channel"),
-        (saved(Image.new("I", (3, 3)), "TIFF"), "mode I, expected at most 16 bits a channel"),
+        (saved(Image.new("F", (3, 3)), "TIFF"), "mode F, expected grey, RGB, CMYK or a palette of at most 16 bits"),
+        (saved(Image.new("I", (3, 3)), "TIFF"), "mode I, expected grey, RGB, CMYK or a palette of at most 16 bits"),
         (saved(Image.new("L", (3, 3)), "ICO"), "cannot identify image file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -164,9 +165,9 @@ def config(text):
     return apply
 
 
-def pickled(value):
+def pickled(value, **options):
     def apply(run):
-        torch.save(value, run / "last.pt")
+        torch.save(value, run / "last.pt", **options)
         return run / "last.pt"
 
     return apply
@@ -205,6 +206,20 @@ def of_classes(count):
     return json.dumps({"model": {"name": "lenet5bn", "num_classes": count}})
 
 
+def in_two_files(run):
+    (run / "model").mkdir()
+    (run / "model/model.safetensors.index.json").write_text('{"weight_map": {}}')
+    return run / "model"
+
+
+def state_of_optimizer():
+    optimizer = torch.optim.SGD([weight := torch.ones(2, requires_grad=True)], 0.1, momentum=0.9)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+SGD_STATE = state_of_optimizer()
 REFUSED = [  # change to a run directory that returns the path to load -> words in the message
     (lambda run: run / "nowhere", "no checkpoint at .*nowhere; expected a run directory"),
     (lambda run: run / "config.json", "config.json is a text that begins with '{.*, not a checkpoint$"),
@@ -246,6 +261,16 @@ REFUSED = [  # change to a run directory that returns the path to load -> words 
     (config('{"model": 3, "dataset": "mnist", "epoch": 1, "accuracy": 1}'), "describes no known model"),
     (pickled({"model": {}}), "holds an empty state dict$"),
     (pickled({"checkpoint": {"model": {}}, "model": {"conv1.weight": 3}}), "'conv1.weight' is of type int; save"),
+    *(
+        (pickled(trained().state_dict(), pickle_protocol=protocol, **options), "is pickled in a way .*: save it")
+        for protocol in (4, 5)
+        for options in ({}, {"_use_new_zipfile_serialization": False})
+    ),
+    (pickled(trained().state_dict(), pickle_protocol=1), "last.pt is pickled in a way .*: save it with torch.save"),
+    (write("net.pkl", pickle.dumps(trained().state_dict(), 2)), "net.pkl is pickled in a way .*: save it with torch"),
+    (pickled(SGD_STATE), "last.pt holds the state of an optimizer: save model.state_dict"),
+    (pickled({"epoch": 3, "optimizer": SGD_STATE}), "holds no state dict: .*'optimizer' is of type dict"),
+    (in_two_files, "holds a model in several files: save it in one"),
     (pickled(trained()), r"last.pt holds a whole object \(LeNet5BN\), whose code was not run: save model.state_dict"),
     (pickled({"model": trained()}), "no state dict: 'model' is of type LeNet5BN; save model.state_dict"),
     (program_of_jit, "net is an exported program or another archive, not a checkpoint: save model.state_dict"),

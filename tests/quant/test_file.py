@@ -57,9 +57,11 @@ def test_images_of_another_size_are_refused(program):
         program(torch.zeros(2, 3, 31, 32))
 
 
-def test_a_disk_that_refuses(program, tmp_path):
-    with pytest.raises(UserError, match="cannot write"):
-        program.save(tmp_path / "no" / "folder.tadder")
+@pytest.mark.parametrize(("path", "words"), [("no/folder.tadder", "No such file"), (".", "Is a directory")])
+def test_a_disk_that_refuses(path, words, program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"cannot write {path}: {words}"):
+        program.save(path)
 
 
 NAMES = [f"class {label}" for label in range(10)]

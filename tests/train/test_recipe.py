@@ -130,6 +130,7 @@ REFUSED = [  # change -> the words that the message must contain
     ({"accumulate": 5, "batch_size": 8}, "accumulate=5 leaves parts of one image: expected at most 4, half of"),
     ({"on_error": "ignore"}, "on_error=ignore is out of range: expected stop or skip"),
     ({"seed": -1}, "seed=-1 is out of range: expected at least 0"),
+    ({"seed": 10**20}, "seed=1(0{20}) is out of range: expected at most 9223372036854775807"),
     ({"seed": 2**63}, "seed=9223372036854775808"),
 ]
 

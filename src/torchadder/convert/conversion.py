@@ -283,9 +283,10 @@ def _why_none(rows: list[Row], filter_fn: Filter | None) -> str:
         return "; ".join(f"{row.name} ({row.before}): {row.note}" for row in (tied or rows)[:3])
     if filter_fn is not None:
         return f"filter_fn chose none of its {len(kept)} layers ({shortened([row.name for row in kept])})"
+    left = "".join(f", {row.name} ({row.before}) is left: {row.note}" for row in rows if row.outcome == "left")
     return (
-        "the layers that run first and last are kept, and no other is a torch convolution or linear layer; "
-        "filter_fn=lambda name, layer: True takes those too"
+        f"the layers that run first and last are kept{left or ', and no other is a torch convolution or linear layer'}"
+        "; filter_fn=lambda name, layer: True takes the kept ones too"
     )
 
 

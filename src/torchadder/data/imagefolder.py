@@ -91,6 +91,8 @@ def load(argument: str, data_dir: Path | None = None, *, on_error: str = "stop")
     images = read_images(folder, listed)
     if images.damaged:
         _report(folder, images.damaged, sum(map(len, listed.values())), on_error)
+    if set(images.statistics[1]) == {1.0}:  # the deviation of a constant channel, see _statistics
+        say("imagefolder", f"{folder}: all training images have one colour, as if of 16 bits with the upper 8 unused")
     own = Normalization.of(*images.statistics)
     normalization = normalization_option(options) if "normalize" in options else own
     train, test = (Split(*images.splits[split], normalization) for split in ("train", "test"))
@@ -144,8 +146,9 @@ def walk_images(folder: Path, split: str, classes: Sequence[str]) -> Iterator[tu
     for name in found:
         images = []
         for entry in sorted(_entries(folder / split / name), key=lambda entry: entry.name):
-            # The name is enough for most files, because opening a million of them takes minutes.
-            if entry.name.lower().endswith(EXTENSIONS) or is_image(load_pillow(), entry.path):
+            # The name is enough for most files, because opening a million of them takes minutes; a pipe blocks.
+            is_file = entry.is_file() or entry.is_symlink()
+            if is_file and (entry.name.lower().endswith(EXTENSIONS) or is_image(load_pillow(), entry.path)):
                 images.append(entry)
             else:
                 others.append(f"{split}/{name}/{entry.name}")
@@ -155,7 +158,7 @@ def walk_images(folder: Path, split: str, classes: Sequence[str]) -> Iterator[tu
             yield labels[name], entry
     if others:
         named = shortened(others, shown=MAX_LISTED)
-        say("imagefolder", f"{folder}: left out, no images ({TITLES}): {len(others):,}, {named}")
+        say("imagefolder", f"{folder}: left out, no images of a class ({TITLES}): {len(others):,}, {named}")
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -270,7 +273,9 @@ def _decode(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> DecodedIm
             decode = partial(_decode_part, pillow, folder, listed, pixels)
             reasons = {i: reason for found in threads.map(decode, parts) for i, reason in found.items()}
             if len(reasons) == len(listed):
-                raise UserError(f"{folder}: none of the {len(listed):,} images of {split} can be used ({reasons[0]})")
+                stream = f"; stream them with imagefolder:{folder},size=224" if OTHER_SIZE in reasons[0] else ""
+                unusable = f"none of the {len(listed):,} images of {split} can be used ({reasons[0]})"
+                raise UserError(f"{folder}: {unusable}{stream}")
             good = [i for i in range(len(listed)) if i not in reasons]
             labels = torch.tensor([listed[i].label for i in good])
             splits[split] = (torch.from_numpy(pixels[good] if reasons else pixels), labels)

@@ -122,7 +122,7 @@ def open_image(pillow: ModuleType, file: Any) -> Any:
     opened = pillow.open(file, formats=FORMATS)
     if opened.mode not in MODES and not _has_16_bits(opened):
         opened.close()
-        raise ValueError(f"mode {opened.mode}, expected at most 16 bits a channel")
+        raise ValueError(f"mode {opened.mode}, expected grey, RGB, CMYK or a palette of at most 16 bits")
     return opened
 
 

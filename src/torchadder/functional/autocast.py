@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def is_on(x: Tensor) -> bool:
-    """Return True where autocast is on for the device of x."""
+    """Return True where autocast is on for the device of x. Raises TypeError where x is no tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input is of type {type(x).__name__}: expected a tensor")
     device = x.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 

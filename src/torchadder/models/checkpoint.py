@@ -303,6 +303,8 @@ def _find_file(path: Path) -> Path:
     for name in (BEST, WEIGHTS, PICKLE):
         if (path / name).is_file():
             return path / name
+    if any(path.glob("*.index.json")):
+        raise UserError(f"{path} holds a model in several files: save it in one, with a larger max_shard_size")
     raise UserError(f"{path} holds no {BEST} or {WEIGHTS}; expected {_KINDS}")
 
 

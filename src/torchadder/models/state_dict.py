@@ -28,7 +28,9 @@ _ENTRIES = ("state_dict", "model_state_dict", "model", "net")
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _COUNTS = frozenset({"total_ops", "total_params", "n_averaged"})  # buffers of thop in each module, and of AveragedModel
 _ADVICE = "save model.state_dict() where it was written, and load that"
+_PICKLE_ADVICE = "save it with torch.save(model.state_dict(), path), without pickle_protocol"
 _MOST_CLASSES = 32  # Each costs one more attempt to read the file.
+_MAGIC = b"\x8a\x0a"  # the integer of ten bytes that begins the older files of torch.save, after the protocol
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -68,7 +70,7 @@ def find_state(content: Any, source: object, names: Collection[str] = ()) -> tup
 
 def _states(content: Any, name: str = "", depth: int = 2) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """Yield the state dicts in ``content`` with the names of their entries; not the states of an optimiser."""
-    if isinstance(content, Mapping) and content:
+    if isinstance(content, Mapping) and content and not _is_of_optimizer(content):
         if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
             yield name, content
         elif depth:
@@ -76,7 +78,13 @@ def _states(content: Any, name: str = "", depth: int = 2) -> Iterator[tuple[str,
                 yield from _states(value, f"{name}.{key}" if name else str(key), depth - 1)
 
 
+def _is_of_optimizer(content: Any) -> bool:
+    return isinstance(content, Mapping) and "param_groups" in content
+
+
 def _why_no_state(content: Any) -> str:
+    if _is_of_optimizer(content):
+        return f"the state of an optimizer: {_ADVICE}"
     if isinstance(content, _Unread):
         return f"a whole object ({type(content).__name__}), whose code was not run: {_ADVICE}"
     if not isinstance(content, Mapping):
@@ -155,7 +163,10 @@ def _read_pickle(file: Path) -> Any:
         except Exception as error:  # a damaged zip or pickle raises errors of many types
             found = re.search(r"GLOBAL (\S+)", str(error))
             if found is None:
-                raise UserError(f"{file} is no checkpoint, damaged or incomplete: copy or download it again") from error
+                problem = "no checkpoint, damaged or incomplete: copy or download it again"
+                if _is_pickled_otherwise(file):
+                    problem = f"pickled in a way that needs its code to be run: {_PICKLE_ADVICE}"
+                raise UserError(f"{file} is {problem}") from error
             if found[1] in classes or len(classes) == _MOST_CLASSES:
                 what = f"pickled code ({_printable(found[1])}), which was not run"
                 raise UserError(f"{file} holds {what}: {_ADVICE}") from error
@@ -170,6 +181,21 @@ def _is_written_by_torch_save(file: Path) -> bool:
     except (zipfile.BadZipFile, OSError, ValueError):
         return True
     return any(name.endswith("/data.pkl") for name in names) and not any("/constants.pkl" in name for name in names)
+
+
+def _is_pickled_otherwise(file: Path) -> bool:
+    """Say whether a pickle is not by torch.save, or of a protocol that torch.load cannot check."""
+    with open(file, "rb") as opened:
+        head = opened.read(4)
+    if head[:2] != b"PK":
+        return head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") and head[2:] != _MAGIC
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            with archive.open(names[0]) as pickled:
+                return pickled.read(2) not in (b"\x80\x02", b"\x80\x03")
+    except Exception:  # a damaged zip raises errors of many types
+        return False
 
 
 def _placeholder(name: str) -> type:

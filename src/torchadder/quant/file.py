@@ -27,6 +27,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,10 @@ def is_program(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> bytes:
-    """Return the content of a file. Raises UserError where it cannot be read."""
-    if not str(path) or Path(path).is_dir():
+    """Return the content of a file. Raises UserError where it cannot be read, TypeError for what is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"source is of type {type(path).__name__}: expected a {SUFFIX} file, as quantize makes one")
+    if not str(path) or os.path.isdir(path):
         raise UserError(f"cannot read {str(path)!r}: expected the path of a {SUFFIX} file")
     try:
         return Path(path).read_bytes()

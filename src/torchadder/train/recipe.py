@@ -36,6 +36,7 @@ def _option(
     return field(default=default, metadata={"help": help, "group": group, **limits})
 
 
+LARGEST = 2**63 - 1  # integer that torch takes
 NORM_BATCHES = 50  # training batches from which the statistics of batch normalisation are estimated
 
 # groups of options
@@ -152,7 +153,7 @@ class Recipe:
     precision: str = _option(
         "fp32", "Numbers between layers: float32, or bfloat16 by autocast.", NUMBERS, choices=("fp32", "bf16")
     )
-    seed: int = _option(0, "Seed of the first weights and of the order of the images.", NUMBERS, low=0, high=2**63 - 1)
+    seed: int = _option(0, "Seed of the first weights and of the order of the images.", NUMBERS, low=0, high=LARGEST)
     deterministic: bool = _option(
         False, "Only algorithms that give the same numbers each time, on a GPU as well.", NUMBERS
     )
@@ -162,7 +163,8 @@ class Recipe:
         for option in options():
             value = getattr(self, option.name)
             if not _allowed(option, value):
-                raise UserError(f"{option.name}={value} is out of range: expected {allowed_values(option)}")
+                most = f"at most {LARGEST}" if type(value) is int and value > LARGEST else allowed_values(option)
+                raise UserError(f"{option.name}={value} is out of range: expected {most}")
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise UserError(f"momentum={self.momentum:g} has no Nesterov form: expected above 0, or nesterov=False")
         if self.recenter and self.op != "adder":
@@ -245,7 +247,7 @@ def allowed_values(option: Field[Any]) -> str:
         return f"above {above:g}"
     if below < math.inf:
         return f"at least {low:g} and below {below:g}"
-    return f"at least {low:g}" if high in (math.inf, 2**63 - 1) else f"{low:g} to {high:g}"
+    return f"at least {low:g}" if high in (math.inf, LARGEST) else f"{low:g} to {high:g}"
 
 
 def _allowed(option: Field[Any], value: Any) -> bool:
