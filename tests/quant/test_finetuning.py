@@ -194,6 +194,15 @@ def test_bad_arguments(model, splits, options, error, words):
         tuned(model, splits, **options)
 
 
+def test_what_would_train_nothing_is_refused(model, splits):
+    with pytest.raises(UserError, match=r"^batches is empty: expected"):
+        finetune(model, [], splits[0].images[:64])
+    with torch.no_grad(), pytest.raises(UserError, match=r"^no parameter has a gradient: call"):
+        tuned(model, splits)
+    with pytest.raises(UserError, match=r"^no parameter has a gradient: call"):
+        tuned(copy.deepcopy(model).requires_grad_(False), splits)
+
+
 def test_a_part_without_integer_form_is_named(splits):
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(1800, 10))
     with pytest.raises(UserError, match="cannot quantize 1, Sigmoid"):

@@ -195,6 +195,11 @@ def test_all_obstacles_are_named_at_once_before_calibration():
     assert obstacles(Plain(), images()) == []
 
 
+def with_variance(number):
+    (norm := nn.BatchNorm2d(4)).running_var.fill_(number)
+    return norm
+
+
 class Two(nn.Module):
     def forward(self, x, other):
         return x + other
@@ -209,6 +214,7 @@ class Two(nn.Module):
         (lambda: Function(lambda x, s: {"out": x, "features": x}), UserError, "one output, the logits"),
         (lambda: ends(Function(lambda x, s: torch.stack([x, x]).sum(0))), UserError, "stack: it has no integer form"),
         (lambda: ends(Function(lambda x, s: x[:, :, 1:])), UserError, "slice of axis 2 from 1 to the end: take whole"),
+        (lambda: ends(with_variance(-1.0)), UserError, "1, BatchNorm2d with negative variances: train it anew"),
         (lambda: Two(), UserError, r"Two: it does not run on images torch.float32 \(N, 2, 8, 8\) alone \(.*'other'"),
         (lambda: nn.Conv2d(3, 3, 8), UserError, r"Conv2d: it does not run on images .* \(.* 3 channels, but got 2"),
         (

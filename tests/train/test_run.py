@@ -239,6 +239,11 @@ def with_damaged_last(folder):
     (folder / "last.pt").write_bytes(b"PK\x03\x04")
 
 
+def without_last(folder):
+    as_run(folder)
+    (folder / "metrics.jsonl").write_text("{}\n{}\n")
+
+
 def with_damaged_recipe(folder):
     folder.mkdir()
     (folder / "recipe.json").write_text('{"name": "x"')
@@ -255,6 +260,7 @@ REFUSED = [  # function that fills the folder, change to the recipe, resume -> w
     (lambda folder: folder.mkdir(), {}, True, "holds no run to resume"),
     (as_run, {"op": "conv", "seed": 4}, True, r"op \(run: adder, now: conv\), seed \(run: 0, now: 4\)"),
     (with_damaged_last, {}, True, "last.pt is no checkpoint, damaged"),
+    (without_last, {}, True, "has lost its last.pt and cannot continue: start a new run in another folder"),
     (with_damaged_recipe, {}, True, "no recipe of this version"),
     (without_recipe, {}, True, "cannot read .*recipe.json"),
 ]

@@ -73,14 +73,19 @@ def finetune(
     The range of each activation is measured at the start of each epoch on the fake-quantized network and stays fixed
     during the epoch; the program has the ranges of the last one.
 
-    Raises UserError as quantize does, for epochs or lr out of range, and where the loss is not finite.
+    Raises UserError as quantize does, for epochs or lr out of range, where there is no batch or no parameter to train,
+    and where the loss is not finite.
     """
     if epochs < 1:
         raise UserError(f"epochs={epochs} is out of range: expected at least 1")
     if not (math.isfinite(lr) and lr > 0):
         raise UserError(f"lr={lr} is out of range: expected a finite number above 0")
+    if not len(batches):
+        raise UserError("batches is empty: expected at least one of (images, labels), maybe without drop_last")
     images = image_batches(calibration)
     network = capture(model, images[0])
+    if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in network.parameters())):
+        raise UserError("no parameter has a gradient: call model.requires_grad_(), and leave torch.no_grad()")
     network.warn_of_softmax()
     draft = Lowering(network, bits, method)
     draft.program()

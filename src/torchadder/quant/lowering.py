@@ -142,6 +142,8 @@ class Lowering(Builder):
     ) -> Value:
         scale = (self.constant(var).double() + eps).rsqrt()
         scale = scale if weight is None else scale * self.constant(weight).double()
+        if not bool(scale.isfinite().all()):
+            raise Obstacle("with negative variances", "train it anew")
         shift = torch.zeros_like(scale) if bias is None else self.constant(bias).double()
         return self._affine(node, x, self.constant(mean).double(), scale, shift)
 

@@ -72,7 +72,7 @@ class Run:
         """Open a new run in ``folder``, or with ``resume`` the run that it holds.
 
         Raises UserError where a new run would overwrite one, where there is none to resume, where its recipe differs
-        from ``recipe`` (the message names each field), and where its last.pt is damaged.
+        from ``recipe`` (the message names each field), and where its last.pt is damaged or lost.
         """
         if not resume:
             files.check_folder(folder)
@@ -86,7 +86,10 @@ class Run:
                 f"cannot resume {folder} with another recipe: {fields}; keep the run's values, or start a new run in "
                 "another folder"
             )
-        last = folder / LAST
+        last, metrics = folder / LAST, folder / METRICS
+        # A run that was killed before its first last.pt begins anew; a longer one would lose what it has.
+        if not last.exists() and metrics.exists() and metrics.read_bytes().count(b"\n") > 1:
+            raise UserError(f"{folder} has lost its {LAST} and cannot continue: start a new run in another folder")
         return cls(folder, recipe, read_last(last) if last.exists() else None)
 
     @classmethod
