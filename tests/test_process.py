@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchadder import AdderConv1d, AdderConv2d, AdderLinear, BinaryConv2d, create_model, quantize
+from torchadder import AdderConv1d, AdderConv2d, AdderLinear, BinaryConv2d, create_model, kernels, quantize
 from torchadder.engine import Classifier, Engine
 from torchadder.errors import UserError
 from torchadder.functional import GradientRule
@@ -217,6 +217,12 @@ def in_child(work):
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 
+needs_openmp = pytest.mark.skipif(
+    not kernels.library().torchadder_has_threads(), reason="without OpenMP no handler ends torch's pool at a fork"
+)
+
+
+@needs_openmp
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fork_computes_the_same(name, calls):
     """Test a child and its child, after this process has used the pool of OpenMP, which both lack."""
@@ -225,6 +231,7 @@ def test_a_fork_computes_the_same(name, calls):
     assert equal(calls[name](), want)
 
 
+@needs_openmp
 @pytest.mark.parametrize("name", ["one image", "a new engine", "sign"])
 def test_a_fork_beside_a_running_call(name, calls):
     """Test that the child inherits no lock that the other thread held."""
