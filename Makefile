@@ -80,8 +80,8 @@ $(VENV_MADE):
 		{ echo "error: '$(PYTHON)' is missing or older than Python 3.11; name another one with PYTHON=python3.x"; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "error: $(PYTHON) has no venv module; install it (Debian, Ubuntu: python3-venv) or set PYTHON="; exit 2; }
-	@{ test -n "$$CXX" || command -v c++ || command -v g++ || command -v clang++; } >/dev/null || \
-		{ echo "error: no C++ compiler found; install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install) or name it with CXX="; exit 2; }
+	@for name in $${CXX:-c++ g++ clang++}; do command -v $$name >/dev/null && exit; done; \
+		echo "error: no C++ compiler found; install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install) or name it with CXX="; exit 2
 	$(PYTHON) -m venv $(VENV)
 
 # Installed before the package, which accepts a range of versions: this one is tested.
