@@ -48,6 +48,7 @@ LAYERS = [  # layer, input size, #Mul, #Add, #XNOR
 REFUSED = [  # input size -> the words that the message must contain
     ((), "input_size"),
     (32, "input_size=32 is no shape"),
+    (torch.zeros(1, 3, 32, 32), "input_size=Tensor is no shape"),
     ((1, 0, 32), "(1, 0, 32)"),
     ((1, 32.0, 32), "(1, 32.0, 32)"),
     ((3, 32, 32), "does not run on an input of 3x32x32"),

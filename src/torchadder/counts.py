@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchadder import flops
@@ -196,8 +196,9 @@ def _op(model: nn.Module) -> str:
 def _check_size(values: Any) -> tuple[int, ...]:
     size = tuple(values) if isinstance(values, Sequence) else ()
     if not size or not all(isinstance(n, int) and n > 0 for n in size):
+        given = type(values).__name__ if isinstance(values, Tensor) else values
         raise UserError(
-            f"input_size={values} is no shape: expected that of one input, e.g. (3, 32, 32); or give input_data"
+            f"input_size={given} is no shape: expected that of one input, e.g. (3, 32, 32); or give input_data"
         )
     return size
 

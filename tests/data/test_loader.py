@@ -32,7 +32,7 @@ def opened(request, monkeypatch):
         if request.param == "memory":
             split = in_memory(count)
         augment = AUGMENTATIONS[request.param] if augmented else None
-        return open_batches(split, size, augment=augment, workers=0, **options)
+        return open_batches(split, size, augment=augment, **{"workers": 0, **options})
 
     return open_split
 
@@ -134,6 +134,8 @@ def test_no_batch_is_empty(opened):
 REFUSED = [  # options of 9 images in batches of a size -> words in the message
     (10, dict(train=True), "batch_size=10 is more than the 9 training images"),
     (8, dict(train=True, share=Share(0, 3)), "batch_size=8 cannot be shared evenly by 3 processes"),
+    (8, dict(workers=-1), "workers=-1 is out of range: expected 0 to 1024"),
+    (8, dict(workers=10**6), "workers=1000000 is out of range: expected 0 to 1024"),
     (8, dict(augmented=True), "augment is for training images: expected train=True"),
 ]
 

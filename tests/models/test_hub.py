@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -43,7 +44,7 @@ def same(a, b):
 @pytest.mark.parametrize("op", ["adder", "conv", "binary"])
 @pytest.mark.parametrize("name", list_models())
 def test_every_model_comes_back(tmp_path, name, op):
-    model = create_model(name, op=op, num_classes=3).eval()
+    model = create_model(name, op=op, num_classes=np.int64(3)).eval()
     model.save_pretrained(tmp_path / "new" / "folder")
     loaded = from_pretrained(tmp_path / "new" / "folder")
     assert same(loaded, model)

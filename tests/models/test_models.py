@@ -28,6 +28,8 @@ SIGN = GradientRule("sign", "sign")
 REFUSED = [  # arguments -> the words that the message must contain
     ({"name": "lenet6"}, "model=lenet6 is unknown: expected one of lenet5bn"),
     ({"name": "lenet5bn", "op": "xor"}, "xor is unknown: expected one of adder, conv, binary"),
+    ({"name": "lenet5bn", "num_classes": "10"}, "num_classes='10' is no integer: expected at least 1"),
+    ({"name": "lenet5bn", "in_chans": 3.0}, "in_chans=3.0 is no integer: expected at least 1"),
     ({"name": "lenet5bn", "num_classes": 0}, "num_classes=0 is out of range: expected at least 1"),
     ({"name": "resnet20", "in_chans": -3}, "in_chans=-3 is out of range: expected at least 1"),
     ({"name": "resnet20", "op": "conv", "grad": SIGN}, "op=conv has no gradient rule"),

@@ -109,6 +109,9 @@ BAD_METADATA = [  # arguments of save, words of the message
     ({"mean": [0, 0, 0], "std": [1, 1, 1], "part": "left"}, "part='left' is unknown: expected whole or centre"),
     ({"classes": NAMES[1:]}, "classes=.* does not fit: expected 10 names"),
     ({"classes": [*range(10)]}, "classes=.* does not fit: expected 10 names"),
+    ({"about": {"accuracy": [1]}}, r"about: accuracy=\[1\] is neither text nor a finite number"),
+    ({"about": {"accuracy": float("nan")}}, "about: accuracy=nan is neither text nor a finite number"),
+    ({"about": {"accuracy": torch.tensor(1)}}, r"about: accuracy=tensor\(1\) is neither text nor a finite number"),
     ({"classes": "0123456789"}, "classes=0123456789 does not fit: expected 10 names"),
 ]
 

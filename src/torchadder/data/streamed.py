@@ -30,6 +30,7 @@ from torchadder.data.registry import Split, StreamedSplit
 from torchadder.environment import available_cores
 from torchadder.errors import UserError
 
+ALLOWED_WORKERS = 1024  # A mistyped number must not fill the machine.
 PART = 32  # Images of one request to a worker; few, so that many workers together do not hold many batches.
 PREFETCH = 2  # Requests that each worker decodes in advance.
 MAX_TRIES = 100  # Images tried in place of a damaged one.
@@ -50,8 +51,10 @@ def open_batches(
 ) -> Loader:
     """Return the loader of a split: Batches for one in memory, StreamedBatches with ``workers`` for a streamed one.
 
-    Raises what these raise, and ValueError for an augmentation of the other kind.
+    Raises what these raise, UserError for workers out of range, ValueError for an augmentation of the other kind.
     """
+    if workers is not None and not 0 <= workers <= ALLOWED_WORKERS:
+        raise UserError(f"workers={workers} is out of range: expected 0 to {ALLOWED_WORKERS}")
     common: Any = dict(train=train, seed=seed, device=device, memory_format=memory_format, share=share)
     if isinstance(split, Split):
         if isinstance(augment, RandomResizedCrop):

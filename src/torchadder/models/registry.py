@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -126,11 +127,8 @@ def create_model(
     if name not in _MODELS:
         raise UserError(f"model={name} is unknown: expected one of {', '.join(list_models())}")
     builder = _MODELS[name]
-    classes = builder.num_classes if num_classes is None else num_classes
-    channels = builder.in_chans if in_chans is None else in_chans
-    for what, count in (("num_classes", classes), ("in_chans", channels)):
-        if count < 1:
-            raise UserError(f"{what}={count} is out of range: expected at least 1")
+    classes = _count("num_classes", builder.num_classes if num_classes is None else num_classes)
+    channels = _count("in_chans", builder.in_chans if in_chans is None else in_chans)
     rule = _rule_of(op, grad)
     model = builder.build(layers_of(op, rule, recenter), classes, channels)
     model.config = {
@@ -143,6 +141,17 @@ def create_model(
     }
     model.input_size = (channels, builder.size, builder.size)
     return model
+
+
+def _count(name: str, value: Any) -> int:
+    """Return ``value`` as an int, which a configuration in JSON needs. Raises UserError unless it is at least 1."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise UserError(f"{name}={value!r} is no integer: expected at least 1") from None
+    if count < 1:
+        raise UserError(f"{name}={count} is out of range: expected at least 1")
+    return count
 
 
 def _rule_of(op: str, grad: GradientRule | Mapping[str, str] | None) -> GradientRule | None:

@@ -18,6 +18,7 @@ instead, accumulator * scale + bias, each operation rounded. Every backend compu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -228,6 +229,9 @@ class Program(nn.Module):
         Raises:
             UserError: an argument does not fit the program, or the file cannot be written.
         """
+        for name, value in (about or {}).items():
+            if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+                raise UserError(f"about: {name}={value!r} is neither text nor a finite number")
         images = file.describe_images(self.shape[0], self.classes, mean, std, classes, part)
         content = self.to_bytes({**(about or {}), **images})
         try:
