@@ -138,6 +138,47 @@ def neon_table(record: Record) -> str:
     return f"{markdown(['element operations a cycle', *cores], lines)}\n\n{caption}"
 
 
+def cores_table(record: Record) -> str:
+    """Return cycles or instructions an element operation, one row for each core and one column for each network."""
+    cells: dict[str, dict[str, float]] = {}
+    units = {}
+    for row in record["rows"]:
+        if row["what"] == "loop":
+            units[row["core"]] = "cycles, modelled" if "cycles" in row else "instructions, counted"
+            each = row.get("cycles", row["instructions"]) / row["elements"]
+            cells.setdefault(row["core"], {})[_exported(row)] = each
+    columns = list(dict.fromkeys(column for found in cells.values() for column in found))
+    lines = [
+        [core, units[core], *(f"{found[column]:.2f}" if column in found else "–" for column in columns)]
+        for core, found in cells.items()
+    ]
+    caption = f"For one |x - w| or one product; {'; '.join(record['versions'].values())}; {record['date']}."
+    return f"{markdown(['core', 'unit', *columns], lines)}\n\n{caption}"
+
+
+def exports_table(record: Record) -> str:
+    """Return the memory of each exported network, and how many images give what the engine gives."""
+    lines = []
+    rows = record["rows"]
+    for network in dict.fromkeys(map(_exported, rows)):
+        own = [row for row in rows if _exported(row) == network]
+        size = next(row for row in own if row["what"] == "size" and row["core"] == "cortex-m4")
+        equal = [row for row in own if row["what"] == "equality"]
+        least = min(min(row["equal_classes"], row["equal_logits"]) for row in equal)
+        line = [network, *(f"{size[part]:,}" for part in ("tables", "code", "arena"))]
+        lines.append([*line, f"{least:,} of {equal[0]['images']:,}", f"{equal[0]['correct'] / equal[0]['images']:.2%}"])
+    header = ["network", "tables, bytes", "code", "arena", "equal", "accuracy"]
+    meaning = "equal: the test images for which all loops give the engine's class and exactly the program's logits"
+    caption = f"Code for Cortex-M4, `-O2`; {meaning}; {record['date']}."
+    return f"{markdown(header, lines)}\n\n{caption}"
+
+
+def _exported(row: dict[str, str]) -> str:
+    """Return the name of an exported network."""
+    name = {"adder": "AdderNet", "conv": "CNN", "binary": "binary"}[row["op"]]
+    return f"{name}, {row['bits']} bits"
+
+
 def steps_table(record: Record, limits: Record) -> str:
     """Return every distinct step: its time, its rate, and its share of the rate that its instructions allow."""
     parts = []

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from engine_tables import (
     claims_table,
+    cores_table,
     count_of_threads,
+    exports_table,
     latency_table,
     limits_u8_table,
     neon_table,
@@ -167,6 +169,8 @@ TABLES: dict[str, tuple[Callable[..., str], Sources]] = {
     "server": (server_table, (("engine-server.json",),)),
     "reference": (reference_table, (("reference.json",),)),
     "neon-model": (neon_table, (("neon-model.json",),)),
+    "cores": (cores_table, (("microcontrollers.json",),)),
+    "exports": (exports_table, (("microcontrollers.json",),)),
     "limits-u8": (limits_u8_table, (("limits-u8.json",),)),
     "steps": (steps_table, (("bench-kernels-avx2.json", "limits-u8.json"), ("bench-kernels.json", "limits-u8.json"))),
     "quantisation": (quantisation_table, (("quantisation-cifar10.json", "quantisation-mnist.json"),)),

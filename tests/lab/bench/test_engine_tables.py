@@ -135,3 +135,25 @@ def test_quantisation_by_model(engine_tables):
         "| `a.pth` (resnet20, cifar10) | 500 | 92.20 | 92.40 (+0.20) | 91.00 (-1.20) |",
         "| `b` (resnet20, cifar10) | 500 | 92.20 | 92.20 (+0.00) | 90.00 (-2.20) |",
     ]
+
+
+def test_exported_networks(engine_tables):
+    network = {"op": "adder", "bits": 8}
+    equality = {**network, "what": "equality", "images": 100, "correct": 98}
+    rows = [
+        {**equality, "equal_classes": 100, "equal_logits": 100},
+        {**equality, "equal_classes": 99, "equal_logits": 97},
+        {**network, "what": "size", "core": "cortex-m0", "tables": 1, "code": 2, "arena": 3},
+        {**network, "what": "size", "core": "cortex-m4", "tables": 4000, "code": 5, "arena": 6},
+        {**network, "what": "loop", "core": "cortex-m0", "elements": 16, "instructions": 32},
+        {**network, "what": "loop", "core": "cortex-m4", "elements": 16, "instructions": 32, "cycles": 8.0},
+        {"op": "conv", "bits": 8, "what": "loop", "core": "cortex-m4", "elements": 4, "instructions": 3, "cycles": 3.0},
+    ]
+    record = {"rows": rows, "date": "2026-11-30", "versions": {"cc": "cc 12"}}
+    cores = engine_tables.cores_table(record).splitlines()
+    assert cores[2:4] == [
+        "| cortex-m0 | instructions, counted | 2.00 | – |",
+        "| cortex-m4 | cycles, modelled | 0.50 | 0.75 |",
+    ]
+    record["rows"] = [row for row in rows if row["op"] == "adder"]
+    assert "| AdderNet, 8 bits | 4,000 | 5 | 6 | 97 of 100 | 98.00% |" in engine_tables.exports_table(record)

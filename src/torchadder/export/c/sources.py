@@ -40,6 +40,7 @@ def _source(draft: Draft, title: str) -> str:
         [
             f'/* {title}: see net.h. Written by torchadder {__version__}. */\n#include "net.h"\n',
             f"#define PATCH_WORDS {draft.patch_words} /* from the first patch of a pair to the second */\n",
+            f"#define ADDER_MAX {draft.adder_max} /* the largest value or weight of an adder layer */\n",
             *fragments.values(),
             "/* The network: tables and a description of each step. */\n",
             *draft.tables,

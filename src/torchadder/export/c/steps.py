@@ -24,6 +24,7 @@ class Draft:
     Attributes:
         tables, calls: the text of the constants and of the body of run.
         fragments: the names of the template files with the functions that are called, in order.
+        adder_max: the largest value or weight of the adder layers whose weights are bytes.
         patch_words: from the first patch of a pair to the second.
         flash, arena: bytes of the tables, and of the memory that a run needs.
         operations: element operations of one image by kind: "adder" counts |x - w|, "conv" products, "binary" XNORs.
@@ -44,6 +45,7 @@ class Draft:
             for source in step.sources:
                 self._values[source].last_use = step.number
         self._patch_words: dict[int, int] = {}
+        self.adder_max = 0
         texts = [TRANSLATED[step.op](self, step) for step in network.steps]
         self.has_pixels = (pixels := network.pixel_table()) is not None
         if pixels is not None:
@@ -108,8 +110,11 @@ def layer(draft: Draft, step: Step) -> Callable[[], str]:
     """Translate a layer of any kind; the last one gives logits."""
     module, epilogue, name = step.module, step.epilogue, f"step_{step.number}"
     needs_zero_point = step.op == "binary" or any(module.padding)
-    four_bits = step.op == "adder" and max(step.largest, int(module.weight.max())) < 16
+    largest = max(step.largest, int(module.weight.max()))
+    four_bits = step.op == "adder" and largest < 16
     kernel = "adder4" if four_bits else step.op
+    if kernel == "adder":
+        draft.adder_max = max(draft.adder_max, largest)
     packed = pack(step.op, module.weight, four_bits)
     words = 1 + 2 * packed.steps  # as much as any of the kernels needs
     (channels, height, width), (filters, rows, columns) = step.shape_in, step.shape_out

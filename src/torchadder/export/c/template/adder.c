@@ -2,6 +2,10 @@
  * block begins with the sum of each filter's weights. */
 #include "patch.c"
 
+#ifndef ADDER_MAX
+#define ADDER_MAX 255 /* the largest value or weight of an adder layer in the network */
+#endif
+
 #if defined(TORCHADDER_DSP)
 
 static void adder_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
@@ -57,6 +61,64 @@ static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight
         sum[4 + f] += distance(b[i], w[i]);
       }
 }
+
+#elif ADDER_MAX < 128
+
+/* Four values of 7 bits side by side, in the bytes of a word. In each byte of a patch bit 7 is set, so that x - w takes
+ * nothing from the next byte, and bit 7 of the difference says that x >= w: then its low bits are x - w. That sums
+ * max(x - w, 0), and |x - w| = 2 * max(x - w, 0) - x + w, where the sums of x and of w are known. */
+#define ABOVE 0x80808080u /* bit 7 of each byte */
+#define EVEN 0x00FF00FFu  /* every second byte */
+
+static uint32_t positive_differences(uint32_t x, uint32_t w) {
+  const uint32_t difference = x - w, is_positive = difference & ABOVE;
+  return difference & (is_positive - (is_positive >> 7));
+}
+
+/* The sums of the even and of the odd bytes, two 16-bit numbers in a word: first and third, second and fourth. */
+static uint32_t byte_pairs(uint32_t bytes) { return (bytes & EVEN) + ((bytes >> 8) & EVEN); }
+
+/* Writes minus the sum of the patch, and its values. */
+static void adder_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
+  uint32_t total = 0, *const words = to + 1;
+  copy_patch(l, source, row, column, (uint8_t *)words);
+  for (int32_t i = 0; i < l->steps; ++i) {
+    const uint32_t pairs = byte_pairs(words[i]);
+    total += (pairs & 0xFFFFu) + (pairs >> 16);
+    words[i] |= ABOVE;
+  }
+  to[0] = 0u - total;
+}
+
+static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
+  for (int32_t f = 0; f < 4; f += 2) { /* two filters at a time: 4 accumulators */
+    uint32_t a0 = 0, a1 = 0, b0 = 0, b1 = 0;
+    const uint32_t *a = x + 1, *b = a + PATCH_WORDS, *w = weight + 4 + f;
+    const uint32_t *const end = a + l->steps;
+    while (a < end) {
+      /* Two differences fit into a byte. After 256 words a pair may hold 128 * 2 * 2 * 127, nearly all that it can. */
+      const uint32_t *const full = end - a > 256 ? a + 256 : end;
+      uint32_t pairs_a0 = 0, pairs_a1 = 0, pairs_b0 = 0, pairs_b1 = 0;
+      for (; a < full; a += 2, b += 2, w += 8) {
+        pairs_a0 += byte_pairs(positive_differences(a[0], w[0]) + positive_differences(a[1], w[4]));
+        pairs_b0 += byte_pairs(positive_differences(b[0], w[0]) + positive_differences(b[1], w[4]));
+        pairs_a1 += byte_pairs(positive_differences(a[0], w[1]) + positive_differences(a[1], w[5]));
+        pairs_b1 += byte_pairs(positive_differences(b[0], w[1]) + positive_differences(b[1], w[5]));
+      }
+      a0 += (pairs_a0 & 0xFFFFu) + (pairs_a0 >> 16);
+      a1 += (pairs_a1 & 0xFFFFu) + (pairs_a1 >> 16);
+      b0 += (pairs_b0 & 0xFFFFu) + (pairs_b0 >> 16);
+      b1 += (pairs_b1 & 0xFFFFu) + (pairs_b1 >> 16);
+    }
+    sum[f] = (int32_t)(2 * a0 + x[0] + weight[f]);
+    sum[f + 1] = (int32_t)(2 * a1 + x[0] + weight[f + 1]);
+    sum[4 + f] = (int32_t)(2 * b0 + x[PATCH_WORDS] + weight[f]);
+    sum[5 + f] = (int32_t)(2 * b1 + x[PATCH_WORDS] + weight[f + 1]);
+  }
+}
+
+#undef ABOVE
+#undef EVEN
 
 #else
 

@@ -58,19 +58,28 @@ static void conv_patch(const layer *l, const uint8_t *source, int32_t row, int32
   copy_patch(l, source, row, column, (uint8_t *)to);
 }
 
+/* Step i of a round: 1 value of both patches with 2 filters. */
+#define STEP(i)                         \
+  {                                     \
+    const int32_t p = a[i], q = b[i];   \
+    a0 += p * w[i], a1 += p * w[4 + i]; \
+    b0 += q * w[i], b1 += q * w[4 + i]; \
+  }
+
 static void conv_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
   for (int32_t f = 0; f < 4; f += 2) { /* two filters at a time: 4 accumulators */
     int32_t a0 = 0, a1 = 0, b0 = 0, b1 = 0;
     const uint8_t *a = (const uint8_t *)x, *b = (const uint8_t *)(x + PATCH_WORDS), *const end = a + 4 * l->steps;
     const int8_t *w = (const int8_t *)(weight + f);
-    for (; a < end; w += 12)
-      for (int32_t i = 0; i < 4; ++i, ++w) {
-        const int32_t p = *a++, q = *b++;
-        a0 += p * w[0], a1 += p * w[4];
-        b0 += q * w[0], b1 += q * w[4];
-      }
+    for (; a < end; a += 4, b += 4, w += 16) {
+      STEP(0)
+      STEP(1)
+      STEP(2)
+      STEP(3)
+    }
     sum[f] = a0, sum[f + 1] = a1, sum[4 + f] = b0, sum[5 + f] = b1;
   }
 }
 
+#undef STEP
 #endif
