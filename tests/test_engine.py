@@ -189,9 +189,17 @@ def test_wrong_images_are_refused(images, quantized, error, words):
             program(images, quantized=quantized)
 
 
+def overflowing():
+    """Return a program whose first step has a shift of more than 31 bits."""
+    program = Maker(0).program()
+    program.steps[0].epilogue.shift.fill_(99)
+    return program
+
+
 @pytest.mark.parametrize(
     ("source", "options", "words"),
     [
+        (overflowing(), {}, r"^the program is not a valid program: step 0: .*shift"),
         ("", {}, r"^cannot read '': expected the path of a .tadder file"),
         (".", {}, r"^cannot read '.': expected the path of a .tadder file"),
         ("none.tadder", {}, r"^cannot read none.tadder: No such file"),

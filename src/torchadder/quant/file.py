@@ -25,12 +25,13 @@ Python reads only what the engine has accepted.
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -58,9 +59,16 @@ def is_program(path: str | Path) -> bool:
     """Return whether the content of a file is that of a program, sound or not, whatever its name."""
     try:
         with open(path, "rb") as opened:
-            size = int.from_bytes(opened.read(8), "little")
-            return size < MAX_HEAD and FORMAT in json.loads(opened.read(size))["__metadata__"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return _begins_program(opened)
+    except OSError:
+        return False
+
+
+def _begins_program(opened: BinaryIO) -> bool:
+    try:
+        size = int.from_bytes(opened.read(8), "little")
+        return size < MAX_HEAD and FORMAT in json.loads(opened.read(size))["__metadata__"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return False
 
 
@@ -88,7 +96,7 @@ def refusal(content: bytes) -> str:
 def check(content: bytes, path: str | Path) -> None:
     """Raise UserError where ``content``, read from ``path``, is not a program that the native engine accepts."""
     if reason := refusal(content):
-        if (content[:2] == b"PK" or content[8:9] == b"{") and not is_program(path):
+        if (content[:2] == b"PK" or content[8:9] == b"{") and not _begins_program(io.BytesIO(content)):
             reason = f"it is a checkpoint, of which quantize makes one, FILE{SUFFIX}"
         raise UserError(f"{path} is not a valid program: {reason}")
 
