@@ -218,6 +218,11 @@ class Two(nn.Module):
         (lambda: Two(), UserError, r"Two: it does not run on images torch.float32 \(N, 2, 8, 8\) alone \(.*'other'"),
         (lambda: nn.Conv2d(3, 3, 8), UserError, r"Conv2d: it does not run on images .* \(.* 3 channels, but got 2"),
         (
+            lambda: torch.export.export(nn.ReLU(), (images(),), dynamic_shapes=({2: torch.export.Dim.AUTO},)),
+            UserError,
+            r"expected images \(N, C, H, W\), of which only N is dynamic",
+        ),
+        (
             lambda: torch.export.export(Plain(), (images(9),), strict=False),
             UserError,
             r"expected images \(N, 2, 9, 9\), got torch.float32 \(N, 2, 8, 8\)",

@@ -60,8 +60,8 @@ class Network:
             self.dropped = operator_of(output).rpartition("::")[2].lstrip("_")
             output = output.all_input_nodes[0]
         graph.output_node().args = (output,)
-        if len(sizes(self.images)) != 3:
-            raise UserError(f"cannot quantize {name}: expected images (N, C, H, W)")
+        if len(sizes(self.images)) != 3 or not all(isinstance(side, int) for side in sizes(self.images)):
+            raise UserError(f"cannot quantize {name}: expected images (N, C, H, W), of which only N is dynamic")
         _simplify(self)
         self.output: fx.Node = graph.output_node().all_input_nodes[0]
         self.nodes = self._find_nodes()
