@@ -156,6 +156,23 @@ def cores_table(record: Record) -> str:
     return f"{markdown(['core', 'unit', *columns], lines)}\n\n{caption}"
 
 
+def riscv_table(record: Record) -> str:
+    """Return the cycles of an image, one row for each network and one column for each core, beside the CNN's."""
+    cycles = {(row["core"], _exported(row)): row["cycles"] for row in record["rows"]}
+    cnn = {row["core"]: row["cycles"] for row in record["rows"] if row["op"] == "conv"}
+    cores = list(dict.fromkeys(core for core, _ in cycles))
+    header = ["network", *(f"{core}{unit}" for core in cores for unit in (", M cycles", ", CNN / this"))]
+    lines = []
+    for network in dict.fromkeys(network for _, network in cycles):
+        line = [network]
+        for core in cores:
+            line += [f"{cycles[core, network] / 1e6:.2f}", f"{cnn[core] / cycles[core, network]:.2f}"]
+        lines.append(line)
+    versions = record["versions"]
+    tools = "; ".join([f"PicoRV32 {versions['picorv32']}", *(v for k, v in versions.items() if k != "picorv32")])
+    return f"{markdown(header, lines)}\n\nMeasured in the simulated RTL of {tools}; {record['date']}."
+
+
 def exports_table(record: Record) -> str:
     """Return the memory of each exported network, and how many images give what the engine gives."""
     lines = []

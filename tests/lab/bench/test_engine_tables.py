@@ -157,3 +157,14 @@ def test_exported_networks(engine_tables):
     ]
     record["rows"] = [row for row in rows if row["op"] == "adder"]
     assert "| AdderNet, 8 bits | 4,000 | 5 | 6 | 97 of 100 | 98.00% |" in engine_tables.exports_table(record)
+
+
+def test_cycles_on_riscv(engine_tables):
+    rows = [
+        {"core": "with multiplier", "op": op, "bits": 8, "cycles": cycles}
+        for op, cycles in (("adder", 2_000_000), ("conv", 3_000_000))
+    ]
+    record = {"rows": rows, "date": "2026-11-30", "versions": {"verilator": "Verilator 5", "picorv32": "1.0"}}
+    lines = engine_tables.riscv_table(record).splitlines()
+    assert lines[2:4] == ["| AdderNet, 8 bits | 2.00 | 1.50 |", "| CNN, 8 bits | 3.00 | 1.00 |"]
+    assert lines[-1] == "Measured in the simulated RTL of PicoRV32 1.0; Verilator 5; 2026-11-30."

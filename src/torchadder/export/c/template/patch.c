@@ -12,13 +12,15 @@ static void copy_patch(const layer *l, const uint8_t *source, int32_t row, int32
   const int32_t right_end = column + l->kernel_width;
   const int32_t left = column < 0 ? -column : 0, right = right_end > l->width ? right_end - l->width : 0;
   const int32_t inside = (l->kernel_width - left - right) * l->channels;
-  for (int32_t y = row; y < row + l->kernel_height; ++y) {
+  const int32_t row_bytes = l->width * l->channels;
+  int32_t at = row * row_bytes + (column + left) * l->channels;
+  for (int32_t y = row; y < row + l->kernel_height; ++y, at += row_bytes) {
     if (y < 0 || y >= l->height) {
       to = fill_padding(l, to, l->kernel_width);
       continue;
     }
     to = fill_padding(l, to, left);
-    memcpy(to, source + (y * l->width + column + left) * l->channels, (size_t)inside);
+    memcpy(to, source + at, (size_t)inside);
     to = fill_padding(l, to + inside, right);
   }
   while (to < end) *to++ = 0; /* the weights are 0 there, too */

@@ -18,10 +18,12 @@ static void run_layer(const layer *l, const uint8_t *source, const uint8_t *shor
       l->tile(l, patches, weight, sum);
       for (int32_t p = 0; p < 2 && pixel + p < pixels; ++p)
         for (int32_t f = filter; f < filter + 4 && f < l->filters; ++f) {
-          const int32_t at = (pixel + p) * l->filters + f;
+          const int32_t at = p ? l->filters + f : f;
           const int32_t addend = shortcut ? shortcut[at] * r->factor[f] : 0;
           result[at] = requantize(r, sum[4 * p + f - filter], f, addend);
         }
     }
+    result += 2 * l->filters;
+    if (shortcut) shortcut += 2 * l->filters;
   }
 }

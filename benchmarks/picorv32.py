@@ -1,0 +1,81 @@
+"""Count the cycles of exported networks on a RISC-V core with and without multiplier: the RTL of PicoRV32.
+
+    pip install pythondata-cpu-picorv32
+    python benchmarks/picorv32.py FILE.tadder...     # writes results/picorv32.json
+
+Needs verilator and riscv64-unknown-elf-gcc. Memory answers in the next cycle, as in PicoRV32's own benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from microcontrollers import RISCV, run
+from torchadder.engine import Engine
+from torchadder.errors import UserError
+from torchadder.export import export_c
+from torchadder.lab import record
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS, BOARDS = ROOT / "benchmarks", ROOT / "tests" / "export" / "boards"
+CORES = {  # parameters of the core, and what the program is compiled for
+    "with multiplier": (["-GENABLE_FAST_MUL=1", "-GBARREL_SHIFTER=1"], "-march=rv32im"),
+    "without multiplier": (["-GBARREL_SHIFTER=1"], "-march=rv32i"),
+}
+PLACES = {"CODE": 0, "DATA": 0x80000, "SIZE": 0x80000}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.tadder")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "picorv32.json")
+    arguments = parser.parse_args()
+    import pythondata_cpu_picorv32  # type: ignore[import-not-found]  # the source of the core
+
+    source = Path(pythondata_cpu_picorv32.data_location) / "picorv32.v"
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for core, (parameters, march) in CORES.items():
+            simulator = build_core(source, Path(folder) / core.partition(" ")[0], parameters)
+            for file in arguments.files:
+                about = Engine(file).about
+                draft = export_c(file, Path(folder) / "net")
+                failures, cycles = map(int, run(simulator, build_program(Path(folder), march)).split())
+                if failures:
+                    raise UserError(f"{file}: {failures} test vectors are wrong on a core {core}")
+                operations = sum(draft.operations.values())
+                network = {"op": about["op"], "bits": int(about["bits"])}
+                rows.append({"core": core, **network, "operations": operations, "cycles": cycles})
+                print(rows[-1], flush=True)
+    versions = {tool: run(tool, "--version").splitlines()[0].strip() for tool in ("verilator", f"{RISCV}gcc")}
+    versions["picorv32"] = version("pythondata-cpu-picorv32")
+    record.write(arguments.out, record.make("picorv32", 1, rows, versions=versions))
+    return 0
+
+
+def build_core(source: Path, folder: Path, parameters: list[str]) -> Path:
+    """Return a program that runs a memory image on the core."""
+    options = ["--cc", "--exe", "--build", "-O3", "-Wno-fatal", "-Wno-lint", "-Wno-style", "--top-module", "picorv32"]
+    options += ["-CFLAGS", "-O2", "--Mdir", str(folder)]
+    run("verilator", *options, *parameters, source, BENCHMARKS / "picorv32.cpp")
+    return folder / "Vpicorv32"
+
+
+def build_program(folder: Path, march: str) -> Path:
+    """Return the memory image of the network that is exported to ``folder``/net."""
+    sources = [BENCHMARKS / "picorv32.c", folder / "net" / "net.c", folder / "net" / "net_test.c"]
+    places = [f"-Wl,--defsym={name}={value}" for name, value in PLACES.items()]
+    link = ["--specs=picolibc.specs", "-nostartfiles", *places, "-T", BOARDS / "board.ld"]
+    flags = [march, "-mabi=ilp32", "-O2", "-std=c99", f"-I{folder / 'net'}"]
+    run(f"{RISCV}gcc", *flags, *sources, *link, "-o", folder / "program")
+    run(f"{RISCV}objcopy", "-O", "binary", "-j", ".text", folder / "program", folder / "program.bin")
+    return folder / "program.bin"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
