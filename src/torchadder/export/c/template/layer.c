@@ -2,9 +2,9 @@
  *
  * Which of three inner loops is compiled, the preprocessor decides. All compute the same numbers:
  *
- *   TORCHADDER_DSP      Arm with DSP instructions (Cortex-M4, M7, M33, M55): USADA8 sums 4 differences, SMLAD 2
- * products TORCHADDER_SCALAR   if you define it: one value after the other neither             any 32-bit core: 2 or 4
- * values side by side in a word, without a multiplication
+ *   TORCHADDER_DSP     Cortex-M4, M7, M33, M55: USADA8 sums 4 differences, SMLAD 2 products
+ *   TORCHADDER_SCALAR  if you define it: one value after the other
+ *   neither            any 32-bit core: 2 or 4 values side by side in a word, without a multiplication
  */
 #include <stdint.h>
 #include <string.h>
