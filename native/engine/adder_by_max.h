@@ -29,12 +29,13 @@ struct AdderByMax {
 
   // Returns the sum over the patch of one pixel, without the bytes after its rows.
   template <bool kMasked>
-  static int32_t patch_sum(const LayerJob &job, const uint8_t *patch) {
+  static int32_t patch_sum(const LayerJob &job, const uint8_t *source) {
     const int64_t bytes = int64_t{job.steps} * kStep, whole = bytes - (kMasked ? kStep : 0);
     const __m128i zero = _mm_setzero_si128();
     T wide = Avx2::zero();
     __m128i sum = zero;
-    for (int r = 0; r < job.rows; ++r, patch += job.kernel_row) {
+    for (int r = 0; r < job.rows; ++r) {
+      const uint8_t *const patch = source + job.row_offset[r];
       int64_t at = 0;
       for (; at + 32 <= whole; at += 32)
         wide = _mm256_add_epi64(wide, _mm256_sad_epu8(Avx2::load(patch + at), Avx2::zero()));
@@ -101,9 +102,9 @@ struct AdderByMax {
     const uint8_t *weight = job.weight + block * job.block_bytes;
     const T tail_mask = Avx2::mask(job.tail_mask);
     const int64_t whole = job.steps - kMasked;
-    int64_t row = 0, room = kRun;
-    for (int r = 0; r < job.rows; ++r, row += job.kernel_row) {
-      int64_t at = row, left = whole;
+    int64_t room = kRun;
+    for (int r = 0; r < job.rows; ++r) {
+      int64_t at = job.row_offset[r], left = whole;
       while (left) {
         const int64_t run = kShort || left < room ? left : room;
         for (int64_t i = 0; i < run; ++i, at += kStep, weight += kBlock * kStep)

@@ -32,26 +32,27 @@ constexpr int64_t kNarrow = 32;     // channels; a pixel of more is pooled by it
 // For few channels: the maximum over the rows of the kernel, of many columns at once, then over its columns, then the
 // pixels that the stride selects.
 inline void max_pool_narrow(const PoolJob &job, int64_t top, int64_t x, int64_t count, uint8_t *to) {
-  const int64_t left = x * job.stride - job.padding, right = left + (count - 1) * job.stride + job.kernel;
+  const int64_t left = x * job.stride[1] - job.padding[1], right = left + (count - 1) * job.stride[1] + job.kernel[1];
   const int64_t begin = clipped(left, job.width), end = clipped(right, job.width), channels = job.channels;
   uint8_t row[kPoolRow], columns[kPoolRow + kNarrow];
   std::memset(row, 0, static_cast<std::size_t>((right - left) * channels));
-  for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel, job.height); ++i)
+  for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel[0], job.height); ++i)
     take_larger(row + (begin - left) * channels, job.source + i * job.source_row + begin * channels,
                 (end - begin) * channels);
-  const int64_t bytes = ((count - 1) * job.stride + 1) * channels;
+  const int64_t bytes = ((count - 1) * job.stride[1] + 1) * channels;
   std::memcpy(columns, row, static_cast<std::size_t>(bytes));
-  for (int64_t j = 1; j < job.kernel; ++j) take_larger(columns, row + j * channels, bytes);
+  for (int64_t j = 1; j < job.kernel[1]; ++j) take_larger(columns, row + j * channels, bytes);
   if (channels <= 8)
-    gather<8>(columns, job.stride * channels, channels, count, to);
+    gather<8>(columns, job.stride[1] * channels, channels, count, to);
   else
-    gather<kNarrow>(columns, job.stride * channels, channels, count, to);
+    gather<kNarrow>(columns, job.stride[1] * channels, channels, count, to);
 }
 
 void max_pool(const PoolJob &job, int64_t first, int64_t last) {
-  const int64_t fits = (kPoolRow / job.channels - job.kernel) / job.stride + 1;  // pixels whose windows fill a row
+  const int64_t fits =
+      (kPoolRow / job.channels - job.kernel[1]) / job.stride[1] + 1;  // pixels whose windows fill a row
   for (int64_t y = first; y < last; ++y) {
-    const int64_t top = y * job.stride - job.padding;
+    const int64_t top = y * job.stride[0] - job.padding[0];
     uint8_t *to = job.result + y * job.result_row;
     if (job.channels <= kNarrow && fits > 1) {
       for (int64_t x = 0; x < job.result_width; x += fits) {
@@ -61,10 +62,10 @@ void max_pool(const PoolJob &job, int64_t first, int64_t last) {
       continue;
     }
     for (int64_t x = 0; x < job.result_width; ++x, to += job.channels) {
-      const int64_t left = x * job.stride - job.padding;
+      const int64_t left = x * job.stride[1] - job.padding[1];
       std::memset(to, 0, static_cast<std::size_t>(job.channels));
-      for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel, job.height); ++i)
-        for (int64_t j = clipped(left, job.width); j < clipped(left + job.kernel, job.width); ++j)
+      for (int64_t i = clipped(top, job.height); i < clipped(top + job.kernel[0], job.height); ++i)
+        for (int64_t j = clipped(left, job.width); j < clipped(left + job.kernel[1], job.width); ++j)
           take_larger(to, job.source + i * job.source_row + j * job.channels, job.channels);
     }
   }
@@ -79,6 +80,16 @@ void channel_sums(const PoolJob &job, int64_t first, int64_t last, int32_t *sums
   for (int64_t y = 0; y < job.height; ++y)
     for (int64_t x = 0; x < job.width; ++x)
       add_values(sums, job.source + y * job.source_row + x * job.channels + first, last - first);
+}
+
+void requantize_values(const ValuesJob &job, int64_t first, int64_t last) {
+  for (int64_t y = first; y < last; ++y) {
+    const uint8_t *from = job.source + y * job.source_row;
+    uint8_t *to = job.result + y * job.result_row;
+    for (int64_t x = 0; x < job.width; ++x, from += job.source_pixel, to += job.result_pixel)
+      for (int64_t c = 0; c < job.channels; ++c)
+        to[c] = requantize(from[c], job.pre_shift, job.multiplier[c], job.offset[c], job.shift[c], job.qmax);
+  }
 }
 
 // Copies values as V::add_products takes them.
@@ -120,6 +131,17 @@ void copy_binary(const CopyJob &job, int64_t first, int64_t last) {
   }
 }
 
+// Copies values as signs: 2 where q >= zero_point, else 0, less the offset. 1 stands for no sign.
+template <class T, int kOffset>
+void copy_signs(const CopyJob &job, int64_t first, int64_t last) {
+  const int64_t count = job.width * job.channels;
+  for (int64_t y = first; y < last; ++y) {
+    const uint8_t *const from = job.source + y * job.source_row;
+    auto *const to = reinterpret_cast<T *>(job.result + y * job.result_row);
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>((from[i] >= job.zero_point_row[i] ? 2 : 0) - kOffset);
+  }
+}
+
 void quantize(const QuantizeJob &job, int64_t first, int64_t last) {
   constexpr int64_t kRun = 256;  // pixels on the stack
   const float qmax = static_cast<float>(job.qmax);
@@ -147,8 +169,18 @@ void quantize(const QuantizeJob &job, int64_t first, int64_t last) {
 
 template <class V>
 constexpr AuxiliaryKernels auxiliary() {
-  return {copy_conv<V>, copy_binary<V>, sizeof(typename V::ConvValue), V::kConvOffset, max_pool, channel_sums,
-          quantize,     V::lane_order};
+  using T = typename V::ConvValue;
+  return {copy_conv<V>,
+          copy_binary<V>,
+          copy_signs<T, V::kConvOffset>,
+          copy_signs<uint8_t, 0>,
+          sizeof(T),
+          V::kConvOffset,
+          max_pool,
+          channel_sums,
+          requantize_values,
+          quantize,
+          V::lane_order};
 }
 
 }  // namespace

@@ -28,6 +28,21 @@ void fill_border(const Layout &layout, uint8_t *arena, int member, int size) {
   }
 }
 
+// Moves a job to the next group of a layer, whose channels have `bytes` in a pixel of the source.
+void next_group(LayerJob &job, const LayerPlan &layer, int64_t bytes) {
+  const int64_t channels = int64_t{layer.blocks} * kBlock;
+  job.source += bytes;
+  job.weight += layer.blocks * layer.block_bytes;
+  job.weight_sum += channels;
+  if (job.logits) {
+    job.logits += job.channels, job.scale += job.channels, job.bias += job.channels;
+    return;
+  }
+  job.result += job.channels;
+  job.multiplier += channels, job.offset += channels, job.shift += channels;
+  if (job.shortcut) job.shortcut += job.channels, job.factor += channels;
+}
+
 }  // namespace
 
 Executor::Executor(Plan plan, int threads) : plan_(std::move(plan)) {
@@ -89,6 +104,10 @@ void Executor::run_image(const Image &image, uint8_t *arena, const Team &team, d
       layer(i, image, arena, team);
     else if (step.op == Op::max_pool)
       max_pool(i, arena, team);
+    else if (step.op == Op::table)
+      table(i, arena, team);
+    else if (step.op == Op::concat)
+      concat(i, arena, team);
     else
       average_pool(i, arena, team);
     if (i + 1 < plan_.values.size()) fill_border(plan_.values[i + 1], arena, team.member, team.size);
@@ -122,13 +141,12 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   const LayerPlan &layer = plan_.layers[number];
   const Kernels &kernels = *plan_.kernels;
   const Layout *from = &plan_.values[static_cast<std::size_t>(step.source)];
-  if (layer.copies_source) {
+  if (layer.copies) {
     const CopyJob copy{
         arena + from->origin(),      from->row(),     from->width, step.from.channels, layer.zero_point_row.data(),
         arena + layer.copy.origin(), layer.copy.row()};
     const Share rows = share(from->height, team.member, team.size);
-    (step.op == Op::binary ? kernels.auxiliary().copy_binary : kernels.auxiliary().copy_conv)(copy, rows.begin,
-                                                                                              rows.end);
+    layer.copies(copy, rows.begin, rows.end);
     fill_border(layer.copy, arena, team.member, team.size);
     from = &layer.copy;
     team.wait();
@@ -137,11 +155,12 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   job.source = arena + from->origin() - step.padding[0] * from->row() - step.padding[1] * from->pixel;
   job.source_row = step.stride[0] * from->row();
   job.source_pixel = step.stride[1] * from->pixel;
-  job.kernel_row = from->row();
+  job.row_offset = layer.row_offset.data();
   job.rows = layer.rows, job.steps = layer.steps, job.tail_mask = layer.tail_mask;
   job.weight = layer.weight.get(), job.block_bytes = layer.block_bytes;
   job.width = step.to.width;
-  job.channels = static_cast<int>(step.to.channels);
+  job.channels = static_cast<int>(step.to.channels / layer.groups);
+  job.source_offset = layer.source_offset;
   job.weight_sum = layer.weight_sum.data();
   job.base = layer.base.data(), job.base_class = int64_t{layer.blocks} * kBlock;
   job.row_class = layer.row_class.data(), job.column_class = layer.column_class.data();
@@ -171,39 +190,95 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
     part.first_block = static_cast<int>(2 * some.begin);
     part.last_block = std::min(layer.blocks, static_cast<int>(2 * some.end));
   }
-  kernels.layer(step.op)(job, part);
+  for (int group = 0; group < layer.groups; ++group) {
+    kernels.layer(step)(job, part);
+    next_group(job, layer, from->pixel / layer.groups);
+  }
 }
 
 void Executor::max_pool(std::size_t number, uint8_t *arena, const Team &team) const {
   const Step &step = plan_.program.steps[number];
   const Layout &from = plan_.values[static_cast<std::size_t>(step.source)], &to = plan_.values[number + 1];
   const Share rows = share(step.to.height, team.member, team.size);
-  plan_.kernels->auxiliary().max_pool(
-      {arena + from.origin(), from.row(), from.height, from.width, from.pixel, step.kernel[0], step.stride[0],
-       step.padding[0], arena + to.origin(), to.row(), to.width},
-      rows.begin, rows.end);
+  PoolJob job{arena + from.origin(), from.row(), from.height, from.width, from.pixel, {}, {}, {},
+              arena + to.origin(),   to.row(),   to.width};
+  for (int i = 0; i < 2; ++i)
+    job.kernel[i] = step.kernel[i], job.stride[i] = step.stride[i], job.padding[i] = step.padding[i];
+  plan_.kernels->auxiliary().max_pool(job, rows.begin, rows.end);
+}
+
+void Executor::table(std::size_t number, uint8_t *arena, const Team &team) const {
+  const Step &step = plan_.program.steps[number];
+  const Layout &from = plan_.values[static_cast<std::size_t>(step.source)], &to = plan_.values[number + 1];
+  const Share rows = share(step.to.height, team.member, team.size);
+  const uint8_t *const table = step.table.data();
+  const int64_t channels = step.to.channels, next = step.table.size() > 256 ? 256 : 0;
+  for (int64_t y = rows.begin; y < rows.end; ++y) {
+    const uint8_t *q = arena + from.origin() + y * from.row();
+    uint8_t *result = arena + to.origin() + y * to.row();
+    for (int64_t x = 0; x < step.to.width; ++x)
+      for (int64_t c = 0; c < channels; ++c) *result++ = table[c * next + *q++];
+  }
+}
+
+// Requantizes rows of `value` to channels of the step's output from `channel` on; strides in bytes.
+void Executor::requantize_rows(std::size_t number, uint8_t *arena, const Team &team, int value, int64_t channel) const {
+  const Step &step = plan_.program.steps[number];
+  const Requantization &r = step.requantization;
+  const Layout &from = plan_.values[static_cast<std::size_t>(value)], &to = plan_.values[number + 1];
+  const bool is_pool = step.op == Op::average_pool;
+  const Share rows = share(to.height, team.member, team.size);
+  const ValuesJob job{arena + from.origin(),
+                      from.row() * (is_pool ? step.stride[0] : 1),
+                      from.pixel * (is_pool ? step.stride[1] : 1),
+                      to.width,
+                      from.pixel,
+                      r.multiplier.data() + channel,
+                      r.offset.data() + channel,
+                      r.shift.data() + channel,
+                      r.qmax,
+                      r.pre_shift,
+                      arena + to.origin() + channel,
+                      to.row(),
+                      to.pixel};
+  plan_.kernels->auxiliary().requantize_values(job, rows.begin, rows.end);
+}
+
+void Executor::concat(std::size_t number, uint8_t *arena, const Team &team) const {
+  const Step &step = plan_.program.steps[number];
+  requantize_rows(number, arena, team, step.source, 0);
+  int64_t channel = step.from.channels;
+  for (const int value : step.others) {
+    requantize_rows(number, arena, team, value, channel);
+    channel += plan_.values[static_cast<std::size_t>(value)].pixel;
+  }
 }
 
 void Executor::average_pool(std::size_t number, uint8_t *arena, const Team &team) const {
   const Step &step = plan_.program.steps[number];
+  if (step.taps() == 1 && !step.pads()) return requantize_rows(number, arena, team, step.source, 0);
   const Layout &from = plan_.values[static_cast<std::size_t>(step.source)], &to = plan_.values[number + 1];
   const Requantization &r = step.requantization;
   PoolJob job{};
   job.source_row = from.row(), job.channels = from.pixel;
-  job.height = step.kernel[0], job.width = step.kernel[1];
   const Share channels = share(step.to.channels, team.member, team.size);
   constexpr int64_t kRun = 256;
   int32_t sums[kRun];
   for (int64_t y = 0; y < step.to.height; ++y)
     for (int64_t x = 0; x < step.to.width; ++x) {
-      job.source = arena + from.origin() + y * step.stride[0] * from.row() + x * step.stride[1] * from.pixel;
+      const auto [top, bottom] = step.window(0, y);
+      const auto [left, right] = step.window(1, x);
+      job.height = bottom - top, job.width = right - left;
+      job.source = arena + from.origin() + top * from.row() + left * from.pixel;
+      const auto factor = static_cast<int32_t>(step.mean_unit / (job.height * job.width));
       uint8_t *const result = arena + to.origin() + y * to.row() + x * to.pixel;
       for (int64_t first = channels.begin; first < channels.end; first += kRun) {
         const int64_t last = std::min(first + kRun, channels.end);
         plan_.kernels->auxiliary().channel_sums(job, first, last, sums);
         for (int64_t c = first; c < last; ++c) {
           const auto at = static_cast<std::size_t>(c);
-          result[c] = requantize(sums[c - first], r.pre_shift, r.multiplier[at], r.offset[at], r.shift[at], r.qmax);
+          const int32_t mean = sums[c - first] * factor;
+          result[c] = requantize(mean, r.pre_shift, r.multiplier[at], r.offset[at], r.shift[at], r.qmax);
         }
       }
     }

@@ -51,6 +51,9 @@ class Executor {
   void input(const Image &image, uint8_t *arena, const Team &team) const;
   void layer(std::size_t number, const Image &image, uint8_t *arena, const Team &team) const;
   void max_pool(std::size_t number, uint8_t *arena, const Team &team) const;
+  void table(std::size_t number, uint8_t *arena, const Team &team) const;
+  void concat(std::size_t number, uint8_t *arena, const Team &team) const;
+  void requantize_rows(std::size_t number, uint8_t *arena, const Team &team, int value, int64_t channel) const;
   void average_pool(std::size_t number, uint8_t *arena, const Team &team) const;
 
   Plan plan_;

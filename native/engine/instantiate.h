@@ -1,7 +1,10 @@
 // The engine's kernels of one instruction set: each of its lines in kernels.inc with its vector type and tile.
 // The including file defines ISA, the instruction set as in isa.inc, and VECTOR, its vector type.
+#include <type_traits>
+
 #include "common/isa.h"
 #include "engine/auxiliary.h"
+#include "engine/depthwise_kernel.h"
 #include "engine/layer_kernel.h"
 
 #define JOINED_(a, b) a##b
@@ -13,11 +16,16 @@ namespace {
 using adder_u8 = Adder<VECTOR>;
 using conv_u8 = Conv<VECTOR>;
 using binary = Binary<VECTOR>;
+using adder_depthwise = AdderDepthwise;
+using conv_depthwise = ConvDepthwise;
 
 // Returns the kernel of a line, or null if the line is of another instruction set.
 template <bool kIsOwn, class F, int P, int kChannels>
 constexpr LayerKernel instance() {
-  if constexpr (kIsOwn)
+  constexpr bool is_depthwise = std::is_same_v<F, AdderDepthwise> || std::is_same_v<F, ConvDepthwise>;
+  if constexpr (kIsOwn && is_depthwise)
+    return depthwise_layer<VECTOR, F, P, kChannels / kBlock>;
+  else if constexpr (kIsOwn)
     return layer<VECTOR, F, P, kChannels / kBlock>;
   else
     return nullptr;

@@ -19,10 +19,11 @@ namespace torchadder::engine {
 
 namespace {
 
-constexpr Op adder_u8 = Op::adder, conv_u8 = Op::conv, binary = Op::binary;
+constexpr Work adder_u8 = Work::adder, conv_u8 = Work::conv, binary = Work::binary,
+               adder_depthwise = Work::adder_depthwise, conv_depthwise = Work::conv_depthwise;
 constexpr struct {
   const char *name;
-  Op op;
+  Work work;
   Isa isa;
 } kListed[] = {
 #define ENGINE_KERNEL(op, isa, pixels, channels) {#op "_" #isa "_" #pixels "x" #channels, op, Isa::isa},
@@ -44,10 +45,11 @@ constexpr const AuxiliaryKernels *kAuxiliary[] = {
 };
 
 // Returns the line of an operator for `isa`; if there is none, the line of the set that `isa` extends.
-int listed(Op op, Isa isa) {
+int listed(Work work, Isa isa) {
   int found = -1;
   for (int i = 0; i < static_cast<int>(std::size(kListed)); ++i)
-    if (kListed[i].op == op && (kListed[i].isa == isa || (found < 0 && kListed[i].isa == selected_as(isa)))) found = i;
+    if (kListed[i].work == work && (kListed[i].isa == isa || (found < 0 && kListed[i].isa == selected_as(isa))))
+      found = i;
   return found;
 }
 
@@ -60,7 +62,7 @@ constexpr bool kIsTimed[] = {
 // Returns whether a set that this CPU supports is at least as fast as the one that it extends.
 bool is_chosen(Isa isa) {
   if (!kIsTimed[static_cast<int>(isa)]) return true;
-  const auto adder = [](Isa of) { return kTables[static_cast<int>(of)][listed(Op::adder, of)]; };
+  const auto adder = [](Isa of) { return kTables[static_cast<int>(of)][listed(Work::adder, of)]; };
   static std::atomic<int> known[kIsaCount];  // 0: not timed yet, 1: slower, 2: faster
   std::atomic<int> &result = known[static_cast<int>(isa)];
   if (!result) result = 1 + is_faster_adder(adder(isa), adder(selected_as(isa)));
@@ -70,17 +72,19 @@ bool is_chosen(Isa isa) {
 }  // namespace
 
 Kernels::Kernels(Isa isa) : auxiliary_(kAuxiliary[static_cast<int>(isa)]) {
-  for (const Op op : {Op::adder, Op::conv, Op::binary}) {
-    const int line = listed(op, isa);
-    names_[static_cast<int>(op)] = kListed[line].name;
-    layers_[static_cast<int>(op)] = kTables[static_cast<int>(kListed[line].isa)][line];
+  for (int work = 0; work < kWorks; ++work) {
+    const int line = listed(static_cast<Work>(work), isa);
+    names_[work] = kListed[line].name;
+    layers_[work] = kTables[static_cast<int>(kListed[line].isa)][line];
   }
 }
 
-const char *Kernels::name(Op op) const {
-  if (op == Op::max_pool) return "max_pool";
-  if (op == Op::average_pool) return "average_pool";
-  return names_[static_cast<int>(op)];
+const char *Kernels::name(const Step &step) const {
+  if (step.op == Op::max_pool) return "max_pool";
+  if (step.op == Op::average_pool) return "average_pool";
+  if (step.op == Op::table) return "table";
+  if (step.op == Op::concat) return "concat";
+  return names_[static_cast<int>(step.work())];
 }
 
 const Kernels *Kernels::find(const char *name) {

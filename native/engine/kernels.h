@@ -19,13 +19,13 @@ class Kernels {
   static std::string names();
 
   explicit Kernels(Isa isa);
-  const char *name(Op op) const;  // the kernel of a layer; the operator of a pool
-  LayerKernel layer(Op op) const { return layers_[static_cast<int>(op)]; }
+  const char *name(const Step &step) const;  // the kernel of a layer; the operator of another step
+  LayerKernel layer(const Step &step) const { return layers_[static_cast<int>(step.work())]; }
   const AuxiliaryKernels &auxiliary() const { return *auxiliary_; }
 
  private:
-  const char *names_[3];
-  LayerKernel layers_[3];
+  const char *names_[kWorks];
+  LayerKernel layers_[kWorks];
   const AuxiliaryKernels *auxiliary_;
 };
 

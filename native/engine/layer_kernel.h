@@ -18,7 +18,7 @@
 //   ConvValue, kConvOffset     how add_products takes a conv layer's source: q - kConvOffset as ConvValue
 //   kSigns, pack_signs         for auxiliary.h
 //
-// and Lanes<W> what requantization needs: width, load, store, load_u8, set, add, sub, mul, shift_right, min, and
+// and Lanes<W> what requantization needs: width, load, store, load_u8, set, add, sub, mul, abs, shift_right, min, and
 // store_u8 and store_u8_of_four, which clamp negative lanes to 0.
 #pragma once
 #include <cstring>
@@ -34,7 +34,7 @@ struct Adder {
   using T = typename V::T;
   static constexpr bool kMasksTail = true;  // bytes after a row of a patch are masked; Conv has weight 0 there
   static constexpr bool kHasBase = false;
-  static constexpr int kOffset = 0;
+  static constexpr bool kHasOffset = false;
   static constexpr int64_t kNarrowSteps = V::kNarrowSteps;
   static T step(T sum, T x, T w) { return V::add_differences(sum, x, w); }
   static T fold(T sum) { return V::fold_differences(sum); }
@@ -45,7 +45,7 @@ struct Conv {
   using T = typename V::T;
   static constexpr bool kMasksTail = false;
   static constexpr bool kHasBase = false;
-  static constexpr int kOffset = V::kConvOffset;  // accumulator = sum + kOffset * the filter's sum
+  static constexpr bool kHasOffset = true;  // accumulator = sum + source_offset * the filter's sum
   static constexpr int64_t kNarrowSteps = 0;
   static T step(T sum, T x, T w) { return V::add_products(sum, x, w); }
   static T fold(T sum) { return V::fold_products(sum); }
@@ -56,7 +56,7 @@ struct Binary {
   using T = typename V::T;
   static constexpr bool kMasksTail = true;
   static constexpr bool kHasBase = true;  // accumulator = base - 2 * differing bits
-  static constexpr int kOffset = 0;
+  static constexpr bool kHasOffset = false;
   static constexpr int64_t kNarrowSteps = V::kNarrowSteps;
   static T step(T sum, T x, T w) { return V::add_differing_bits(sum, x, w); }
   static T fold(T sum) { return V::fold_bits(sum); }
@@ -283,9 +283,10 @@ void tile(const LayerJob &job, Position &at, int block) {
   const int64_t whole_steps = kRow == Row::tail ? 0 : job.steps - (kRow == Row::steps_and_tail);
   const T tail_mask = V::mask(job.tail_mask);
   Widening<V, P, N, F::kNarrowSteps> widening;
-  int64_t packed = 0, row = 0;
-  for (int r = 0; r < job.rows; ++r, row += job.kernel_row) {
-    int64_t byte = row;
+  int64_t packed = 0;
+  const int64_t *const end = job.row_offset + job.rows;
+  for (const int64_t *row = job.row_offset; row != end; ++row) {
+    int64_t byte = *row;
     for (int64_t left = whole_steps; left > 0;) {
       const int64_t run = widening.room(left);
       for (int64_t s = 0; s < run; ++s, byte += kStep, packed += kPacked)
@@ -310,9 +311,13 @@ void tile(const LayerJob &job, Position &at, int block) {
     total[p] = V::template narrow<W>(sum[p]);
     if constexpr (F::kHasBase)
       total[p] = L::sub(L::load(job.base + pixels.base[p] + channel), L::add(total[p], total[p]));
-    if constexpr (F::kOffset != 0)
-      total[p] = L::add(total[p], L::mul(L::load(job.weight_sum + channel), L::set(F::kOffset)));
   }
+  if constexpr (F::kHasOffset)
+    if (job.source_offset) {
+      const auto offset = L::mul(L::load(job.weight_sum + channel), L::set(job.source_offset));
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) total[p] = L::add(total[p], offset);
+    }
   epilogue<L, P>(job, pixels, total, channel);
 }
 

@@ -59,76 +59,124 @@ Layout layout_of(const Shape &shape) {
   return layout;
 }
 
-// Gives each value a halo as wide as the widest padding of the adder layers that read it, filled with their zero point.
+// Gives each value a halo as wide as the widest padding of the layers that read it there, filled with their zero point.
 void add_halos(const Program &program, std::vector<Layout> &values) {
   std::vector<const std::vector<uint8_t> *> zero_points(values.size(), nullptr);
   for (const Step &step : program.steps) {
-    if (step.op != Op::adder || !(step.padding[0] || step.padding[1])) continue;
+    if (!step.reads_source() || !step.pads()) continue;
     const auto value = static_cast<std::size_t>(step.source);
     zero_points[value] = &step.zero_point;
-    for (int i = 0; i < 2; ++i) values[value].halo[i] = std::max(values[value].halo[i], step.padding[i]);
+    for (int i = 0; i < 4; ++i) values[value].halo[i % 2] = std::max(values[value].halo[i % 2], step.padding[i]);
   }
   for (std::size_t v = 0; v < values.size(); ++v)
     if (zero_points[v]) values[v].border = repeated(*zero_points[v], values[v].width + 2 * values[v].halo[1]);
 }
 
-// Plans the copy that a conv layer (numbers of conv_bytes) or a binary layer (signs as bits) makes of its source.
+// Plans the copy that a conv layer (numbers of conv_bytes) or a binary layer (signs, as bits or numbers) makes of its
+// source.
 void plan_copy(const Step &step, const Kernels &kernels, LayerPlan &layer) {
-  layer.copies_source = step.op != Op::adder;
-  if (!layer.copies_source) return;
+  if (step.reads_source()) return;
+  const AuxiliaryKernels &auxiliary = kernels.auxiliary();
+  const bool is_binary = step.op == Op::binary, is_packed = is_binary && !step.takes_signs();
+  if (is_binary) layer.zero_point_row = repeated(step.zero_point, step.from.width);
+  const int number_bytes = step.is_depthwise() ? 1 : auxiliary.conv_bytes;
+  const int offset = step.is_depthwise() ? 0 : auxiliary.conv_offset;
+  if (!is_binary)
+    layer.copies = auxiliary.copy_conv;
+  else if (is_packed)
+    layer.copies = auxiliary.copy_binary;
+  else
+    layer.copies = step.is_depthwise() ? auxiliary.copy_signs_depthwise : auxiliary.copy_signs;
+  if (!is_packed) layer.source_offset = offset - is_binary;  // a sign is its number less 1
   Layout &copy = layer.copy;
   copy = layout_of(step.from);
-  std::copy(step.padding, step.padding + 2, copy.halo);
-  std::vector<uint8_t> border;
-  if (step.op == Op::binary) {
-    copy.pixel = (step.from.channels + 7) / 8;
-    border.resize(static_cast<std::size_t>(copy.pixel));
-    layer.zero_point_row = repeated(step.zero_point, step.from.width);
-  } else {
-    copy.pixel = step.from.channels * kernels.auxiliary().conv_bytes;
-    for (const uint8_t zero_point : step.zero_point) {
-      border.push_back(static_cast<uint8_t>(zero_point - kernels.auxiliary().conv_offset));
-      if (kernels.auxiliary().conv_bytes == 2) border.push_back(0);
-    }
-  }
-  if (copy.halo[0] || copy.halo[1]) copy.border = repeated(border, copy.width + 2 * copy.halo[1]);
+  for (int i = 0; i < 4; ++i) copy.halo[i % 2] = std::max(copy.halo[i % 2], step.padding[i]);
+  copy.pixel = is_packed ? (step.from.channels + 7) / 8 : step.from.channels * number_bytes;
+  if (!copy.halo[0] && !copy.halo[1]) return;
+  std::vector<uint8_t> border(static_cast<std::size_t>(copy.pixel));
+  for (std::size_t c = 0; !is_packed && c < step.zero_point.size(); ++c)
+    border[c * static_cast<std::size_t>(number_bytes)] =
+        static_cast<uint8_t>((is_binary ? 1 : step.zero_point[c]) - offset);
+  copy.border = repeated(border, copy.width + 2 * copy.halo[1]);
 }
 
-// Writes one kernel row of one filter in the order of the source's bytes: taps from left to right, channels within.
+// Gives the numbers of each group in a table by channel whole blocks.
+std::vector<int32_t> whole_blocks(const std::vector<int32_t> &values, const LayerPlan &layer) {
+  if (values.empty()) return {};
+  const auto groups = static_cast<std::size_t>(layer.groups), count = values.size() / groups;
+  const std::size_t length = static_cast<std::size_t>(layer.blocks) * kBlock;
+  std::vector<int32_t> padded(groups * length);
+  for (std::size_t i = 0; i < values.size(); ++i) padded[i / count * length + i % count] = values[i];
+  return padded;
+}
+
+// The parts of a layer's weights that are packed.
+struct Filters {
+  int64_t in, out, per_row;  // channels of a group, input and output; taps of a row of a patch
+  explicit Filters(const Step &step)
+      : in(step.from.channels / step.groups),
+        out(step.to.channels / step.groups),
+        per_row(step.groups > 1 || step.dilation[1] > 1 ? 1 : step.kernel[1]) {}
+};
+
+// Writes the weights of one row of a patch in the order of the source's bytes: taps from left to right, channels
+// within.
 void weight_row(const Step &step, const Kernels &kernels, int64_t channel, int64_t row, uint8_t *to) {
-  const int64_t c_in = step.from.channels, width = step.kernel[1], taps = step.taps();
-  const uint8_t *const filter = step.weight + channel * c_in * taps + row * width;
-  for (int64_t tap = 0; tap < width; ++tap) {
-    if (step.op == Op::binary) {
-      for (int64_t c = 0; c < c_in; ++c)
+  const Filters filters(step);
+  const int64_t taps = step.taps();
+  const uint8_t *const filter = step.weight + channel * filters.in * taps + row * filters.per_row;
+  for (int64_t tap = 0; tap < filters.per_row; ++tap) {
+    if (step.work() == Work::binary) {
+      for (int64_t c = 0; c < filters.in; ++c)
         to[c / 8] = static_cast<uint8_t>(to[c / 8] | (filter[c * taps + tap] == 1) << c % 8);
-      to += (c_in + 7) / 8;
-    } else if (step.op == Op::conv && kernels.auxiliary().conv_bytes == 2) {
-      for (int64_t c = 0; c < c_in; ++c, to += 2) {
+      to += (filters.in + 7) / 8;
+    } else if (step.work() == Work::conv && kernels.auxiliary().conv_bytes == 2) {
+      for (int64_t c = 0; c < filters.in; ++c, to += 2) {
         const int16_t wide = static_cast<int8_t>(filter[c * taps + tap]);
         std::memcpy(to, &wide, 2);
       }
     } else {
-      for (int64_t c = 0; c < c_in; ++c) *to++ = filter[c * taps + tap];
+      for (int64_t c = 0; c < filters.in; ++c) *to++ = filter[c * taps + tap];
     }
   }
 }
 
-void pack(const Step &step, const Kernels &kernels, LayerPlan &layer) {
-  const int64_t pixel = layer.copies_source ? layer.copy.pixel : step.from.channels;
-  const int64_t row_bytes = step.kernel[1] * pixel;
-  layer.rows = static_cast<int>(step.kernel[0]);
-  layer.steps = static_cast<int>(rounded_up(row_bytes, kStep) / kStep);
+int32_t weight_at(const Step &step, int64_t index) {
+  return step.op == Op::adder ? int32_t{step.weight[index]} : int32_t{static_cast<int8_t>(step.weight[index])};
+}
+
+void pack_depthwise(const Step &step, LayerPlan &layer) {
+  const int64_t taps = step.taps();
+  layer.rows = static_cast<int>(taps);
   layer.blocks = static_cast<int>(rounded_up(step.to.channels, kBlock) / kBlock);
+  layer.block_bytes = int64_t{layer.blocks} * kBlock * static_cast<int64_t>(sizeof(int32_t));
+  layer.weight_bytes = layer.block_bytes * taps;
+  layer.weight = aligned_bytes(layer.weight_bytes);
+  auto *const to = reinterpret_cast<int32_t *>(layer.weight.get());
+  for (int64_t c = 0; c < step.to.channels; ++c)
+    for (int64_t tap = 0; tap < taps; ++tap) to[tap * layer.blocks * kBlock + c] = weight_at(step, c * taps + tap);
+}
+
+void pack(const Step &step, const Kernels &kernels, LayerPlan &layer) {
+  if (step.is_depthwise()) return pack_depthwise(step, layer);
+  const Filters filters(step);
+  const int64_t pixel = (layer.copies ? layer.copy.pixel : step.from.channels) / step.groups;
+  const int64_t row_bytes = filters.per_row * pixel;
+  layer.rows = static_cast<int>(step.taps() / filters.per_row);
+  layer.steps = static_cast<int>(rounded_up(row_bytes, kStep) / kStep);
+  layer.groups = static_cast<int>(step.groups);
+  layer.blocks = static_cast<int>(rounded_up(filters.out, kBlock) / kBlock);
   layer.tail_mask = row_bytes % kStep ? (uint64_t{1} << row_bytes % kStep * 8) - 1 : ~uint64_t{0};
   layer.block_bytes = int64_t{layer.rows} * layer.steps * kBlock * kStep;
-  layer.weight = aligned_bytes(layer.block_bytes * layer.blocks);
+  layer.weight_bytes = layer.block_bytes * layer.blocks * layer.groups;
+  layer.weight = aligned_bytes(layer.weight_bytes);
   std::vector<uint8_t> row(static_cast<std::size_t>(layer.steps) * kStep);
   for (int64_t c = 0; c < step.to.channels; ++c) {
+    const int64_t within = c % filters.out, block = c / filters.out * layer.blocks + within / kBlock;
     const int *const order = kernels.auxiliary().lane_order;
-    const int64_t place = std::find(order, order + kBlock, static_cast<int>(c % kBlock)) - order;
-    uint8_t *to = layer.weight.get() + c / kBlock * layer.block_bytes + place * kStep;
-    for (int64_t r = 0; r < step.kernel[0]; ++r) {
+    const int64_t place = std::find(order, order + kBlock, static_cast<int>(within % kBlock)) - order;
+    uint8_t *to = layer.weight.get() + block * layer.block_bytes + place * kStep;
+    for (int64_t r = 0; r < layer.rows; ++r) {
       std::fill(row.begin(), row.end(), uint8_t{0});
       weight_row(step, kernels, c, r, row.data());
       for (int s = 0; s < layer.steps; ++s, to += kBlock * kStep)
@@ -137,12 +185,20 @@ void pack(const Step &step, const Kernels &kernels, LayerPlan &layer) {
   }
 }
 
+// Computes where the rows of a patch begin in the layout that the layer reads.
+void plan_rows(const Step &step, const Layout &source, LayerPlan &layer) {
+  const int64_t per_row = step.taps() / layer.rows;
+  for (int64_t tap = 0; tap < step.taps(); tap += per_row)
+    layer.row_offset.push_back(tap / step.kernel[1] * step.dilation[0] * source.row() +
+                               tap % step.kernel[1] * step.dilation[1] * source.pixel);
+}
+
 void sum_weights(const Step &step, LayerPlan &layer) {
-  const int64_t filter = step.from.channels * step.taps();
-  layer.weight_sum.assign(static_cast<std::size_t>(layer.blocks) * kBlock, 0);
+  const int64_t filter = step.from.channels / step.groups * step.taps();
+  layer.weight_sum.assign(static_cast<std::size_t>(step.to.channels), 0);
   for (int64_t i = 0; i < step.to.channels * filter; ++i)
-    layer.weight_sum[static_cast<std::size_t>(i / filter)] +=
-        step.op == Op::conv ? static_cast<int8_t>(step.weight[i]) : step.weight[i];
+    layer.weight_sum[static_cast<std::size_t>(i / filter)] += weight_at(step, i);
+  layer.weight_sum = whole_blocks(layer.weight_sum, layer);
 }
 
 // The ranges [first, last) of kernel taps that lie inside the image along one axis, without repetition, and the class
@@ -153,7 +209,8 @@ struct AxisClasses {
   AxisClasses(const Step &step, int axis, int64_t size, int64_t size_out) {
     for (int64_t at = 0; at < size_out; ++at) {
       const int64_t first = at * step.stride[axis] - step.padding[axis];
-      const std::pair<int64_t, int64_t> inside{std::max<int64_t>(0, -first), std::min(step.kernel[axis], size - first)};
+      const auto tap = [&](int64_t of) { return std::clamp<int64_t>(of - first, 0, step.kernel[axis]); };
+      const std::pair<int64_t, int64_t> inside{tap(0), tap(size)};
       if (taps.empty() || taps.back() != inside) taps.push_back(inside);
       classes.push_back(static_cast<int32_t>(taps.size() - 1));
     }
@@ -193,13 +250,6 @@ void plan_base(const Step &step, LayerPlan &layer) {
   }
 }
 
-// Pads a table by channel to whole blocks.
-std::vector<int32_t> whole_blocks(const std::vector<int32_t> &values, int blocks) {
-  std::vector<int32_t> padded(values);
-  if (!padded.empty()) padded.resize(static_cast<std::size_t>(blocks) * kBlock);
-  return padded;
-}
-
 }  // namespace
 
 void AlignedDelete::operator()(uint8_t *bytes) const { ::operator delete[](bytes, std::align_val_t{kLine}); }
@@ -219,6 +269,7 @@ Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::m
     const Step &step = program.steps[static_cast<std::size_t>(i)];
     last_use[static_cast<std::size_t>(step.source)] = i;
     if (step.shortcut >= 0) last_use[static_cast<std::size_t>(step.shortcut)] = i;
+    for (const int value : step.others) last_use[static_cast<std::size_t>(value)] = i;
     if (i + 1 < count) values.push_back(layout_of(step.to));
   }
   add_halos(program, values);
@@ -234,17 +285,18 @@ Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::m
     if (!step.is_layer()) continue;
     LayerPlan &layer = layers[static_cast<std::size_t>(i)];
     plan_copy(step, *kernels, layer);
-    if (layer.copies_source) buffers.push_back({&layer.copy, i, i});
+    if (layer.copies) buffers.push_back({&layer.copy, i, i});
     pack(step, *kernels, layer);
-    if (step.op == Op::binary)
+    plan_rows(step, layer.copies ? layer.copy : values[static_cast<std::size_t>(step.source)], layer);
+    if (step.work() == Work::binary)
       plan_base(step, layer);
     else
       sum_weights(step, layer);
-    layer.multiplier = whole_blocks(step.requantization.multiplier, layer.blocks);
-    layer.offset = whole_blocks(step.requantization.offset, layer.blocks);
-    layer.shift = whole_blocks(step.requantization.shift, layer.blocks);
-    layer.factor = whole_blocks(step.requantization.factor, layer.blocks);
-    weight_bytes += layer.block_bytes * layer.blocks;
+    layer.multiplier = whole_blocks(step.requantization.multiplier, layer);
+    layer.offset = whole_blocks(step.requantization.offset, layer);
+    layer.shift = whole_blocks(step.requantization.shift, layer);
+    layer.factor = whole_blocks(step.requantization.factor, layer);
+    weight_bytes += layer.weight_bytes;
     step.weight = nullptr;
   }
   arena_bytes = assign_offsets(std::move(buffers), !keep_values);

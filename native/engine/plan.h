@@ -32,12 +32,16 @@ struct Layout {
 
 // The constants of a layer; job.h says what they mean.
 struct LayerPlan {
-  bool copies_source = false;
-  Layout copy;                          // of the source, if it is copied
-  std::vector<uint8_t> zero_point_row;  // binary: the zero points of a row of the source
-  int rows = 0, steps = 0, blocks = 0;  // kernel rows of a patch, steps of each, blocks of output channels
+  CopyKernel copies = nullptr;          // makes the copy of the source that the layer reads; null if it reads that
+  Layout copy;                          // if the source is copied
+  std::vector<uint8_t> zero_point_row;  // signs: the zero points of a row of the source
+  std::vector<int64_t> row_offset;
+  int rows = 0, steps = 0;  // rows of a patch, steps of each
+  int groups = 1;           // that run one after the other
+  int blocks = 0;           // of output channels, of a group
+  int source_offset = 0;
   uint64_t tail_mask = 0;
-  int64_t block_bytes = 0;
+  int64_t block_bytes = 0, weight_bytes = 0;
   Bytes weight;
   std::vector<int32_t> multiplier, offset, shift, factor, weight_sum, base, row_class, column_class;
 };

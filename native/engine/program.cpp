@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "common/error.h"
 #include "engine/json.h"
@@ -14,11 +15,11 @@
 namespace torchadder::engine {
 namespace {
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;               // the newest; 1 has fewer kinds of steps
 constexpr int64_t kLimit = int64_t{1} << 31;  // of a 32-bit number
 constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 16, kMaxSteps = 1 << 12;
 constexpr int64_t kMaxSize = 1 << 28;  // quantized values of one image or of one output
-constexpr const char *kOps[] = {"adder", "conv", "binary", "max_pool", "average_pool"};
+constexpr const char *kOps[] = {"adder", "conv", "binary", "max_pool", "average_pool", "table", "concat"};
 
 long long printed(int64_t value) { return value; }
 
@@ -30,8 +31,8 @@ class Reader {
 
   Program program() {
     const int64_t version = head_.at("version").whole("its version", INT64_MIN, INT64_MAX);
-    if (version != kVersion)
-      reject("its version is %lld, this torchadder reads %lld", printed(version), printed(kVersion));
+    if (version < 1 || version > kVersion)
+      reject("its version is %lld, this torchadder reads 1 to %lld", printed(version), printed(kVersion));
     for (const auto &[name, note] : head_.at("about").object("'about'"))
       program_.notes[name] = note.text_or_number("a value of 'about'");
     read_input(head_.at("input"));
@@ -75,41 +76,87 @@ class Reader {
 
   Step read_step(const Json &fields) {
     Step step{};
+    step.dilation[0] = step.dilation[1] = step.groups = 1;
     const std::string &op = fields.at("op").text("op");
     const auto found = std::find(std::begin(kOps), std::end(kOps), op);
     if (found == std::end(kOps)) reject("op '%.40s' is unknown", op.c_str());
     step.op = static_cast<Op>(found - std::begin(kOps));
     const auto &sources = fields.at("sources").list("sources");
-    const std::size_t most = step.is_layer() ? 2 : 1;
+    const std::size_t most = step.op == Op::concat ? kMaxChannels : step.is_layer() ? 2 : 1;
     if (sources.empty() || sources.size() > most)
-      reject("it has %zu sources, expected 1%s", sources.size(), most == 2 ? " or 2" : "");
+      reject("it has %zu sources, expected 1%s", sources.size(), most > 2 ? " to 65536" : most == 2 ? " or 2" : "");
     step.source = static_cast<int>(sources[0].whole("source", 0, number_));
-    step.shortcut = sources.size() == 2 ? static_cast<int>(sources[1].whole("source", 0, number_)) : -1;
+    step.shortcut = -1;
+    for (std::size_t i = 1; i < sources.size(); ++i) {
+      const int value = static_cast<int>(sources[i].whole("source", 0, number_));
+      step.is_layer() ? step.shortcut = value : (step.others.push_back(value), value);
+    }
     step.from = shapes_[static_cast<std::size_t>(step.source)];
     if (step.is_layer())
       read_layer(fields, step);
     else if (is_last_)
       reject("the last step is %s, which gives no logits: expected a layer", op.c_str());
     else
-      read_pool(fields, step);
+      read_other(fields, step);
     check_size("its output has", step.to);
     return step;
   }
 
+  void read_other(const Json &fields, Step &step) {
+    if (step.op == Op::table)
+      read_table(step);
+    else if (step.op == Op::concat)
+      read_concat(fields, step);
+    else
+      read_pool(fields, step);
+  }
+
+  void read_table(Step &step) {
+    const TensorView table = take(name("table"));
+    if (table.dtype != "U8") reject("table is %s, expected U8", table.dtype.c_str());
+    const bool is_by_channel = table.shape.size() == 2 && table.shape[0] == step.from.channels;
+    if (table.shape.size() != 2 || !(is_by_channel || table.shape[0] == 1) || table.shape[1] != 256)
+      reject("table has %zu dimensions and %lld bytes, expected 2 and 256, or 256 a channel", table.shape.size(),
+             printed(table.bytes));
+    step.table.assign(table.data, table.data + table.bytes);
+    step.to = step.from;
+  }
+
+  void read_concat(const Json &fields, Step &step) {
+    step.to = step.from;
+    for (const int value : step.others) {
+      const Shape &other = shapes_[static_cast<std::size_t>(value)];
+      if (other.height != step.to.height || other.width != step.to.width)
+        reject("it concatenates images of %lld x %lld and %lld x %lld", printed(step.to.height), printed(step.to.width),
+               printed(other.height), printed(other.width));
+      step.to.channels += other.channels;
+    }
+    if (step.to.channels > kMaxChannels)
+      reject("it has %lld channels, expected at most %lld", printed(step.to.channels), printed(kMaxChannels));
+    read_requantization(fields, step, 255);
+  }
+
   void read_pool(const Json &fields, Step &step) {
-    if (step.op == Op::average_pool) {
-      read_pair(fields, "kernel", 1, step.kernel);
-      read_pair(fields, "stride", 1, step.stride);
-      step.to = output_shape(step, step.from.channels);
-      read_requantization(fields, step, 255 * step.taps());
-      return;
-    }
-    for (int i = 0; i < 2; ++i) {
-      step.kernel[i] = fields.at("kernel").whole("kernel", 1, kMaxSide);
-      step.stride[i] = fields.at("stride").whole("stride", 1, kMaxSide);
-      step.padding[i] = fields.at("padding").whole("padding", 0, step.kernel[i] / 2);
-    }
+    read_axes(fields, "kernel", 1, step.kernel);
+    read_axes(fields, "stride", 1, step.stride);
+    if (fields.find("padding")) read_axes(fields, "padding", 0, step.padding);
     step.to = output_shape(step, step.from.channels);
+    if (step.op == Op::max_pool) return;
+    step.mean_unit = unit_of(step, 0, step.to.height) * unit_of(step, 1, step.to.width);
+    read_requantization(fields, step, 255 * step.mean_unit);
+  }
+
+  // Returns a number that all counts of pixels in a window along an axis divide.
+  static int64_t unit_of(const Step &step, int axis, int64_t size) {
+    int64_t unit = 1;
+    for (int64_t at = 0; at < size; ++at) {
+      const auto [first, last] = step.window(axis, at);
+      if (first >= last) reject("window %lld has no pixel of its source", printed(at));
+      unit = std::lcm(unit, last - first);
+      if (unit >= kLimit / 255)
+        reject("an accumulator may reach %lld, which needs more than 32 bits", printed(unit * 255));
+    }
+    return unit;
   }
 
   void read_layer(const Json &fields, Step &step) {
@@ -117,19 +164,24 @@ class Reader {
     const TensorView weight = take(name("weight"));
     if (weight.dtype != dtype) reject("weight is %s, expected %s", weight.dtype.c_str(), dtype);
     if (weight.shape.size() != 4) reject("weight has %zu dimensions, expected 4", weight.shape.size());
-    if (weight.shape[1] != step.from.channels)
-      reject("weight takes %lld channels, its source has %lld", printed(weight.shape[1]), printed(step.from.channels));
+    if (const Json *groups = fields.find("groups")) step.groups = groups->whole("groups", 1, kMaxChannels);
+    if (step.from.channels % step.groups || weight.shape[1] != step.from.channels / step.groups)
+      reject("weight takes %lld channels in %lld groups, its source has %lld", printed(weight.shape[1]),
+             printed(step.groups), printed(step.from.channels));
+    if (weight.shape[0] % step.groups)
+      reject("weight has %lld filters, which are not %lld groups", printed(weight.shape[0]), printed(step.groups));
     if (weight.shape[0] < 1 || weight.shape[0] > kMaxChannels)
       reject("weight has %lld filters, expected 1 to %lld", printed(weight.shape[0]), printed(kMaxChannels));
     step.weight = weight.data;
-    read_pair(fields, "stride", 1, step.stride);
-    read_pair(fields, "padding", 0, step.padding);
+    read_axes(fields, "stride", 1, step.stride);
+    read_axes(fields, "padding", 0, step.padding);
+    if (fields.find("dilation")) read_axes(fields, "dilation", 1, step.dilation);
     for (int i = 0; i < 2; ++i) {
       step.kernel[i] = weight.shape[static_cast<std::size_t>(2 + i)];
       if (step.kernel[i] < 1) reject("weight has a kernel of size %lld", printed(step.kernel[i]));
-      if (step.padding[i] >= step.kernel[i])
-        reject("padding %lld is as wide as the kernel, %lld", printed(step.padding[i]), printed(step.kernel[i]));
     }
+    check_size("its padded source has", {step.from.channels, step.from.height + step.padding[0] + step.padding[2],
+                                         step.from.width + step.padding[1] + step.padding[3]});
     step.to = output_shape(step, weight.shape[0]);
     const int64_t largest = largest_accumulator(step, weight);
     if (largest >= kLimit) reject("an accumulator may reach %lld, which needs more than 32 bits", printed(largest));
@@ -192,12 +244,12 @@ class Reader {
     }
   }
 
-  // The buffer of a value holds its padding too, so that the adder layers that pad it must agree on the zero point.
+  // The buffer of a value holds its padding too, so that the layers that read it there must agree on the zero point.
   void check_padding() const {
     std::vector<const std::vector<uint8_t> *> zero_points(program_.steps.size(), nullptr);
     for (std::size_t i = 0; i < program_.steps.size(); ++i) {
       const Step &step = program_.steps[i];
-      if (step.op != Op::adder || !(step.padding[0] || step.padding[1])) continue;
+      if (!step.reads_source() || !step.pads()) continue;
       const std::vector<uint8_t> *&known = zero_points[static_cast<std::size_t>(step.source)];
       if (known && *known != step.zero_point)
         reject("step %zu: it pads value %d with another zero point than a step before it", i, step.source);
@@ -214,19 +266,27 @@ class Reader {
     const int64_t from[2] = {step.from.height, step.from.width};
     int64_t size[2];
     for (int i = 0; i < 2; ++i) {
-      const int64_t room = from[i] + 2 * step.padding[i] - step.kernel[i];
+      const int64_t padded = from[i] + step.padding[i] + step.padding[2 + i], room = padded - step.window(i);
       if (room < 0)
-        reject("kernel %lld is larger than the padded source, %lld", printed(step.kernel[i]),
-               printed(from[i] + 2 * step.padding[i]));
+        reject("kernel %lld is larger than the padded source, %lld", printed(step.window(i)), printed(padded));
       size[i] = room / step.stride[i] + 1;
     }
     return {channels, size[0], size[1]};
   }
 
-  static void read_pair(const Json &fields, const char *name, int64_t low, int64_t (&pair)[2]) {
-    const auto &sides = fields.at(name).list(name);
-    if (sides.size() != 2) reject("%s has %zu numbers, expected 2", name, sides.size());
-    for (std::size_t i = 0; i < 2; ++i) pair[i] = sides[i].whole(name, low, kMaxSide);
+  // Reads a number for each axis or, of padding, for each side. Version 1 has two for both sides of each axis, and one
+  // for both axes of a max_pool.
+  template <std::size_t kCount>
+  static void read_axes(const Json &fields, const char *name, int64_t low, int64_t (&axes)[kCount]) {
+    const Json &field = fields.at(name);
+    if (field.kind() == Json::Kind::whole) {
+      std::fill(axes, axes + kCount, field.whole(name, low, kMaxSide));
+      return;
+    }
+    const auto &found = field.list(name);
+    if (found.size() != kCount && found.size() != 2)
+      reject("%s has %zu numbers, expected %zu", name, found.size(), kCount);
+    for (std::size_t i = 0; i < kCount; ++i) axes[i] = found[i % found.size()].whole(name, low, kMaxSide);
   }
 
   // The name of a tensor of this step.

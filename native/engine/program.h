@@ -1,16 +1,23 @@
 // An integer program as its file describes it, with every number checked.
 // torchadder/quant/program.py says what a program computes.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace torchadder::engine {
 
 // The operators of a program; the first three are layers, with kernels of their own.
-enum class Op { adder, conv, binary, max_pool, average_pool };
+enum class Op { adder, conv, binary, max_pool, average_pool, table, concat };
+
+// The kernels of layers. A grouped or dilated binary layer runs on that of conv, with signs as its values. A depthwise
+// one has as many groups as channels, of the input and of the output.
+enum class Work { adder, conv, binary, adder_depthwise, conv_depthwise };
+constexpr int kWorks = 5;
 
 struct Shape {
   int64_t channels, height, width;
@@ -33,15 +40,35 @@ struct Logits {
 // One step. Values are numbered: value 0 is the input of the program, value i + 1 the output of step i.
 struct Step {
   Op op;
-  int source, shortcut;  // values; shortcut is -1 if there is none
-  Shape from, to;        // of the source and of the output
-  int64_t kernel[2], stride[2], padding[2];
-  const uint8_t *weight;            // layers: (C_out, C_in, kh, kw), in the bytes that the program was read from
+  int source, shortcut;     // values; shortcut is -1 if there is none
+  std::vector<int> others;  // concat: the values after the first
+  Shape from, to;           // of the source and of the output
+  int64_t kernel[2], stride[2];
+  int64_t padding[4];           // top, left, bottom, right
+  int64_t dilation[2], groups;  // layers
+  const uint8_t *weight;        // layers: (C_out, C_in / groups, kh, kw), in the bytes that the program was read from
   std::vector<uint8_t> zero_point;  // layers: by input channel
-  Requantization requantization;    // all but max_pool and the last layer
+  int64_t mean_unit;                // average_pool: an accumulator is a mean times this, which all counts divide
+  Requantization requantization;    // all but max_pool, table and the last layer
   Logits logits;                    // the last layer
+  std::vector<uint8_t> table;       // table: 256 values, for all channels or for each
   bool is_layer() const { return op == Op::adder || op == Op::conv || op == Op::binary; }
+  bool pads() const { return padding[0] || padding[1] || padding[2] || padding[3]; }
+  bool is_depthwise() const { return groups > 1 && groups == from.channels && groups == to.channels; }
+  bool takes_signs() const { return op == Op::binary && (groups > 1 || dilation[0] > 1 || dilation[1] > 1); }
+  Work work() const {
+    if (is_depthwise()) return op == Op::adder ? Work::adder_depthwise : Work::conv_depthwise;
+    return takes_signs() ? Work::conv : static_cast<Work>(op);
+  }
+  // Returns the pixels of the source, [first, last), that are in window `at` of an axis of a pooling.
+  std::pair<int64_t, int64_t> window(int axis, int64_t at) const {
+    const int64_t first = at * stride[axis] - padding[axis], size = axis ? from.width : from.height;
+    return {std::max<int64_t>(first, 0), std::min(first + kernel[axis], size)};
+  }
+  // Returns whether the layer reads the values themselves, with a halo around them, and no copy.
+  bool reads_source() const { return op == Op::adder || (op == Op::conv && is_depthwise()); }
   int64_t taps() const { return kernel[0] * kernel[1]; }
+  int64_t window(int axis) const { return dilation[axis] * (kernel[axis] - 1) + 1; }
 };
 
 // Images are quantized by channel: q = clamp(round(x / scale + zero_point), 0, qmax).

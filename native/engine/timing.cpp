@@ -18,7 +18,8 @@ bool is_faster_adder(LayerKernel first, LayerKernel second) {
   for (std::size_t i = 0; i < sizeof source; ++i) source[i] = static_cast<uint8_t>(i * 37);
   for (std::size_t i = 0; i < sizeof weight; ++i) weight[i] = static_cast<uint8_t>(i * 101);
   LayerJob job{};
-  job.source = source, job.source_row = job.kernel_row = kRowBytes, job.source_pixel = kPixelBytes;
+  constexpr int64_t row_offset[kRows] = {0, kRowBytes, 2 * kRowBytes};
+  job.source = source, job.source_row = kRowBytes, job.source_pixel = kPixelBytes, job.row_offset = row_offset;
   job.rows = kRows, job.steps = kSteps, job.tail_mask = ~uint64_t{0};
   job.weight = weight, job.block_bytes = kRows * kSteps * kBlock * kStep;
   job.width = kPixels, job.channels = kBlock;

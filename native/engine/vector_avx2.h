@@ -34,6 +34,7 @@ struct Lanes8 {
   static T add(T a, T b) { return _mm256_add_epi32(a, b); }
   static T sub(T a, T b) { return _mm256_sub_epi32(a, b); }
   static T mul(T a, T b) { return _mm256_mullo_epi32(a, b); }
+  static T abs(T a) { return _mm256_abs_epi32(a); }
   static T shift_right(T a, T by) { return _mm256_srav_epi32(a, by); }
   static T min(T a, T b) { return _mm256_min_epi32(a, b); }
   // Stores the low 8 bits of each lane, 0 for a negative one. No lane is above 255.

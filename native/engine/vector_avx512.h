@@ -31,6 +31,7 @@ struct Lanes16 {
   static T add(T a, T b) { return _mm512_add_epi32(a, b); }
   static T sub(T a, T b) { return _mm512_sub_epi32(a, b); }
   static T mul(T a, T b) { return _mm512_mullo_epi32(a, b); }
+  static T abs(T a) { return _mm512_abs_epi32(a); }
   static T shift_right(T a, T by) { return _mm512_srav_epi32(a, by); }
   static T min(T a, T b) { return _mm512_min_epi32(a, b); }
   static void store_u8(const T &a, uint8_t *to) {

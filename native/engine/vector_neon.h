@@ -40,6 +40,7 @@ struct NeonLanes {
   static T add(T a, T b) { return {vaddq_s32(a.low, b.low), vaddq_s32(a.high, b.high)}; }
   static T sub(T a, T b) { return {vsubq_s32(a.low, b.low), vsubq_s32(a.high, b.high)}; }
   static T mul(T a, T b) { return {vmulq_s32(a.low, b.low), vmulq_s32(a.high, b.high)}; }
+  static T abs(T a) { return {vabsq_s32(a.low), vabsq_s32(a.high)}; }
   static T shift_right(T a, T by) {
     return {vshlq_s32(a.low, vnegq_s32(by.low)), vshlq_s32(a.high, vnegq_s32(by.high))};
   }

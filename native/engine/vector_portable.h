@@ -38,6 +38,9 @@ struct PortableLanes {
   static T mul(T a, T b) {
     return each([&](int i) { return a.lane[i] * b.lane[i]; });
   }
+  static T abs(T a) {
+    return each([&](int i) { return a.lane[i] < 0 ? -a.lane[i] : a.lane[i]; });
+  }
   static T shift_right(T a, T by) {
     return each([&](int i) { return a.lane[i] >> by.lane[i]; });
   }

@@ -25,7 +25,7 @@ from torchadder import kernels
 from torchadder.data.preprocessing import Preprocessing
 from torchadder.errors import UserError
 from torchadder.quant import file
-from torchadder.quant.program import Program
+from torchadder.quant.program import Program, with_all_axes
 
 __all__ = ["Classifier", "Engine"]
 
@@ -95,7 +95,7 @@ class Engine:
         return type(self), self._made_from
 
     def __call__(self, images: Tensor | np.ndarray, *, quantized: bool = False) -> Tensor:
-        """Return logits float32 (N, classes) of images (N, C, H, W).
+        """Return logits float32 (N, classes) of images (N, C, H, W); rows (N, C, L) have height 1, vectors one pixel.
 
         Args:
             images: floating point as the network takes them, or uint8 pixels where the file has mean and std. An
@@ -186,7 +186,7 @@ class Engine:
             # torch takes no other byte order and no negative strides, and warns of arrays that it cannot write.
             images = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ("C", "W")))
         if images.shape[1:] != self.shape:
-            raise UserError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
+            images = with_all_axes(images, self.shape)
         if not images.is_cpu:
             raise TypeError(f"expected images on the CPU, got {images.device}")
         if quantized and images.dtype != torch.uint8:

@@ -67,7 +67,7 @@ def check_equal(program, draft, compiled, count):
 @pytest.mark.parametrize("seed", range(12))
 def test_random_programs(exported, seed):
     """All kinds of steps, odd sizes, strides, paddings and shortcuts, with values of 8, 4 and 7 bits."""
-    program = Maker(seed).program()
+    program = Maker(seed, plain=True).program()
     if seed % 3:
         program = narrowed(program, (15, 127)[seed % 3 - 1])
     folder, draft = exported(program)
@@ -96,7 +96,7 @@ def test_a_residual_network(exported):
 @pytest.mark.parametrize("flags", LOOPS.values(), ids=LOOPS)
 def test_sanitizers_find_nothing(exported, flags):
     for seed in range(4):
-        program = Maker(seed).program()
+        program = Maker(seed, plain=True).program()
         folder, _ = exported(program if seed % 2 else narrowed(program, 127))
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
         program = folder / "net_test"

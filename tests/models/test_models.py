@@ -17,6 +17,9 @@ NETWORKS = [  # name, parameters, layers of the operator, ordinary layers, produ
     ("lenetpp", 799_436, 8, 0, 105_680_916, 0),
     ("lenetpp_3d", 801_496, 8, 0, 105_682_974, 0),
     ("vgg_small", 4_660_116, 5, 2, 607_600_640, 3_620_864),
+    ("ds_cnn", 23_192, 8, 2, 2_656_768, 320_768),
+    ("mobilenetv1_025", 213_588, 26, 2, 7_489_664, 498_176),
+    ("resnet8", 78_052, 8, 2, 12_501_632, 443_008),
     ("resnet20", 272_484, 20, 2, 40_813_184, 443_008),
     ("resnet32", 466_916, 32, 2, 69_124_736, 443_008),
     ("resnet18", 11_691_512, 19, 2, 1_814_073_344, 118_525_952),
@@ -26,7 +29,7 @@ NETWORKS = [  # name, parameters, layers of the operator, ordinary layers, produ
 SIGN = GradientRule("sign", "sign")
 
 REFUSED = [  # arguments -> the words that the message must contain
-    ({"name": "lenet6"}, "model=lenet6 is unknown: expected one of lenet5bn"),
+    ({"name": "lenet6"}, "model=lenet6 is unknown: expected one of ds_cnn, lenet5bn"),
     ({"name": "lenet5bn", "op": "xor"}, "xor is unknown: expected one of adder, conv, binary"),
     ({"name": "lenet5bn", "num_classes": "10"}, "num_classes='10' is no integer: expected at least 1"),
     ({"name": "lenet5bn", "in_chans": 3.0}, "in_chans=3.0 is no integer: expected at least 1"),
@@ -95,9 +98,13 @@ def test_operations_at_the_size_of_the_paper(name, parameters, own, ordinary, pr
 
 @pytest.mark.parametrize("name", list_models())
 def test_defaults_are_the_task_of_the_paper(name):
-    num_classes, size = (1000, (3, 224, 224)) if name in ("resnet18", "resnet50") else (10, (3, 32, 32))
-    if name.startswith("lenet"):  # The task is MNIST.
-        size = (1, 32, 32)
+    tasks = {
+        **dict.fromkeys(("resnet18", "resnet50"), (1000, (3, 224, 224))),
+        **dict.fromkeys(("lenet5bn", "lenetpp", "lenetpp_3d"), (10, (1, 32, 32))),  # MNIST
+        "ds_cnn": (12, (1, 49, 10)),  # Speech Commands
+        "mobilenetv1_025": (2, (3, 96, 96)),  # Visual Wake Words
+    }
+    num_classes, size = tasks.get(name, (10, (3, 32, 32)))
     model = on_meta(name)
     assert (model.config["num_classes"], model.input_size) == (num_classes, size)
     assert model(torch.zeros(2, *size, device="meta")).shape == (2, num_classes)

@@ -32,15 +32,20 @@ def run(*command):
 
 
 class Network(nn.Module):
-    """Chain layers of one kind, whose patches have 3 to 150 steps, one of them with a shortcut."""
+    """Chain layers of one kind: patches of 3 to 150 steps, a shortcut, groups, a depthwise and a dilated layer."""
 
     def __init__(self, kind, channels=CHANNELS):
         super().__init__()
-        sizes = [(channels, 21, 3, 1), (21, 21, 3, 1), (21, 131, 1, 2), (131, 18, 3, 1)]
-        self.layers = nn.ModuleList(LAYERS[kind](a, b, k, stride=s, padding=k // 2) for a, b, k, s in sizes)
+        sizes = [
+            *[(channels, 21, 3, 1, 1, 1), (21, 21, 3, 1, 1, 1), (21, 131, 1, 2, 1, 1), (131, 131, 3, 1, 131, 1)],
+            *[(131, 18, 3, 1, 1, 1), (18, 18, 3, 1, 2, 1), (18, 18, 2, 1, 1, 2)],
+        ]
+        self.layers = nn.ModuleList(
+            LAYERS[kind](a, b, k, stride=s, padding=k // 2, groups=g, dilation=d) for a, b, k, s, g, d in sizes
+        )
         with torch.no_grad():
             self.layers[0].weight[0], self.layers[0].weight[1] = -100, 100
-        self.norms = nn.ModuleList(nn.BatchNorm2d(b, momentum=None) for _, b, _, _ in sizes)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b, momentum=None) for _, b, *_ in sizes)
         self.activation = nn.Identity() if kind == "binary" else nn.ReLU()  # signs are all +1 after a ReLU
         self.head = nn.Linear(18, 10)
 
@@ -81,6 +86,7 @@ def test_every_kernel_of_this_cpu_equals_its_reference(programs, tmp_path):
         assert {name for name in kernels.names() if f"_{isa}_" in name} <= names
         if isa != "reference":
             assert {name.split(f"_{isa}_")[0] for name in names} >= {"adder_u8", "conv_u8", "binary"}
+    assert {name.split("_")[0] for name in names if "_depthwise_" in name} >= {"adder", "conv"}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +111,7 @@ def test_every_kernel_of_arm_equals_its_reference(arm, programs, tmp_path, cpu, 
         "forward_f32", "grad_input_f32", "grad_input_sign_f32", "grouped_f32", "depthwise_f32", "depthwise_grad_f32"
     }  # fmt: skip
     engine = {f"{op}_{isa}" for op in ("adder_u8", "conv_u8", "binary") for isa in isas}
+    engine |= {"adder_depthwise_neon", "conv_depthwise_neon"}
     assert engine <= {name.rpartition("_")[0] for name in names}
 
 

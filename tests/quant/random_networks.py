@@ -24,7 +24,8 @@ class RandomNetwork(nn.Module):
         self.shapes = [(self.random.randint(1, 4), self.random.randint(1, 12), self.random.randint(1, 12))]
         self.modules_of_plan, self.plan = nn.ModuleList(), []
         for _ in range(self.random.randint(*parts)):
-            self.random.choice([self.layer, self.layer, self.layer, self.unary, self.unary, self.pool, self.sum])()
+            others = [self.unary, self.unary, self.pool, self.sum, self.concatenation]
+            self.random.choice([self.layer, self.layer, self.layer, *others])()
         self.end()
 
     def images(self, count=24):
@@ -53,23 +54,30 @@ class RandomNetwork(nn.Module):
         source = len(self.plan) if self.random.random() < 0.8 else self.random.randrange(len(self.shapes))
         channels, *sides = self.shapes[source]
         kernel = [self.random.randint(1, min(3, side + 1)) for side in sides]
-        padding = [
-            self.random.randint(max(0, (k - side + 1) // 2), k - 1) for k, side in zip(kernel, sides, strict=True)
-        ]
+        dilation = [self.random.choice([1, 1, 1, 2]) for _ in sides]
+        windows = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+        padding = [self.random.randint(max(0, (w - n + 1) // 2), w - 1) for w, n in zip(windows, sides, strict=True)]
         stride = [self.random.choice([1, 1, 2]) for _ in sides]
-        c_out = self.random.choice([channels, self.random.randint(1, 8)])
+        groups = self.random.choice([1, 1, 1, channels])
+        c_out = self.random.choice([channels, groups * self.random.randint(1, 8)])
         kind, bias = self.random.choice(LAYERS), self.random.random() < 0.5
-        part = kind(channels, c_out, kernel, stride=stride, padding=padding, bias=bias)
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "bias": bias}
+        part = kind(channels, c_out, kernel, **options)
         if kind is AdderConv2d:
             part.recenter = self.random.random() < 0.5
         if kind is nn.Conv2d and self.random.random() < 0.2:
             part = nn.utils.parametrizations.weight_norm(part)
-        out = [(side + 2 * p - k) // s + 1 for side, p, k, s in zip(sides, padding, kernel, stride, strict=True)]
+        out = [(side + 2 * p - w) // s + 1 for side, p, w, s in zip(sides, padding, windows, stride, strict=True)]
         if kind is not nn.Conv2d or self.random.random() < 0.5:
             part = nn.Sequential(part, nn.BatchNorm2d(c_out))
-        if self.random.random() < 0.5:
-            part = nn.Sequential(part, nn.ReLU(inplace=self.random.random() < 0.5))
+        if self.random.random() < 0.6:
+            part = nn.Sequential(part, self.activation(c_out))
         self.add(part, (c_out, *out), source)
+
+    def activation(self, channels):
+        clamps = [nn.ReLU6(), nn.Hardtanh(-0.5, 2), nn.Hardtanh(-1, -0.25), nn.Hardtanh(0.5, 2)]
+        functions = [nn.Hardswish(), nn.SiLU(), nn.LeakyReLU(0.1), nn.PReLU(channels), nn.Hardsigmoid()]
+        return self.random.choice([nn.ReLU(inplace=self.random.random() < 0.5), *clamps[:2], *clamps, *functions])
 
     def unary(self):
         """Add what keeps the shape, or takes every second pixel, or adds channels of zeros."""
@@ -81,11 +89,14 @@ class RandomNetwork(nn.Module):
             (nn.BatchNorm2d(channels), shape),
             (nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()), shape),
             (nn.Dropout2d(0.3), shape),
+            (self.activation(channels), shape),
+            (self.activation(channels), shape),
             (lambda x: x * self.get_parameter(name) + 0.5, shape),
             (lambda x: 1 - x / self.get_parameter(name), shape),
             (lambda x: (x - self.get_parameter(name)) / 2, shape),
             (lambda x: x[:, :, ::2, ::2], (channels, -(-height // 2), -(-width // 2))),
             (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), (channels + 3, height, width)),
+            (nn.ZeroPad2d((0, 1, 2, 0)), (channels, height + 2, width + 1)),
         ]
         self.add(*self.random.choice(choices))
 
@@ -96,20 +107,31 @@ class RandomNetwork(nn.Module):
         kernel = self.random.randint(1, height), self.random.randint(1, width)
         rows, columns = (self.random.choice([n for n in range(1, s + 1) if s % n == 0]) for s in (height, width))
         sizes = [(s + 2 * padding - side) // stride + 1 for s in (height, width)]
+        counts, ceil = self.random.random() < 0.5, [-(-height // kernel[0]), -(-width // kernel[1])]
         choices = [
+            (nn.AvgPool2d(side, stride, padding, count_include_pad=counts), (channels, *sizes)),
+            (nn.MaxPool2d(kernel, ceil_mode=True), (channels, *ceil)),
+            (nn.AvgPool2d(kernel, ceil_mode=True), (channels, *ceil)),
             (nn.MaxPool2d(side, stride, padding), (channels, *sizes)),
             (lambda x: F.avg_pool2d(x, kernel), (channels, height // kernel[0], width // kernel[1])),
             (nn.AdaptiveAvgPool2d((rows, columns)), (channels, rows, columns)),
             (lambda x: x.mean((2, 3), keepdim=True), (channels, 1, 1)),
         ]
-        self.add(*self.random.choice(choices[: self.random.choice([3, 3, 4])]))
+        self.add(*self.random.choice(choices[: self.random.choice([6, 6, 7])]))
 
     def sum(self):
         """Add the sum of two values of one shape, at times times a number or followed by ReLU."""
         one = self.random.randrange(len(self.shapes))
         two = self.random.choice([i for i, shape in enumerate(self.shapes) if shape == self.shapes[one]])
-        functions = [lambda x, y: x + y, lambda x, y: F.relu(x + y), lambda x, y: x + 0.1 * y]
+        functions = [lambda x, y: x + y, lambda x, y: F.relu(x + y), lambda x, y: x + 0.1 * y, lambda x, y: x - 2 * y]
         self.add(self.random.choice(functions), self.shapes[one], one, two)
+
+    def concatenation(self):
+        one = self.random.randrange(len(self.shapes))
+        size = self.shapes[one][1:]
+        two = self.random.choice([i for i, shape in enumerate(self.shapes) if shape[1:] == size])
+        channels = self.shapes[one][0] + self.shapes[two][0]
+        self.add(lambda x, y: torch.cat([x, y], 1), (channels, *size), one, two)
 
     def end(self):
         """Add one of the endings: a fully connected layer of any kind, with or without normalisation, or a pooling."""

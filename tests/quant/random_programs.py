@@ -4,18 +4,31 @@ import random
 
 import torch
 
-from torchadder.quant.program import AveragePool, Layer, Logits, MaxPool, Program, Requantization, largest_accumulator
+from torchadder.quant.program import (
+    AveragePool,
+    Concat,
+    Layer,
+    Logits,
+    MaxPool,
+    Program,
+    Requantization,
+    Table,
+    fewest,
+    largest_accumulator,
+    mean_unit,
+    pixels_of_windows,
+)
 
 KINDS = ("adder", "conv", "binary")
 
 
 class Maker:
-    """Make one program from a seed."""
+    """Make one program from a seed; a ``plain`` one has the steps and geometries of version 1 of the file."""
 
-    def __init__(self, seed, kinds=KINDS, sizes=(1, 13), channels=(1, 40), steps=(1, 5)):
+    def __init__(self, seed, kinds=KINDS, sizes=(1, 13), channels=(1, 40), steps=(1, 5), plain=False):
         self.random = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.kinds = kinds
+        self.kinds, self.plain = kinds, plain
         height, width = self.random.randint(*sizes), self.random.randint(*sizes)
         self.channels = channels
         self.shapes = [(self.random.randint(1, 9), height, width)]
@@ -39,68 +52,110 @@ class Maker:
             return self.max_pool()
         if pick < 0.25:
             return self.average_pool()
+        if pick < 0.3 and not self.plain:
+            return self.table()
+        if pick < 0.38 and not self.plain:
+            return self.concat()
         return self.layer(self.random.choice(self.kinds))
+
+    def table(self):
+        source = self.source()
+        self.shapes.append(self.shapes[source])
+        return Table([source], self.numbers(0, 255, self.random.choice([1, self.shapes[source][0]]), 256).byte())
 
     def source(self):
         """Choose a value, mostly the newest."""
         return len(self.shapes) - 1 if self.random.random() < 0.8 else self.random.randrange(len(self.shapes))
 
+    def window(self, size):
+        """Choose kernel, stride, padding and result of a pooling whose windows all have a pixel of the image."""
+        kernel = [self.random.randint(1, min(3, side)) for side in size]
+        stride = [self.random.randint(1, 3) for _ in size]
+        padding = [self.random.choice([0, 0, self.random.randint(0, k - 1)]) for k in (*kernel, *kernel)]
+        if self.plain:
+            kernel, stride = [min(kernel)] * 2, stride[:1] * 2
+            padding = [self.random.randint(0, kernel[0] // 2)] * 4
+        axes = zip(size, kernel, stride, padding[:2], padding[2:], strict=True)
+        return kernel, stride, tuple(padding), [(n + before + after - k) // s + 1 for n, k, s, before, after in axes]
+
     def max_pool(self):
         source = self.source()
-        channels, height, width = self.shapes[source]
-        kernel = self.random.randint(1, min(3, height, width))
-        stride, padding = self.random.randint(1, 3), self.random.randint(0, kernel // 2)
-        sizes = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+        channels, *size = self.shapes[source]
+        kernel, stride, padding, sizes = self.window(size)
         self.shapes.append((channels, *sizes))
-        return MaxPool([source], kernel, stride, padding)
+        return MaxPool([source], *map(fewest, (tuple(kernel), tuple(stride), padding)))
 
     def average_pool(self):
         source = self.source()
-        channels, height, width = self.shapes[source]
-        kernel = [self.random.randint(1, side) for side in (height, width)]
-        stride = [self.random.randint(1, 3) for _ in range(2)]
-        sizes = ((side - k) // step + 1 for side, k, step in zip((height, width), kernel, stride, strict=True))
+        channels, *size = self.shapes[source]
+        kernel, stride, padding, sizes = self.window(size)
+        if self.plain or self.random.random() < 0.5:
+            kernel, stride, padding, sizes = size, [1, 1], (0, 0, 0, 0), [1, 1]
         self.shapes.append((channels, *sizes))
-        epilogue = self.requantization(channels, 255 * kernel[0] * kernel[1], None)
-        return AveragePool([source], tuple(kernel), tuple(stride), epilogue)
+        unit = mean_unit(pixels_of_windows(size, kernel, stride, padding))
+        epilogue = self.requantization(channels, 255 * unit, None)
+        return AveragePool([source], tuple(kernel), tuple(stride), epilogue, fewest(padding))
+
+    def concat(self):
+        source = self.source()
+        fitting = [i for i, shape in enumerate(self.shapes) if shape[1:] == self.shapes[source][1:]]
+        sources = [source, *self.random.choices(fitting, k=self.random.randint(0, 2))]
+        channels = sum(self.shapes[i][0] for i in sources)
+        self.shapes.append((channels, *self.shapes[source][1:]))
+        return Concat(sources, self.requantization(channels, 255, None))
 
     def layer(self, kind, last=False):
         source = self.source()
         channels, *size = self.shapes[source]
-        c_out = self.random.randint(*self.channels)
-        geometry = [self.axis(side, last) for side in size]
-        kernel, stride, padding = zip(*geometry, strict=True)
-        sizes = [
-            (side + 2 * pad - k) // step + 1 for side, k, step, pad in zip(size, kernel, stride, padding, strict=True)
-        ]
+        c_out, groups = self.filters(channels)
+        kernel, stride, dilation, before, after = zip(*(self.axis(side, last) for side in size), strict=True)
+        padding = before if before == after else (*before, *after)
+        padded = [side + a + b for side, a, b in zip(size, before, after, strict=True)]
+        windows = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+        sizes = [(side - w) // step + 1 for side, w, step in zip(padded, windows, stride, strict=True)]
+        filters = c_out, channels // groups, *kernel
         if kind == "adder":
-            weight = self.numbers(0, 255, c_out, channels, *kernel).byte()
+            weight = self.numbers(0, 255, *filters).byte()
         elif kind == "conv":
-            weight = self.numbers(-127, 127, c_out, channels, *kernel).to(torch.int8)
+            weight = self.numbers(-127, 127, *filters).to(torch.int8)
         else:
-            weight = (2 * self.numbers(0, 1, c_out, channels, *kernel) - 1).to(torch.int8)
+            weight = (2 * self.numbers(0, 1, *filters) - 1).to(torch.int8)
         zero_point = self.numbers(0, 255, channels).byte()
-        if kind == "adder":
+        if kind != "binary":
             zero_point = self.zero_points.setdefault(source, zero_point)  # layers that pad one value agree on it
         shape = (c_out, *sizes)
-        if last:
-            scale, bias = (torch.randn(c_out, generator=self.generator) for _ in range(2))
-            return Layer(kind, [source], weight, zero_point, stride, padding, Logits(scale, bias))
-        others = [value for value, other in enumerate(self.shapes) if other == shape]
+        others = [value for value, other in enumerate(self.shapes) if other == shape and not last]
         shortcut = self.random.choice(others) if others else None
-        requantize = self.requantization(c_out, largest_accumulator(kind, weight), shortcut)
-        self.shapes.append(shape)
-        return Layer(
-            kind, [source, *([] if shortcut is None else [shortcut])], weight, zero_point, stride, padding, requantize
-        )
+        if last:
+            epilogue = Logits(*(torch.randn(c_out, generator=self.generator) for _ in range(2)))
+        else:
+            epilogue = self.requantization(c_out, largest_accumulator(kind, weight), shortcut)
+            self.shapes.append(shape)
+        sources = [source, *([] if shortcut is None else [shortcut])]
+        return Layer(kind, sources, weight, zero_point, stride, padding, epilogue, dilation, groups)
+
+    def filters(self, channels):
+        """Choose the number of filters, and of groups: one, some, or as many as channels."""
+        groups = 1
+        if not self.plain and self.random.random() < 0.4:
+            groups = self.random.choice([n for n in range(1, channels + 1) if channels % n == 0])
+        low, high = self.channels
+        if groups == channels and self.random.random() < 0.7:
+            return channels, groups
+        return groups * self.random.randint(-(-low // groups), max(-(-low // groups), high // groups)), groups
 
     def axis(self, side, last):
-        """Choose kernel, stride and padding of an axis; the kernel of the last layer covers it."""
+        """Choose kernel, stride, dilation and padding on both sides of an axis; the last kernel covers it."""
         if last:
-            return side, 1, 0
-        kernel = self.random.randint(1, min(5, side + 2))
-        padding = self.random.randint(max(0, (kernel - side + 1) // 2), kernel - 1)
-        return kernel, self.random.randint(1, 3), padding
+            return side, 1, 1, 0, 0
+        kernel, dilation = self.random.randint(1, min(5, side + 2)), self.random.choice([1, 1, 1, 2, 3])
+        if self.plain:
+            padding = self.random.randint(max(0, (kernel - side + 1) // 2), kernel - 1)
+            return kernel, self.random.randint(1, 3), 1, padding, padding
+        needed = dilation * (kernel - 1) + 1 - side
+        before = self.random.randint(0, kernel)
+        after = max(0, needed - before, self.random.choice([before, self.random.randint(0, kernel)]))
+        return kernel, self.random.randint(1, 3), dilation, before, after
 
     def requantization(self, channels, largest, shortcut):
         """Choose constants that spread the values over the whole range, some clamped."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def tensor(name, value):
 
 
 UNSOUND = [  # edit, words of the message
-    (lambda h, t: h.update(version=2), "its version is 2, this torchadder reads 1"),
+    (lambda h, t: h.update(version=3), "its version is 3, this torchadder reads 1 to 2"),
     (lambda h, t: h.pop("version"), "it lacks 'version'"),
     (lambda h, t: h.pop("input"), "it lacks 'input'"),
     (image(shape=[3, 32]), "input shape has 2 sizes, expected 3"),
@@ -168,18 +169,32 @@ UNSOUND = [  # edit, words of the message
     (step(0, sources=[0, 0]), "step 0: it adds"),
     (step(1, stride=[0, 1]), "step 1: stride 0 is out of range"),
     (step(1, stride=[1]), "step 1: stride has 1 numbers, expected 2"),
+    (step(1, padding=[1, 1, 1]), "step 1: padding has 3 numbers, expected 4"),
+    (step(1, padding=[1 << 14] * 4), "step 1: its padded source has .* quantized values, expected at most"),
+    (step(1, dilation=[40, 1]), "step 1: kernel 81 is larger than the padded source, 34"),
+    (step(1, groups=3), "step 1: weight takes 16 channels in 3 groups, its source has 16"),
+    (
+        lambda h, t: (step(1, groups=16)(h, t), tensor("1.weight", lambda w: w[:9, :1].contiguous())(h, t)),
+        "step 1: weight has 9 filters, which are not 16 groups",
+    ),
     (step(1, stride=[3, 3]), "step 2: it adds"),
-    (step(1, padding=[3, 1]), "step 1: padding 3 is as wide as the kernel"),
+    (step(1, padding=[3, 1]), "step 2: it adds"),
     (step(1, padding=[1, -1]), "step 1: padding -1 is out of range"),
     (step(1, highest=0), "step 1: highest 0 is out of range"),
     (step(1, pre=32), "step 1: pre 32 is out of range: expected 0 to 31"),
     (lambda h, t: h["steps"][1].pop("pre"), "step 1: it lacks 'pre'"),
     (step(1, op="conv"), "step 1: weight is U8, expected I8"),
-    (step(1, op="max_pool", kernel=2, stride=2, padding=2), "step 1: padding 2 is out of range: expected 0 to 1"),
-    (tensor("1.weight", lambda t: t[:, :8].contiguous()), "step 1: weight takes 8 channels, its source has 16"),
+    (step(1, op="max_pool", kernel=2, stride=0), "step 1: stride 0 is out of range"),
+    (step(3, op="average_pool", sources=[2], kernel=[2, 2], padding=[2, 0, 0, 0]), "step 3: window 0 has no pixel"),
+    (step(3, op="average_pool", sources=[2], kernel=[32] * 2, padding=[31] * 4), "step 3: .* more than 32 bits"),
+    (step(3, op="concat", sources=[]), "step 3: it has 0 sources, expected 1 to 65536"),
+    (step(8, op="concat", sources=[7, 8]), "step 8: it concatenates images of 32 x 32 and 16 x 16"),
+    (tensor("1.weight", lambda t: t[:, :8].contiguous()), "step 1: weight takes 8 channels in 1 groups, its"),
     (tensor("1.weight", lambda t: t[0]), "step 1: weight has 3 dimensions"),
     (tensor("1.weight", lambda t: t[:0]), "step 1: weight has 0 filters"),
     (tensor("0.weight", lambda t: torch.full_like(t, -128)), "step 0: a weight is -128, expected -127 to 127"),
+    (lambda h, t: (step(3, op="table")(h, t), t.update({"3.table": torch.zeros(1, 9).byte()})), "step 3: table has 2"),
+    (lambda h, t: (step(3, op="table")(h, t), t.update({"3.table": torch.zeros(1, 256)})), "step 3: table is F32, exp"),
     (tensor("1.offset", lambda t: t[:3]), "step 1: 1.offset has"),
     (tensor("1.offset", lambda t: t.float()), "step 1: 1.offset is F32"),
     (tensor("1.offset", lambda t: torch.full_like(t, 2**31 - 1)), "step 1: .* needs more than 32 bits"),
@@ -202,6 +217,14 @@ def test_a_damaged_program_is_refused_and_its_fault_named(path, edit, words):
         with pytest.raises(UserError, match=rf"net\.tadder is not a valid program: .*{words}") as error:
             reader(path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "native" / "corpus").glob("v1-*.tadder")), ids=str)
+def test_files_of_version_1_are_read(path):
+    program = Program.load(path)
+    images = torch.randint(0, 256, (2, *program.shape), generator=torch.Generator().manual_seed(0)).byte()
+    assert b'version\\": 1,' in path.read_bytes()
+    assert torch.equal(Engine(path)(images, quantized=True), program(images, quantized=True))
 
 
 def test_files_that_are_no_program(path, tmp_path):

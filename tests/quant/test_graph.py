@@ -164,20 +164,20 @@ class Wrong(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.one, self.two = nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2)
-        self.blocks = nn.Sequential(*[nn.Sequential(nn.Hardswish(), nn.Conv2d(4, 4, 1)) for _ in range(3)])
+        self.one, self.two = nn.ConvTranspose2d(2, 4, 3), nn.MaxPool2d(3, dilation=2)
+        self.blocks = nn.Sequential(*[nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)) for _ in range(3)])
         self.last = nn.Linear(4, 3)
 
     def forward(self, x):
-        x = F.dropout(self.blocks(self.two(self.one(x).sigmoid())), 0.5)
+        x = F.dropout(self.blocks(self.two(self.one(x).cumsum(1))), 0.5)
         return self.last(x.mean(1).flatten(1))
 
 
 OBSTACLES = [
-    "one, Conv2d with groups=2: take groups=1",
-    "Wrong, sigmoid: it has no integer form, replace it",
-    "two, Conv2d with dilation=(2, 2): take dilation=1",
-    "blocks.0.0, Hardswish: it has no integer form, replace it (2 more: blocks.1.0, blocks.2.0)",
+    "one, ConvTranspose2d: it has no integer form, replace it",
+    "Wrong, cumsum: it has no integer form, replace it",
+    "two, MaxPool2d with dilation=(2, 2): take dilation=1",
+    "blocks.0.0, GroupNorm: it has no integer form, replace it (2 more: blocks.1.0, blocks.2.0)",
     "Wrong, native_dropout that may be random: pass training=self.training to dropout, or replace it",
     "Wrong, mean over axes [1]: only a mean over height and width has an integer form",
 ]
@@ -371,25 +371,21 @@ def test_other_threads_run_models_while_one_is_captured():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "config", "expected"),
+    ("architecture", "config", "least"),
     [
-        ("ResNet", dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3), []),
-        ("MobileNetV2", dict(depth_multiplier=0.25, num_labels=3), ["Conv2d with groups", "ReLU6"]),
+        ("ResNet", dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3), 0.98),
+        ("MobileNetV2", dict(depth_multiplier=0.25, num_labels=3), 0.8),  # its 52 layers are untrained
     ],
 )
-def test_networks_of_transformers(architecture, config, expected):
+def test_networks_of_transformers(architecture, config, least):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = getattr(transformers, f"{architecture}Config")(**config)
     model = getattr(transformers, f"{architecture}ForImageClassification")(config)
     x = images(32, 3)
-    found = obstacles(model, x)
-    assert [word for word in expected if not any(word in line for line in found)] == []
-    if not expected:
-        assert found == []
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None
-        with torch.no_grad():
-            model.train()(x)
-            assert correlation(quantize(model, x)(x), model.eval()(x).logits) > 0.98
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(x)
+        assert correlation(quantize(model, x)(x), model.eval()(x).logits) > least

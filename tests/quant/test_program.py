@@ -10,6 +10,7 @@ import torch
 from torchadder.errors import UserError
 from torchadder.quant.program import (
     AveragePool,
+    Concat,
     Layer,
     Logits,
     MaxPool,
@@ -18,12 +19,14 @@ from torchadder.quant.program import (
     accumulate,
 )
 
-CASES = [  # n, c_in, c_out, size, kernel, stride, padding
+CASES = [  # n, c_in, c_out, size, kernel, stride, padding, dilation and groups
     (1, 1, 1, (1, 1), (1, 1), (1, 1), (0, 0)),
     (2, 3, 5, (9, 8), (3, 3), (1, 1), (1, 1)),
     (1, 7, 11, (13, 6), (1, 5), (2, 3), (0, 2)),
     (3, 16, 17, (5, 7), (3, 3), (2, 2), (1, 1)),
     (2, 19, 3, (5, 5), (5, 5), (1, 1), (0, 0)),
+    (2, 6, 4, (8, 6), (3, 2), (2, 1), (3, 0, 1, 2), (2, 3), 2),
+    (1, 5, 5, (6, 6), (3, 3), (1, 2), (0, 4, 1, 1), (1, 1), 5),
     (1, 130, 2, (4, 4), (3, 3), (1, 1), (2, 2)),  # a conv's accumulators exceed what float32 holds exactly
 ]
 
@@ -32,42 +35,43 @@ def numbers(low, high, *shape, seed=0):
     return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def reference(kind, x, weight, zero_point, stride, padding):
+def reference(kind, x, weight, zero_point, stride, padding, dilation=(1, 1), groups=1):
     """Return the accumulators by the formulas at the head of program.py, in Python's integers."""
     n, _, height, width = x.shape
     c_out, c_in, kh, kw = weight.shape
+    top, left, bottom, right = padding if len(padding) == 4 else (*padding, *padding)
     x, weight, zero_point = (t.numpy().astype(object) for t in (x, weight, zero_point))
-    out = [
-        (size + 2 * p - k) // s + 1 for size, p, k, s in zip((height, width), padding, (kh, kw), stride, strict=True)
-    ]
+    padded = (height + top + bottom, width + left + right)
+    out = [(size - d * (k - 1) - 1) // s + 1 for size, d, k, s in zip(padded, dilation, (kh, kw), stride, strict=True)]
     found = np.zeros((n, c_out, *out), object)
     for i, o, row, column in np.ndindex(*found.shape):
         for c, a, b in itertools.product(range(c_in), range(kh), range(kw)):
-            y, z = row * stride[0] + a - padding[0], column * stride[1] + b - padding[1]
-            inside = 0 <= y < height and 0 <= z < width
-            q, w = (x[i, c, y, z] if inside else zero_point[c]), weight[o, c, a, b]
+            y, z = row * stride[0] + a * dilation[0] - top, column * stride[1] + b * dilation[1] - left
+            inside, source = 0 <= y < height and 0 <= z < width, o // (c_out // groups) * c_in + c
+            q, w = (x[i, source, y, z] if inside else zero_point[source]), weight[o, c, a, b]
             if kind == "adder":
                 found[i, o, row, column] += abs(q - w)
             elif kind == "conv":
                 found[i, o, row, column] += q * w
             elif inside:
-                found[i, o, row, column] += w if q >= zero_point[c] else -w
+                found[i, o, row, column] += w if q >= zero_point[source] else -w
     return torch.from_numpy(found.astype(np.int64))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["adder", "conv", "binary"])
 def test_accumulators_equal_the_reference(kind, case):
-    n, c_in, c_out, size, kernel, stride, padding = case
+    n, c_in, c_out, size, kernel, *axes = case
+    filters = c_out, c_in // (axes[3] if len(axes) > 3 else 1), *kernel
     x, zero_point = numbers(0, 255, n, c_in, *size).byte(), numbers(0, 255, c_in, seed=1).byte()
     weight = {
-        "adder": numbers(0, 255, c_out, c_in, *kernel, seed=2).byte(),
-        "conv": numbers(-127, 127, c_out, c_in, *kernel, seed=2).char(),
-        "binary": numbers(0, 1, c_out, c_in, *kernel, seed=2).mul(2).sub(1).char(),
+        "adder": numbers(0, 255, *filters, seed=2).byte(),
+        "conv": numbers(-127, 127, *filters, seed=2).char(),
+        "binary": numbers(0, 1, *filters, seed=2).mul(2).sub(1).char(),
     }[kind]
-    found = accumulate(kind, x, weight, zero_point, stride, padding)
+    found = accumulate(kind, x, weight, zero_point, *axes)
     assert found.dtype == torch.int32
-    assert torch.equal(found.long(), reference(kind, x, weight, zero_point, stride, padding))
+    assert torch.equal(found.long(), reference(kind, x, weight, zero_point, *axes))
 
 
 @pytest.mark.parametrize("kind", ["adder", "conv"])
@@ -106,7 +110,7 @@ def test_logits_are_rounded_after_each_operation():
 
 def test_max_pool_keeps_values_and_pads_with_the_smallest():
     x = numbers(0, 255, 2, 3, 7, 7).byte()
-    found = MaxPool([0], 3, 2, 1)(x)
+    found = MaxPool([0], (3, 3), (2, 2), (1, 1, 1, 1))(x)
     padded = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
     for i, c, row, column in np.ndindex(*found.shape):
         window = padded[i, c, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
@@ -123,6 +127,28 @@ def test_average_pool_requantizes_the_sum():
     found = AveragePool([0], (2, 1), (1, 3), epilogue)(x)
     expected = (((x[:, :, :2, ::3].long() + x[:, :, 1:, ::3]) * 3 + 8) >> 4).clamp(0, 255)
     assert torch.equal(found.long(), expected)
+
+
+def test_average_pool_divides_by_the_pixels_inside():
+    """The windows have 1 and 3 columns, 2 and 3 rows, so that the accumulators are 18 times the mean."""
+    x = numbers(0, 255, 1, 1, 4, 3).byte()
+    one = torch.ones(1, dtype=torch.int32)
+    pool = AveragePool([0], (3, 3), (1, 2), Requantization(one, 0 * one, 0 * one, pre_shift=0, qmax=255), (1, 2, 1, 1))
+    pool.epilogue = torch.nn.Identity()
+    found = pool(x)
+    padded = torch.full((6, 6), torch.nan)
+    padded[1:5, 2:5] = x[0, 0]
+    for row, column in np.ndindex(4, 2):
+        window = padded[row : row + 3, 2 * column : 2 * column + 3]
+        assert found[0, 0, row, column] == round(18 * window.nanmean().item())
+
+
+def test_concat_requantizes_by_channel():
+    x, y = numbers(0, 255, 2, 2, 3, 2).byte(), numbers(0, 255, 2, 1, 3, 2, seed=1).byte()
+    numbers_of = ([1, 2, 3], [0, 5, 7], [0, 1, 2])
+    epilogue = Requantization(*(torch.tensor(values, dtype=torch.int32) for values in numbers_of))
+    expected = torch.cat([x[:, :1], (x[:, 1:].int() * 2 + 5) >> 1, (y.int() * 3 + 7) >> 2], 1).clamp(0, 255)
+    assert torch.equal(Concat([0, 1], epilogue)(x, y).int(), expected)
 
 
 @pytest.fixture

@@ -15,7 +15,10 @@ import typer
 
 from torchadder.train.recipe import allowed_values, default_value, options
 
-MODELS = ("lenet5bn", "lenetpp", "lenetpp_3d", "resnet18", "resnet20", "resnet32", "resnet50", "vgg_small")
+MODELS = (
+    *("ds_cnn", "lenet5bn", "lenetpp", "lenetpp_3d", "mobilenetv1_025", "resnet18", "resnet20", "resnet32", "resnet50"),
+    *("resnet8", "vgg_small"),
+)
 OPS = ("adder", "conv", "binary")
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "hf:NAME", "imagefolder:DIR", "imagenet", "mnist", "wds:SHARDS")
 METHODS = ("mse", "max", "percentile")

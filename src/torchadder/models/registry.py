@@ -49,12 +49,12 @@ class Layers(NamedTuple):
 
 
 class Builder(NamedTuple):
-    """Hold the function that builds a registered network, and its task in the paper (images of size x size)."""
+    """Hold the function that builds a registered network, and its task in the paper (images of this height, width)."""
 
     build: Callable[[Layers, int, int], Model]
     num_classes: int
     in_chans: int
-    size: int
+    size: tuple[int, int]
 
 
 _MODELS: dict[str, Builder] = {}
@@ -62,13 +62,16 @@ _MODELS: dict[str, Builder] = {}
 BuildFunction = TypeVar("BuildFunction", bound=Callable[[Layers, int, int], Model])
 
 
-def register(name: str, *, num_classes: int, in_chans: int, size: int) -> Callable[[BuildFunction], BuildFunction]:
+def register(
+    name: str, *, num_classes: int, in_chans: int, size: int | tuple[int, int]
+) -> Callable[[BuildFunction], BuildFunction]:
     """Register ``build(layers, num_classes, in_chans)`` under ``name``, with the paper's task as default."""
+    height, width = (size, size) if isinstance(size, int) else size
 
     def decorate(build: BuildFunction) -> BuildFunction:
         if name in _MODELS:
             raise ValueError(f"model {name!r} is registered twice")
-        _MODELS[name] = Builder(build, num_classes, in_chans, size)
+        _MODELS[name] = Builder(build, num_classes, in_chans, (height, width))
         return build
 
     return decorate
@@ -139,7 +142,7 @@ def create_model(
         "grad": None if rule is None else rule._asdict(),
         "recenter": recenter,
     }
-    model.input_size = (channels, builder.size, builder.size)
+    model.input_size = (channels, *builder.size)
     return model
 
 

@@ -130,6 +130,12 @@ def _imagenet(
     return ResNet(layers, block, stem, depths, num_classes, pool=pool, bias=True)
 
 
+@register("resnet8", num_classes=10, in_chans=3, size=32)
+def resnet8(layers: Layers, num_classes: int, in_chans: int) -> Model:
+    """Build ResNet-8 of MLPerf Tiny (arXiv 2106.07597), with a normalisation in the shortcuts: adder layers need it."""
+    return _cifar(layers, (1, 1, 1), num_classes, in_chans)
+
+
 @register("resnet20", num_classes=10, in_chans=3, size=32)
 def resnet20(layers: Layers, num_classes: int, in_chans: int) -> Model:
     return _cifar(layers, (3, 3, 3), num_classes, in_chans)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,20 @@ from torchadder.errors import UserError
 from torchadder.ops.geometry import Geometry
 from torchadder.quant.calibration import METHODS, Method, Statistics
 from torchadder.quant.graph import IDENTITIES, Network, operator_of, sizes
-from torchadder.quant.program import AveragePool, Kind, Layer, Step, largest_accumulator
+from torchadder.quant.program import (
+    AveragePool,
+    Concat,
+    Kind,
+    Layer,
+    Sides,
+    Step,
+    Table,
+    fewest,
+    four_sides,
+    largest_accumulator,
+    mean_unit,
+    pixels_of_windows,
+)
 from torchadder.quant.values import (
     TINY,
     Accumulator,
@@ -33,12 +46,14 @@ from torchadder.quant.values import (
 
 LARGEST_RANGE = 1 << 26  # quantized values before the clamp: 32-bit arithmetic leaves a few fraction bits below them
 KINDS: dict[str, Kind] = {
+    "aten::conv1d": "conv",
     "aten::conv2d": "conv",
     "aten::linear": "conv",
     "torchadder::adder_conv": "adder",
     "torchadder::binary_conv": "binary",
 }
 ARITHMETIC = ("aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div")
+KEEP_SCALE = ("aten::max_pool1d", "aten::max_pool2d", "aten::pad", "aten::slice")
 PASSTHROUGH = ("aten::reshape", *IDENTITIES)
 # These stand in while obstacles are looked for.
 WITHOUT_DATA = Statistics(*(torch.tensor([number], device="cpu") for number in (-1.0, 1.0, 1.0)))
@@ -109,16 +124,20 @@ class Builder:
         bias: Tensor,
         stride: Sequence[int],
         padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
         recenter: bool,
     ) -> Accumulator:
-        x = self.sources[node] = self.materialize(x_node, repeats=not stride and kind == "conv")
-        weight = weight.double()
+        """Return the accumulators of a layer; one without stride is fully connected. ``padding`` has four sides."""
+        # A binary layer takes the sign of a zero, which its own padding has not.
+        x = self.materialize(x_node, repeats=not stride and kind == "conv", margin=kind != "binary")
+        self.sources[node], weight = x, weight.double()
         if not stride:  # a fully connected layer has a kernel as large as its input
             if len(sizes(x_node)) != 1:
                 raise Obstacle(f"of inputs {('N', *sizes(x_node))}", "flatten all axes but the first")
             if x.shape[1:] == (1, 1) and weight.shape[1] != x.shape[0]:  # its pixel is repeated
                 weight = weight.view(len(weight), x.shape[0], -1).sum(2)
-            weight, stride, padding = weight.view(len(weight), *x.shape), (1, 1), (0, 0)
+            weight, stride, padding, dilation = weight.view(len(weight), *x.shape), (1, 1), (0, 0, 0, 0), (1, 1)
         bias = bias.double().expand(len(weight))
         if kind == "adder":
             if len(x.scale) > 1:
@@ -130,9 +149,10 @@ class Builder:
             q, scale = torch.where(weight >= 0, 1.0, -1.0), weight.abs().mean((1, 2, 3))
         else:
             q, scale = quantize_conv_weight(weight, x)
-            bias = bias - scale * (q * x.broadcast(x.zero_point)).sum((1, 2, 3))
+            bias = bias - scale * (q * x.by_filter(x.zero_point, weight)).sum((1, 2, 3))
         q = q.to(torch.uint8 if kind == "adder" else torch.int8)
-        return self._accumulator(kind, node, x, q, scale, bias, (stride[0], stride[1]), (padding[0], padding[1]))
+        axes = (stride[0], stride[1]), four_sides(padding), (dilation[0], dilation[1]), groups
+        return self._accumulator(kind, node, x, q, scale, bias, *axes)
 
     def _accumulator(
         self,
@@ -143,15 +163,21 @@ class Builder:
         scale: Tensor,
         bias: Tensor,
         stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] = (0, 0),
+        padding: Sides = (0, 0, 0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
     ) -> Accumulator:
-        height, width = Geometry(stride, padding, (1, 1), 1).output_size(x.shape[1:], q.shape[2:])
-        zero_point = x.zero_point.ceil() if kind == "binary" else x.zero_point.round()
+        padded = x.shape[1] + padding[0] + padding[2], x.shape[2] + padding[1] + padding[3]
+        height, width = Geometry(stride, (0, 0), dilation, groups).output_size(padded, q.shape[2:])
+        top, left, bottom, right = (a + b for a, b in zip(padding, x.margin, strict=True))
+        sides = (top, left) if (top, left) == (bottom, right) else (top, left, bottom, right)
+        # Halfway between two integers a zero is the upper one, so that its sign is that of 0.
+        zero_point = x.zero_point.ceil() if kind == "binary" else (x.zero_point + 0.5).floor()
         zero_point = zero_point.expand(x.shape[0]) if len(zero_point) == 1 else zero_point[: x.shape[0]]
         zero_point = zero_point.clamp(0, 255).to(torch.uint8)
         return Accumulator(
-            lambda sources, epilogue: Layer(kind, sources, q, zero_point, stride, padding, epilogue),
-            x,
+            lambda sources, epilogue: Layer(kind, sources, q, zero_point, stride, sides, epilogue, dilation, groups),
+            (x.index,),
             (len(q), height, width),
             largest_accumulator(kind, q),
             scale,
@@ -162,9 +188,20 @@ class Builder:
     def identity_layer(self, node: fx.Node, x: QuantizedValue, before: int = 0, after: int = 0) -> Accumulator:
         """Return the accumulators of a layer that computes ``x``, with channels of zeros before and after."""
         x = self.by_pixel(x)
+        scale, bias = x.scale.expand(x.shape[0]), (-x.scale * x.zero_point).expand(x.shape[0])
+        if not before and not after:
+            ones = torch.ones(x.shape[0], 1, 1, 1, dtype=torch.int8)
+            return self._accumulator("conv", node, x, ones, scale, bias, groups=x.shape[0])
         eye = pad(torch.eye(x.shape[0], dtype=torch.int8), (0, 0, before, after)).view(-1, x.shape[0], 1, 1)
-        scale, bias = (pad(t.expand(x.shape[0]), (before, after)) for t in (x.scale, -x.scale * x.zero_point))
+        scale, bias = (pad(t, (before, after)) for t in (scale, bias))
         return self._accumulator("conv", node, x, eye, scale, bias)
+
+    def requantize_as(self, x: Accumulator, like: QuantizedValue) -> QuantizedValue:
+        """Return the quantized value of ``x``, which holds numbers of ``like`` and keeps their scale."""
+        # The values may be images, which have 8 bits whatever those of the program.
+        epilogue = requantization(x.scale, x.bias, x.largest, like.scale, like.zero_point, 255)
+        self.append(x.node, x.step(x.sources, epilogue))
+        return replace(like, index=len(self.steps), shape=x.shape, margin=(0, 0, 0, 0))
 
     def by_pixel(self, x: QuantizedValue) -> QuantizedValue:
         """Return ``x`` where all pixels of a channel have one scale."""
@@ -173,32 +210,59 @@ class Builder:
         return x
 
     def pooled(
-        self, node: fx.Node, x: QuantizedValue, kernel: tuple[int, int] = (1, 1), stride: tuple[int, int] = (1, 1)
+        self,
+        node: fx.Node,
+        x: QuantizedValue,
+        kernel: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
+        padding: Sides = (0, 0, 0, 0),
     ) -> Accumulator:
-        """Return the accumulators of an average pooling; a kernel of one pixel takes each value for itself."""
-        count, channels, x = math.prod(kernel), x.shape[0], self.by_pixel(x)
+        """Return the accumulators of an average pooling; a kernel of one pixel takes each value for itself.
+
+        The mean is over the pixels of a window that are no padding.
+        """
+        channels, x = x.shape[0], self.by_pixel(x)
+        counts = pixels_of_windows(x.shape[1:], kernel, stride, padding)
+        if not bool((counts > 0).all()):
+            raise Obstacle("with windows outside of the image", "take less padding")
+        unit = mean_unit(counts)
         return Accumulator(
-            lambda sources, epilogue: AveragePool(sources, kernel, stride, epilogue),
-            x,
-            (channels, *Geometry(stride, (0, 0), (1, 1), 1).output_size(x.shape[1:], kernel)),  # type: ignore[arg-type]
-            255 * count,
-            (x.scale / count).expand(channels),
+            lambda sources, epilogue: AveragePool(sources, kernel, stride, epilogue, fewest(padding)),
+            (x.index,),
+            (channels, *counts.shape),
+            255 * unit,
+            (x.scale / unit).expand(channels),
             (-x.zero_point * x.scale).expand(channels),
             node,
             is_layer=False,
         )
 
+    def concatenated(self, node: fx.Node, values: Sequence[QuantizedValue]) -> Accumulator:
+        """Return the values themselves as accumulators, channels after channels."""
+        numbers = []
+        for x in map(self.by_pixel, values):
+            numbers.append([t.expand(x.shape[0]) for t in (x.scale, -x.zero_point * x.scale)])
+        scale, bias = (torch.cat(t) for t in zip(*numbers, strict=True))
+        shape = (len(scale), *values[0].shape[1:])
+        return Accumulator(Concat, tuple(x.index for x in values), shape, 255, scale, bias, node, is_layer=False)
+
     def append(self, node: fx.Node, step: Step) -> None:
         self.steps.append(step)
         self.origins.append(node)
 
-    def value(self, node: Any, repeats: bool = False) -> Value:
-        """Return the value of a node. Only with ``repeats`` may it be one pixel for what is an image of equal ones."""
+    def value(self, node: Any, repeats: bool = False, margin: bool = False) -> Value:
+        """Return the value of a node.
+
+        Only with ``repeats`` may it be one pixel for what is an image of equal ones. Only with ``margin`` may it lack
+        the zeros at its margin; else a step adds them.
+        """
         value = self.values.get(node) if isinstance(node, fx.Node) else None
         if value is None:
             raise Obstacle("of values that do not depend on the image")
         if not repeats and math.prod(value.shape) != math.prod(sizes(node)):
             raise Obstacle("of one pixel that was repeated", "flatten it for a fully connected layer")
+        if isinstance(value, QuantizedValue) and any(value.margin) and not margin:
+            value = self.values[node] = self.requantize_as(self.identity_layer(node, value), value)
         return value
 
     def constant(self, node: Any) -> Tensor:
@@ -222,18 +286,19 @@ class Builder:
             raise Obstacle(f"with a constant of shape {tuple(c.shape)}", "take one number, or one for each channel")
         return c.reshape(-1)
 
-    def materialize(self, node: Any, repeats: bool = False) -> QuantizedValue:
-        """Return the quantized value of a node; an accumulator is requantized once, for all its readers."""
-        x = self.value(node, repeats)
+    def materialize(self, node: Any, repeats: bool = False, margin: bool = False) -> QuantizedValue:
+        """Return the quantized value of a node; an accumulator is requantized once, for all its readers. See value."""
+        x = self.value(node, repeats, margin)
         if isinstance(x, Accumulator):
             x = self.values[node] = self.requantize(x)
         return x
 
-    def requantize(self, x: Accumulator) -> QuantizedValue:
+    def requantize(self, x: Accumulator, high: float = math.inf) -> QuantizedValue:
+        """Return the quantized value of an accumulator, whose real numbers are at most ``high``."""
         x, scale, zero_point = self._choose_scale(x)
-        epilogue = requantization(x.scale, x.bias, x.largest, scale, zero_point, self.qmax, x.shortcut)
-        sources = [x.source.index, *([x.shortcut.index] if x.shortcut else [])]
-        self.append(x.node, x.step(sources, epilogue))
+        qmax = min(self.qmax, max(1, round(min(high / float(scale) + float(zero_point), self.qmax))))
+        epilogue = requantization(x.scale, x.bias, x.largest, scale, zero_point, qmax, x.shortcut)
+        self.append(x.node, x.step([*x.sources, *([x.shortcut.index] if x.shortcut else [])], epilogue))
         return QuantizedValue(len(self.steps), x.shape, scale, zero_point)
 
     def _choose_scale(self, x: Accumulator) -> tuple[Accumulator, Tensor, Tensor]:
@@ -252,15 +317,34 @@ class Builder:
             if x.shortcut:
                 x = replace(x, shortcut=replace(x.shortcut, scale=x.shortcut.scale.where(~dead, 0)))
             widest = widest.where(~dead, 0)
-        chosen, zero_point = scale_and_zero_point(low, max(high, low + float(widest.max())), self.qmax)
-        halfway = "binary" in map(KINDS.get, map(operator_of, self.readers(x.node)))
-        return x, chosen, zero_point - 0.5 if halfway else zero_point
+        return x, *self._scale_for_readers(x.node, low, max(high, low + float(widest.max())))
+
+    def _scale_for_readers(self, node: fx.Node, low: float, high: float) -> tuple[Tensor, Tensor]:
+        scale, zero_point = scale_and_zero_point(low, high, self.qmax)
+        halfway = "binary" in map(KINDS.get, map(operator_of, self.readers(node)))
+        return scale, zero_point - 0.5 if halfway else zero_point
+
+    def table(self, node: fx.Node, x: QuantizedValue, function: Callable[[Tensor], Tensor]) -> QuantizedValue:
+        """Return the value of a function of each number, which a table holds for all quantized values.
+
+        ``function`` takes the real numbers of quantized values 0..255, float32 (1, C, 256, 1).
+        """
+        x = self.by_pixel(x)
+        channels = (x.shape[0], -1)
+        scale, zero_point = self._scale_for_readers(node, *self._statistics(node).range(self.method, self.qmax))
+        real = ((torch.arange(256) - x.zero_point.view(-1, 1)) * x.scale.view(-1, 1)).expand(channels)
+        y = function(real.float()[None, :, :, None])[0, :, :, 0].double()
+        if not bool(y.isfinite().all()):
+            raise Obstacle("that gives NaN or infinite numbers")
+        q = (y / scale + zero_point).round().clamp(0, self.qmax).to(torch.uint8)
+        self.append(node, Table([x.index], q[:1].clone() if bool((q == q[0]).all()) else q))
+        return QuantizedValue(len(self.steps), x.shape, scale, zero_point)
 
     def _statistics(self, node: fx.Node) -> Statistics:
         self.ranged.add(node.name)
         return WITHOUT_DATA if self.statistics is None else self.statistics[node.name]
 
-    def readers(self, node: fx.Node, through: Sequence[str] = ("aten::max_pool2d",)) -> list[fx.Node]:
+    def readers(self, node: fx.Node, through: Sequence[str] = KEEP_SCALE) -> list[fx.Node]:
         """Return the nodes that compute with the values of a node, also behind flattening and what is in ``through``.
 
         These are passed where all of their other inputs are constants.

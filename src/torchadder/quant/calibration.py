@@ -61,14 +61,15 @@ class Statistics:
 def image_batches(calibration: Tensor | Iterable[Any]) -> list[Tensor]:
     """Return the batches of images in ``calibration``: one batch, batches, or tuples (images, ...) as a loader has.
 
-    Raises UserError where they are no images float (N, C, H, W) of one size and dtype.
+    Raises UserError where they are no images float (N, C, H, W), (N, C, L) or (N, C) of one size and dtype.
     """
     is_one = isinstance(calibration, Tensor) or not isinstance(calibration, Iterable)
     batches: list[Any] = [calibration] if is_one else list(calibration)
     batches = [batch[0] if isinstance(batch, (tuple, list)) and batch else batch for batch in batches]
     kinds = list(dict.fromkeys(map(kind_of, batches)))
     if len(kinds) != 1 or not all(
-        isinstance(batch, Tensor) and batch.dim() == 4 and len(batch) and batch.is_floating_point() for batch in batches
+        isinstance(batch, Tensor) and 2 <= batch.dim() <= 4 and len(batch) and batch.is_floating_point()
+        for batch in batches
     ):
         found = shortened(kinds, shown=2) or "nothing"
         raise UserError(f"calibration: expected tensors of images (N, C, H, W), float, of one size; got {found}")

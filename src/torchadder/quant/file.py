@@ -3,7 +3,7 @@
     metadata   tadder: JSON {"version", "input", "steps", "about"}, called the head here; it is one entry, because
                safetensors does not fix the order of several
     tensors    input.scale, input.zero float32 (C,); of step i, as its kind needs: i.weight, i.zero, i.multiplier,
-               i.offset, i.shift, i.factor, i.gain, i.bias
+               i.offset, i.shift, i.factor, i.gain, i.bias, i.table
 
 In the file zero_point is called "zero", qmax "highest", pre_shift "pre", and the scale of the logits "gain". "about"
 holds text and numbers by name, which the program runs without:
@@ -43,7 +43,7 @@ from torchadder.data.preprocessing import CENTRE, MODES, WHOLE, Preprocessing
 from torchadder.data.registry import Normalization
 from torchadder.errors import UserError, in_one_line
 
-FORMAT, VERSION, SUFFIX = "tadder", 1, ".tadder"
+FORMAT, VERSION, SUFFIX = "tadder", 2, ".tadder"  # files of version 1 are read, too
 MAX_HEAD = 1 << 26  # bytes; no head of a program is as long
 ByChannel = float | Sequence[float] | Tensor
 

@@ -162,7 +162,7 @@ class FakeQuantized(Recorder):
 
 def fake_quantize(y: Tensor, value: QuantizedValue, qmax: int) -> Tensor:
     """Round numbers to the real ones that 0..qmax stand for."""
-    form = () if len(value.scale) == 1 else (-1, 1, 1)
+    form = () if len(value.scale) == 1 else (-1, *[1] * (y.dim() - 2))
     scale, zero_point = (t.to(y).view(form) for t in (value.scale, value.zero_point))
     q = (y / scale + zero_point).clamp(0, qmax)
     q = q + ((q + 0.5).floor() - q).detach()  # half goes up, as in the program: 0 stays 0 or above for binary layers
@@ -189,5 +189,5 @@ def _rounded_weight(kind: Kind, weight: Tensor, x: QuantizedValue, qmax: int) ->
         real = (q - x.zero_point) * x.scale + (filters - clipped)
     else:
         q, scale = quantize_conv_weight(filters, x)
-        real = q * scale.view(-1, 1, 1, 1) / x.broadcast(x.scale)
+        real = q * scale.view(-1, 1, 1, 1) / x.by_filter(x.scale, filters)
     return real.to(weight).view_as(weight)

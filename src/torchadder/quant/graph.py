@@ -25,6 +25,7 @@ BATCH = 2  # images of the example: torch.export takes a batch of one for a netw
 RESHAPES = ("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::squeeze", "aten::unsqueeze")
 IDENTITIES = ("aten::clone", "aten::contiguous", "aten::alias", "aten::detach")
 SOFTMAX = ("aten::log_softmax", "aten::softmax", "aten::_log_softmax", "aten::_softmax")
+CLAMPS = ("aten::relu", "aten::relu6", "aten::hardtanh", "aten::clamp", "aten::clip")
 BATCH_NORM = torch.ops.aten.batch_norm.default
 
 _exporting = threading.Lock()
@@ -60,8 +61,9 @@ class Network:
             self.dropped = operator_of(output).rpartition("::")[2].lstrip("_")
             output = output.all_input_nodes[0]
         graph.output_node().args = (output,)
-        if len(sizes(self.images)) != 3 or not all(isinstance(side, int) for side in sizes(self.images)):
-            raise UserError(f"cannot quantize {name}: expected images (N, C, H, W), of which only N is dynamic")
+        if not 1 <= len(sizes(self.images)) <= 3 or not all(isinstance(side, int) for side in sizes(self.images)):
+            expected = "images (N, C, H, W), rows (N, C, L) or vectors (N, C)"
+            raise UserError(f"cannot quantize {name}: expected {expected}, of which only N is dynamic")
         _simplify(self)
         self.output: fx.Node = graph.output_node().all_input_nodes[0]
         self.nodes = self._find_nodes()
@@ -70,8 +72,7 @@ class Network:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return the shape (C, H, W) of an image."""
-        channels, height, width = sizes(self.images)
-        return channels, height, width
+        return image_shape(sizes(self.images))
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters, each once."""
@@ -154,7 +155,7 @@ def capture(model: nn.Module | ExportedProgram, images: Tensor) -> Network:
         tensors = {name: copy.deepcopy(tensor.detach()) for name, tensor in model.constants.items()}
         tensors |= {name: copy.deepcopy(tensor) for name, tensor in model.state_dict.items()}
         exported = Network("the exported network", _functional("the exported network", model), tensors)
-        if exported.shape != tuple(images.shape[1:]):
+        if exported.shape != image_shape(images.shape[1:]):
             expected = f"expected images (N, {', '.join(map(str, exported.shape))}), got {kind_of(images)}"
             raise UserError(f"cannot quantize the exported network: {expected}")
         return exported
@@ -215,6 +216,12 @@ def sizes(node: fx.Node) -> tuple[int, ...]:
     return tuple((_sizes(node) or ())[1:])
 
 
+def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return (C, H, W) of a shape without the first axis: rows (C, L) have height 1, vectors are one pixel."""
+    channels, height, width = (*shape[:1], *[1] * (3 - len(shape)), *shape[1:])
+    return channels, height, width
+
+
 def _sizes(node: fx.Node) -> Sequence[int] | None:
     value = node.meta.get("val")
     return value.shape if isinstance(value, Tensor) else None
@@ -245,7 +252,7 @@ def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor |
 
 
 def _simplify(network: Network) -> None:
-    """Give operators that are spelled in many ways one form, and move ReLU and normalisation before a max pooling."""
+    """Give operators that are spelled in many ways one form, and move clamps and normalisation before a max pooling."""
     graph = network.module.graph
     batch = str(_sizes(network.images)[0])  # type: ignore[index]
     constants = network.constants()
@@ -271,9 +278,7 @@ def _simplify(network: Network) -> None:
             graph.erase_node(norm)
         elif name == "getitem" and node.args[1] == 0:
             _take_max_pool(node)
-        elif name in ("aten::conv2d", "torchadder::adder_conv"):
-            _take_padding(node)
-        if operator_of(node) == "aten::relu" or (
+        if operator_of(node) in CLAMPS or (
             node.target is BATCH_NORM and bool((constants.get(node.args[1], torch.ones(1)) > 0).all())
         ):
             _move_before_max_pool(node)
@@ -292,19 +297,6 @@ def _take_max_pool(node: fx.Node) -> None:
     elif name != "aten::max_pool2d_with_indices":
         return
     node.target, node.args = torch.ops.aten.max_pool2d.default, args
-
-
-def _take_padding(layer: fx.Node) -> None:
-    """Give a convolution the zeros that an operator before it adds on both sides of its input."""
-    pad: Any = layer.args[0]
-    args: list[Any] = [*layer.args, *(None, [1, 1], [0, 0])[len(layer.args) - 2 :]]
-    if operator_of(pad) != "aten::pad" or isinstance(args[4], str) or len(args[4]) != 2:
-        return
-    source, amounts, *mode = pad.args
-    left, right, top, bottom, *others = [*amounts, 0, 0][: max(4, len(amounts))]
-    if mode[:1] in ([], ["constant"]) and not any((*mode[1:], *others)) and left == right >= 0 and top == bottom >= 0:
-        args[0], args[4] = source, [args[4][0] + top, args[4][1] + left]
-        layer.args = tuple(args)
 
 
 def _move_before_max_pool(node: fx.Node) -> None:

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, fx
 
 from torchadder.errors import UserError
-from torchadder.ops.geometry import Geometry
 from torchadder.quant import file
 from torchadder.quant.builder import ARITHMETIC, KINDS, PASSTHROUGH, Builder, Obstacle, Value
-from torchadder.quant.graph import is_random, operator_of, sizes
-from torchadder.quant.program import Logits, MaxPool, Program
-from torchadder.quant.values import Accumulator, QuantizedValue, requantization
+from torchadder.quant.graph import image_shape, is_random, operator_of, sizes
+from torchadder.quant.program import Concat, Logits, MaxPool, Program, Sides, fewest, four_sides
+from torchadder.quant.values import Accumulator, QuantizedValue
 
 
 class Lowering(Builder):
@@ -89,10 +88,9 @@ class Lowering(Builder):
 
     def _stand_in(self, node: fx.Node) -> Accumulator:
         """Return a value for a refused node, so that the parts after it are looked at, too."""
-        shape = _image_shape(sizes(node)) or (1, 1, 1)
-        ones, source = torch.ones(shape[0], dtype=torch.double), self.values[self.network.images]
-        assert isinstance(source, QuantizedValue)
-        return Accumulator(lambda sources, epilogue: MaxPool(sources, 1, 1, 0), source, shape, 1, ones, ones, node)  # type: ignore[arg-type,return-value]
+        shape = _stand_in_shape(sizes(node))
+        ones = torch.ones(shape[0], dtype=torch.double)
+        return Accumulator(Concat, (0,), shape, 1, ones, ones, node)
 
     def _convolution(
         self,
@@ -107,21 +105,18 @@ class Lowering(Builder):
         recenter: bool = False,
         *rules: str,
     ) -> Accumulator:
-        """Lower a convolution of any kind; one without axes is a fully connected layer."""
+        """Lower a convolution of any kind; one without axes is a fully connected layer, one of rows has height 1."""
         filters, dims = self.constant(weight), len(stride)
-        if dims not in (0, 2):
+        if dims > 2:
             raise Obstacle(f"in {dims}-d", "take images (N, C, H, W)")
-        if groups != 1:
-            raise Obstacle(f"with groups={groups}", "take groups=1")
-        if any(step != 1 for step in dilation):
-            raise Obstacle(f"with dilation={tuple(dilation)}", "take dilation=1")
+        kernel = filters.shape[2:]
         if isinstance(padding, str):
-            if padding == "same" and any(length % 2 == 0 for length in filters.shape[2:]):
-                raise Obstacle("with padding='same' and an even kernel", "take an odd kernel")
-            padding = [(length - 1) // 2 * (padding == "same") for length in filters.shape[2:]]
-        if any(p >= k for p, k in zip(padding, filters.shape[2:], strict=True)):
-            raise Obstacle(f"with padding={tuple(padding)} as wide as its kernel", "take less padding")
-        kind, axes = KINDS[operator_of(node)], (stride, padding)
+            total = [step * (length - 1) * (padding == "same") for length, step in zip(kernel, dilation, strict=True)]
+            padding = [*(t // 2 for t in total), *(t - t // 2 for t in total)]
+        if dims == 1:
+            filters, before, after = filters.unsqueeze(2), padding[0], padding[-1]
+            stride, padding, dilation = (1, *stride), (0, before, 0, after), (1, *dilation)
+        kind, axes = KINDS[operator_of(node)], (stride, padding, dilation, groups)
         return self.layer(kind, node, x, filters, self.constant(bias), *axes, recenter)
 
     def _linear(self, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None) -> Accumulator:
@@ -218,11 +213,35 @@ class Lowering(Builder):
         x = self.values[node]
         return isinstance(x, Accumulator) and x.is_layer and not x.shortcut
 
-    def _relu(self, node: fx.Node, x_node: fx.Node) -> QuantizedValue:
+    def _relu(self, node: fx.Node, x: fx.Node) -> QuantizedValue:
+        return self._clamp(node, x, 0)
+
+    def _relu6(self, node: fx.Node, x: fx.Node) -> QuantizedValue:
+        return self._clamp(node, x, 0, 6)
+
+    def _hardtanh(self, node: fx.Node, x: fx.Node, low: float = -1, high: float = 1) -> QuantizedValue:
+        return self._clamp(node, x, low, high)
+
+    def _clamp(self, node: fx.Node, x_node: fx.Node, low: Any = None, high: Any = None) -> QuantizedValue:
+        """Lower a clamp to the quantized values of an epilogue, whose range begins at ``low`` or 0; else to a table."""
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
+        if not all(isinstance(limit, (int, float)) for limit in (low, high)):
+            raise Obstacle("with limits that are no numbers", "take numbers")
+        if not low <= min(0, high):
+            return self._function(node, x_node, *node.args[1:])
         x = self.value(x_node)
         if isinstance(x, QuantizedValue):
             x = self.pooled(node, x)
-        return self.requantize(replace(x, node=node))  # its range begins at 0, so the clamp to 0 is the ReLU
+        return self.requantize(replace(x, node=node), high)
+
+    def _clamp_max(self, node: fx.Node, x: fx.Node, high: Any) -> QuantizedValue:
+        return self._clamp(node, x, None, high)
+
+    def _function(self, node: fx.Node, x_node: fx.Node, *args: Any, **kwargs: Any) -> QuantizedValue:
+        """Lower a function of each number by a table of its values."""
+        operator: Any = node.target
+        args = tuple(self.constant(arg) if isinstance(arg, fx.Node) else arg for arg in args)
+        return self.table(node, self.materialize(x_node), lambda x: operator(x, *args, **kwargs))
 
     def _max_pool(
         self,
@@ -230,19 +249,23 @@ class Lowering(Builder):
         x_node: fx.Node,
         kernel: Sequence[int],
         stride: Sequence[int] = (),
-        padding: Sequence[int] = (0, 0),
-        dilation: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
         ceil_mode: bool = False,
     ) -> QuantizedValue:
-        kernel, stride, padding, dilation = map(_pair, (kernel, stride or kernel, padding, dilation))
-        if dilation != (1, 1):
-            raise Obstacle(f"with dilation={dilation}", "take dilation=1")
-        if any(a != b for a, b in (kernel, stride, padding)):
-            raise Obstacle("with a kernel, stride or padding that is not square", "take a square one")
-        x = self.materialize(x_node)
-        shape = self._window_shape(node, x, kernel, stride, padding)
-        self.append(node, MaxPool([x.index], kernel[0], stride[0], padding[0]))
+        if any(step != 1 for step in _all(dilation)):
+            raise Obstacle(f"with dilation={tuple(_all(dilation))}", "take dilation=1")
+        x, rows = self.materialize(x_node), len(sizes(x_node)) == 2
+        size, step = _pair(kernel, rows, 1), _pair(stride or kernel, rows, 1)
+        sides, shape = self._windows(node, x, size, step, _pair(padding, rows, 0))
+        self.append(node, MaxPool([x.index], *map(fewest, (size, step, sides))))
         return replace(x, index=len(self.steps), shape=shape)
+
+    def _largest(self, node: fx.Node, x: fx.Node, axes: Sequence[int] = (), keepdim: bool = False) -> Value:
+        """Lower the maximum over height and width."""
+        if len(sizes(x)) != 3 or sorted(axis % 4 for axis in axes) != [2, 3]:
+            raise Obstacle(f"over axes {[*axes]}", "only a maximum over height and width has an integer form")
+        return self._max_pool(node, x, sizes(x)[1:])
 
     def _average_pool(
         self,
@@ -250,22 +273,30 @@ class Lowering(Builder):
         x_node: fx.Node,
         kernel: Sequence[int],
         stride: Sequence[int] = (),
-        padding: Sequence[int] = (0, 0),
+        padding: Sequence[int] = (0,),
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor: int | None = None,
     ) -> Value:
-        kernel, stride = _pair(kernel), _pair(stride or kernel)
-        if _pair(padding) != (0, 0) or divisor not in (None, math.prod(kernel)):
-            raise Obstacle("with padding or another divisor", "take neither")
-        if kernel == stride == (1, 1):
+        rows = len(sizes(x_node)) == 2
+        size, step, before = _pair(kernel, rows, 1), _pair(stride or kernel, rows, 1), _pair(padding, rows, 0)
+        if divisor not in (None, math.prod(size)):
+            raise Obstacle(f"with divisor_override={divisor}", "leave it out")
+        if size == step == (1, 1) and not any(before):
             return self.value(x_node)
         x = self.materialize(x_node)
-        self._window_shape(node, x, kernel, stride, (0, 0))
-        return self.pooled(node, x, kernel, stride)
+        sides, _ = self._windows(node, x, size, step, before)
+        if not any(before) or not count_include_pad:
+            return self.pooled(node, x, size, step, sides)
+        if sides[2:] != before:
+            raise Obstacle("with ceil_mode and zeros that count", "take count_include_pad=False")
+        x, count = self.by_pixel(x), math.prod(size)  # a depthwise layer of ones adds the zeros, too
+        ones, scale = torch.ones(x.shape[0], 1, *size, dtype=torch.int8), (x.scale / count).expand(x.shape[0])
+        bias = (-x.scale * x.zero_point).expand(x.shape[0])
+        return self._accumulator("conv", node, x, ones, scale, bias, step, sides, groups=x.shape[0])
 
     def _adaptive_pool(self, node: fx.Node, x: fx.Node, output: Sequence[int]) -> Value:
-        size, wanted = sizes(x)[1:], _pair(output)
+        size, wanted = image_shape(sizes(x))[1:], _pair(output, len(sizes(x)) == 2, 1)
         if size == (1, 1):  # each pixel of the output is a copy
             return self.value(x)
         if any(a % b for a, b in zip(size, wanted, strict=True)):
@@ -273,10 +304,23 @@ class Lowering(Builder):
         return self._average_pool(node, x, [a // b for a, b in zip(size, wanted, strict=True)])
 
     def _mean(self, node: fx.Node, x: fx.Node, axes: Sequence[int] = (), keepdim: bool = False, **kwargs: Any) -> Value:
-        if len(sizes(x)) != 3 or sorted(axis % 4 for axis in axes) != [2, 3]:
+        dims = len(sizes(x))
+        if dims < 2 or sorted(axis % (dims + 1) for axis in axes) != [2, 3][: dims - 1]:
             raise Obstacle(f"over axes {[*axes]}", "only a mean over height and width has an integer form")
-        size = sizes(x)[1], sizes(x)[2]
-        return self.value(x) if size == (1, 1) else self.pooled(node, self.materialize(x), size)
+        known = self.value(x)
+        if known.shape != image_shape(sizes(x)) and known.shape[1:] != (1, 1):
+            raise Obstacle("of flattened values", "take the mean before flattening")
+        size = known.shape[1], known.shape[2]
+        return known if size == (1, 1) else self.pooled(node, self.materialize(x), size)
+
+    def _concatenate(self, node: fx.Node, tensors: Sequence[fx.Node], axis: int = 0) -> Accumulator:
+        """Lower a concatenation of channels, also of flattened images of one size."""
+        if axis % (len(sizes(node)) + 1) != 1:
+            raise Obstacle(f"over axis {axis}", "concatenate channels")
+        values = [self.materialize(tensor) for tensor in tensors]
+        if len({x.shape[1:] for x in values}) > 1:
+            raise Obstacle("of flattened images of several sizes", "concatenate them before flattening")
+        return self.concatenated(node, values)
 
     def _slice(
         self, node: fx.Node, x_node: fx.Node, axis: int = 0, start: int | None = None, end: Any = None, step: int = 1
@@ -290,55 +334,71 @@ class Lowering(Builder):
         if step == 1:
             return self.value(x_node)
         x = self.materialize(x_node)
-        pooled = self.pooled(node, x, (1, 1), (step, 1) if axis == 2 else (1, step))
-        # The values of x may be images, which have 8 bits whatever those of the program.
-        epilogue = requantization(pooled.scale, pooled.bias, 255, x.scale, x.zero_point, 255)
-        self.append(node, pooled.step([x.index], epilogue))
-        return replace(x, index=len(self.steps), shape=pooled.shape)
+        is_height = axis == 2 and len(sizes(x_node)) == 3
+        pooled = self.pooled(node, x, (1, 1), (step, 1) if is_height else (1, step))
+        return self.requantize_as(pooled, x)
 
     def _pad(
         self, node: fx.Node, x: fx.Node, pad: Sequence[int], mode: str = "constant", value: float | None = None
     ) -> Value:
-        """Lower channels of zeros before and after the others."""
+        """Lower zeros around the image to padding of the next layers, and channels of zeros to a step."""
         if not any(pad):
             return self.value(x)
-        if mode != "constant" or value or len(pad) != 6 or any(pad[:4]) or min(pad) < 0:
-            raise Obstacle(f"of {mode} {tuple(pad)}", "let a layer pad zeros, on both sides")
-        return self.identity_layer(node, self.materialize(x), pad[4], pad[5])
+        if mode != "constant" or value or len(sizes(x)) != 3 or min(pad) < 0:
+            raise Obstacle(f"of {mode} {tuple(pad)}", "pad zeros")
+        left, right, top, bottom, before, after = (*pad, *[0] * (6 - len(pad)))
+        if before or after:
+            if any(pad[:4]):
+                raise Obstacle(f"of {mode} {tuple(pad)}", "pad channels by themselves")
+            return self.identity_layer(node, self.materialize(x), before, after)
+        known = self.materialize(x, margin=True)
+        shape = (known.shape[0], known.shape[1] + top + bottom, known.shape[2] + left + right)
+        margin = zip(known.margin, (top, left, bottom, right), strict=True)
+        return replace(known, shape=shape, margin=four_sides([a + b for a, b in margin]))
 
     def _reshape(self, node: fx.Node, x: fx.Node, shape: Sequence[int]) -> Value:
         """Lower what flattens an image, or gives one back its axes."""
         before, after = sizes(x), sizes(node)
         is_flat = after in (before, (math.prod(before),))
-        if not is_flat and after != self.value(x).shape:
+        if not is_flat and (len(after) > 3 or image_shape(after) != self.value(x).shape):
             raise Obstacle(f"from {('N', *before)} to {('N', *after)}", "flatten all axes but the first")
         return self.value(x, repeats=True)
 
     def _passthrough(self, node: fx.Node, x: fx.Node, *args: Any, **kwargs: Any) -> Value:
-        return self.value(x, repeats=True)
+        return self.value(x, repeats=True, margin=True)
 
     def _output(self, node: fx.Node) -> None:
         x = self.value(node)
-        if x.shape[1:] != (1, 1) or len(sizes(node)) not in (1, 3):
+        if x.shape[1:] != (1, 1) or not 1 <= len(sizes(node)) <= 3:
             shape = ("N", *sizes(node))
             raise Obstacle(f"of shape {shape}", "end in a layer of logits (N, classes), or in a global pooling")
         if isinstance(x, QuantizedValue) or not x.is_layer or x.shortcut:
             x = self.identity_layer(node, self.materialize(node))
-        self.append(node, x.step([x.source.index], Logits(x.scale.float(), x.bias.float())))
+        self.append(node, x.step(x.sources, Logits(x.scale.float(), x.bias.float())))
 
-    def _window_shape(
-        self, node: fx.Node, x: QuantizedValue, kernel: Any, stride: Any, padding: Any
-    ) -> tuple[int, int, int]:
-        """Return the shape after a pooling, which must be that of the network: ceil_mode may have added windows."""
-        size = Geometry(stride, padding, (1, 1), 1).output_size(x.shape[1:], kernel)
-        if size != sizes(node)[1:]:
-            raise Obstacle("with ceil_mode", "take ceil_mode=False, or images that the windows fill")
-        return (x.shape[0], size[0], size[1])
+    def _windows(
+        self, node: fx.Node, x: QuantizedValue, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int]
+    ) -> tuple[Sides, tuple[int, int, int]]:
+        """Return the four sides' padding with which a pooling has the windows of the network, and the shape of both.
+
+        ceil_mode may add windows at the end, which then reach beyond the padding of the network. Else the pooling pads
+        on both sides alike where it does so in the network.
+        """
+        shape = image_shape(sizes(node))
+        axes = zip(x.shape[1:], shape[1:], kernel, stride, before, strict=True)
+        needed = [(count - 1) * s + k - n - p for n, count, k, s, p in axes]
+        after = [max(p, length) for p, length in zip(before, needed, strict=True)]
+        return four_sides((*before, *after)), shape
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values[0], values[-1]
+def _all(numbers: Any) -> Sequence[int]:
+    return (numbers,) if isinstance(numbers, int) else numbers
+
+
+def _pair(value: Any, rows: bool, missing: int) -> tuple[int, int]:
+    """Return the numbers of the two axes, where one may stand for both; that of height is missing for ``rows``."""
+    values = tuple(_all(value))
+    return (missing if rows else values[0]), values[-1]
 
 
 def _spread(numbers: Tensor, length: int) -> Tensor:
@@ -352,23 +412,34 @@ def _pads(layer: fx.Node) -> bool:
     return padding == "same" or any(padding)
 
 
-def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+def _stand_in_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if not shape or not all(isinstance(side, int) for side in shape):  # it depends on the number of images
-        return None
-    return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (math.prod(shape), 1, 1)
+        return (1, 1, 1)
+    return image_shape(shape) if len(shape) <= 3 else (math.prod(shape), 1, 1)
 
 
+FUNCTIONS = (
+    *("sigmoid", "tanh", "gelu", "silu", "mish", "elu", "selu", "celu", "softplus", "leaky_relu", "prelu"),
+    *("hardswish", "hardsigmoid", "log_sigmoid", "softshrink", "hardshrink", "threshold", "abs", "exp"),
+)
 HANDLERS: dict[str, Callable[..., Value]] = {
-    **dict.fromkeys(("aten::conv2d", "torchadder::adder_conv", "torchadder::binary_conv"), Lowering._convolution),
+    **dict.fromkeys((name for name in KINDS if name != "aten::linear"), Lowering._convolution),
     "aten::linear": Lowering._linear,
     "aten::batch_norm": Lowering._normalise,
     "aten::relu": Lowering._relu,
+    "aten::relu6": Lowering._relu6,
+    "aten::hardtanh": Lowering._hardtanh,
+    **dict.fromkeys(("aten::clamp", "aten::clip", "aten::clamp_min"), Lowering._clamp),
+    "aten::clamp_max": Lowering._clamp_max,
+    **dict.fromkeys((f"aten::{name}" for name in FUNCTIONS), Lowering._function),
     **dict.fromkeys(ARITHMETIC, Lowering._arithmetic),
     "aten::neg": Lowering._negative,
-    "aten::max_pool2d": Lowering._max_pool,
-    "aten::avg_pool2d": Lowering._average_pool,
-    "aten::adaptive_avg_pool2d": Lowering._adaptive_pool,
+    **dict.fromkeys(("aten::max_pool1d", "aten::max_pool2d"), Lowering._max_pool),
+    **dict.fromkeys(("aten::avg_pool1d", "aten::avg_pool2d"), Lowering._average_pool),
+    **dict.fromkeys(("aten::adaptive_avg_pool1d", "aten::adaptive_avg_pool2d"), Lowering._adaptive_pool),
     "aten::mean": Lowering._mean,
+    "aten::amax": Lowering._largest,
+    "aten::cat": Lowering._concatenate,
     "aten::slice": Lowering._slice,
     "aten::pad": Lowering._pad,
     **dict.fromkeys(PASSTHROUGH, Lowering._passthrough),

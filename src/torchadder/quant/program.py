@@ -7,6 +7,8 @@ i + 1 the output of step i. A layer has a 32-bit accumulator for each output:
     conv      sum x * w                   w int8; the zero point of x is part of the offset
     binary    sum sign(x) * sign(w)       sign(x) = +1 where x >= zero_point; a padded position contributes 0
 
+over the taps of the kernel and the channels of the filter's group.
+
 Its epilogue requantizes the accumulators by channel, together with the values r of a shortcut if there is one:
 
     q = clamp(((accumulator >> pre_shift) * multiplier + r * factor + offset) >> shift, 0, qmax)
@@ -33,6 +35,8 @@ from torchadder.functional import adder_conv2d
 from torchadder.quant import file
 
 Kind = Literal["adder", "conv", "binary"]
+Sides = tuple[int, int, int, int]  # top, left, bottom, right
+Axes = int | tuple[int, int]  # of rows and of columns
 EXACT = 1 << 23  # float32 is exact to twice this, and adder kernels compute up to twice an accumulator inside
 ON_DISK = {"zero_point": "zero", "scale": "gain"}  # names that a step's tensors have in a file, where they differ
 
@@ -98,10 +102,12 @@ class Layer(Step):
     Args:
         kind: "adder", "conv" or "binary", see the head of this file.
         sources: the input and, where the requantization has a factor, the shortcut.
-        weight: (C_out, C_in, kh, kw), uint8 for an adder layer, int8 for the others; -1 or 1 for a binary layer.
+        weight: (C_out, C_in / groups, kh, kw), uint8 for an adder layer, int8 for the others, of a binary one -1 or 1.
         zero_point: the value that stands for 0 in each input channel, uint8 (C_in,); it fills the padding.
-        stride, padding: (rows, columns).
+        stride, dilation: (rows, columns).
+        padding: (rows, columns) on both sides, or (top, left, bottom, right).
         epilogue: Requantization, or Logits for the last layer.
+        groups: into which the channels of input and output are divided; a filter sees those of its group.
     """
 
     weight: Tensor
@@ -114,51 +120,96 @@ class Layer(Step):
         weight: Tensor,
         zero_point: Tensor,
         stride: tuple[int, int],
-        padding: tuple[int, int],
+        padding: Sides | tuple[int, int],
         epilogue: Requantization | Logits,
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
     ):
         super().__init__(sources)
-        self.kind, self.stride, self.padding, self.epilogue = kind, stride, padding, epilogue
+        self.kind, self.stride, self.dilation, self.groups, self.epilogue = kind, stride, dilation, groups, epilogue
+        self.padding = padding
         self.register_buffer("weight", weight)
         self.register_buffer("zero_point", zero_point)
 
     def accumulate(self, x: Tensor) -> Tensor:
         """Return the accumulators, int32 (N, C_out, H, W), of values ``x``, uint8 (N, C_in, H, W)."""
-        return accumulate(self.kind, x, self.weight, self.zero_point, self.stride, self.padding)
+        axes = self.stride, self.padding, self.dilation, self.groups
+        return accumulate(self.kind, x, self.weight, self.zero_point, *axes)
 
     def forward(self, x: Tensor, *shortcut: Tensor) -> Tensor:
         return self.epilogue(self.accumulate(x), *shortcut)
 
 
 class MaxPool(Step):
-    """Take the largest value of each window, which is the largest real number too; padding is 0, the smallest."""
+    """Take the largest value of each window, which is the largest real number too; padding is 0, the smallest.
 
-    def __init__(self, sources: Sequence[int], kernel: int, stride: int, padding: int):
+    kernel, stride: one number, or (rows, columns). padding: also (top, left, bottom, right).
+    """
+
+    def __init__(self, sources: Sequence[int], kernel: Axes, stride: Axes, padding: Axes | Sides):
         super().__init__(sources)
         self.kernel, self.stride, self.padding = kernel, stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x.float(), self.kernel, self.stride, self.padding).to(torch.uint8)
+        padded = _zero_padded(x.float(), four_sides(self.padding))
+        return F.max_pool2d(padded, self.kernel, self.stride).to(torch.uint8)
 
 
 class AveragePool(Step):
-    """Requantize the sum of each window of ``kernel`` (rows, columns), without padding."""
+    """Requantize the mean of each window of ``kernel`` (rows, columns), of those pixels that are no padding.
+
+    The accumulators are integers, since they are means times a number that all counts of pixels divide, mean_unit.
+    """
 
     def __init__(
-        self, sources: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int], epilogue: Requantization
+        self,
+        sources: Sequence[int],
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        epilogue: Requantization,
+        padding: Axes | Sides = 0,
     ):
         super().__init__(sources)
-        self.kernel, self.stride, self.epilogue = kernel, stride, epilogue
+        self.kernel, self.stride, self.epilogue, self.padding = kernel, stride, epilogue, padding
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.epilogue(F.avg_pool2d(x.double(), self.kernel, self.stride, divisor_override=1).int())
+        sides = four_sides(self.padding)
+        counts = pixels_of_windows(x.shape[2:], self.kernel, self.stride, sides)
+        sums = F.avg_pool2d(_zero_padded(x.double(), sides), self.kernel, self.stride, divisor_override=1)
+        return self.epilogue((sums * (mean_unit(counts) // counts.to(x.device))).int())
+
+
+class Concat(Step):
+    """Requantize several values of one height and width, whose channels follow one another."""
+
+    def __init__(self, sources: Sequence[int], epilogue: Requantization):
+        super().__init__(sources)
+        self.epilogue = epilogue
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return self.epilogue(torch.cat(values, 1).int())
+
+
+class Table(Step):
+    """Look up each value in the table of its channel, or in one for all channels: ``table`` is uint8 (C or 1, 256)."""
+
+    table: Tensor
+
+    def __init__(self, sources: Sequence[int], table: Tensor):
+        super().__init__(sources)
+        self.register_buffer("table", table)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.arange(len(self.table), device=x.device).view(-1, 1, 1)
+        return self.table[rows, x.long()]
 
 
 class Program(nn.Module):
     """Run a quantized network in torch: quantize the images, run the steps, return the logits.
 
     ``forward`` takes images (N, C, H, W), floating point as the network takes them, or with quantized=True uint8, which
-    are quantized values already. It returns logits float32 (N, classes).
+    are quantized values already. It returns logits float32 (N, classes). The program of a network of rows (N, C, L) or
+    vectors (N, C) takes these, too: its height, or height and width, are 1.
 
     Attributes:
         shape: (C, H, W) of an image. classes: number of logits.
@@ -193,8 +244,7 @@ class Program(nn.Module):
         self._check_dtype()
         if not isinstance(images, Tensor):
             raise TypeError(f"images are of type {type(images).__name__}: expected a tensor")
-        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
-            raise UserError(f"expected images (N, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
+        images = with_all_axes(images, self.shape)
         if quantized != (images.dtype == torch.uint8) or not (quantized or images.is_floating_point()):
             expected = "uint8 with quantized=True" if quantized else "floating point, or uint8 with quantized=True"
             raise TypeError(f"images are {images.dtype}: expected {expected}")
@@ -274,6 +324,17 @@ class Program(nn.Module):
         return cls((channels, height, width), scale, zero_point, steps, head["input"]["highest"])
 
 
+def with_all_axes(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Return images (N, C, H, W), of which a height of 1, and with it a width of 1, may be left out.
+
+    Raises UserError where they do not have the shape (C, H, W).
+    """
+    axes = 3 - (shape[1] == 1) - (shape[1:] == (1, 1))
+    if tuple(images.shape[1:]) not in (shape, *[(shape[0], *shape[2:])[:length] for length in range(axes, 3)]):
+        raise UserError(f"expected images (N, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
+    return images.view(len(images), *shape) if images.dim() < 4 else images
+
+
 def largest_accumulator(kind: Kind, weight: Tensor) -> int:
     """Return the largest magnitude that a layer's accumulator can have, for any uint8 input."""
     if kind == "conv":
@@ -282,22 +343,58 @@ def largest_accumulator(kind: Kind, weight: Tensor) -> int:
 
 
 def accumulate(
-    kind: Kind, x: Tensor, weight: Tensor, zero_point: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    kind: Kind,
+    x: Tensor,
+    weight: Tensor,
+    zero_point: Tensor,
+    stride: tuple[int, int],
+    padding: Sides | tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
 ) -> Tensor:
     """Return a layer's accumulators, int32 (N, C_out, H, W), for values ``x``, uint8 (N, C_in, H, W). See Layer."""
     exact = torch.float32 if largest_accumulator(kind, weight) < EXACT else torch.float64
+    top, left, bottom, right = four_sides(padding)
+    rows, columns = x.shape[2:]
+    size = len(x), -1, rows + top + bottom, columns + left + right
     if kind == "binary":
-        signs = (x >= zero_point.view(-1, 1, 1)).float() * 2 - 1
-        return F.conv2d(signs, weight.float(), None, stride, padding).int()
-    rows, columns = padding
-    if rows or columns:
-        size = len(x), -1, x.shape[2] + 2 * rows, x.shape[3] + 2 * columns
+        x = (x >= _by_channel(zero_point)).to(torch.int8) * 2 - 1
+        padded = torch.zeros_like(zero_point, dtype=torch.int8).view(1, -1, 1, 1).expand(size).clone()
+    else:
         padded = zero_point.view(1, -1, 1, 1).expand(size).clone()
-        padded[:, :, rows : rows + x.shape[2], columns : columns + x.shape[3]] = x
-        x = padded
+    padded[:, :, top : top + rows, left : left + columns] = x
+    x, weight = padded.to(exact), weight.to(exact)
     if kind == "adder":
-        return -adder_conv2d(x.to(exact), weight.to(exact), None, stride).int()
-    return F.conv2d(x.to(exact), weight.to(exact), None, stride).int()
+        return -adder_conv2d(x, weight, None, stride, 0, dilation, groups).int()
+    return F.conv2d(x, weight, None, stride, 0, dilation, groups).int()
+
+
+def pixels_of_windows(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sides) -> Tensor:
+    """Return how many pixels of an image of ``size`` are in each window of a pooling, int64 (H, W)."""
+    counts = []
+    for n, k, s, before, after in zip(size, kernel, stride, padding[:2], padding[2:], strict=True):
+        first = torch.arange(0, n + before + after - k + 1, s) - before
+        counts.append((first + k).clamp(max=n) - first.clamp(min=0))
+    return counts[0][:, None] * counts[1]
+
+
+def mean_unit(counts: Tensor) -> int:
+    """Return the least number that all ``counts`` of pixels divide."""
+    return math.lcm(*counts.unique().tolist())
+
+
+def four_sides(padding: Axes | Sequence[int]) -> Sides:
+    """Return (top, left, bottom, right) of a padding that may be the same on both sides of each axis, or everywhere."""
+    numbers = (padding,) if isinstance(padding, int) else tuple(padding)
+    top, left, bottom, right = numbers * (4 // len(numbers))
+    return top, left, bottom, right
+
+
+def fewest(numbers: Any) -> Any:
+    """Return numbers of axes or sides without those that repeat: one, (rows, columns) or four sides."""
+    while len(numbers) > 1 and numbers[: len(numbers) // 2] == numbers[len(numbers) // 2 :]:
+        numbers = numbers[: len(numbers) // 2]
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _description(step: Any) -> dict[str, Any]:
@@ -305,10 +402,15 @@ def _description(step: Any) -> dict[str, Any]:
     about: dict[str, Any] = {"sources": [*step.sources]}
     if isinstance(step, Layer):
         about |= {"op": step.kind, "stride": [*step.stride], "padding": [*step.padding]}
+        about |= {"dilation": [*step.dilation]} if step.dilation != (1, 1) else {}
+        about |= {"groups": step.groups} if step.groups > 1 else {}
     elif isinstance(step, MaxPool):
         about |= {"op": "max_pool", "kernel": step.kernel, "stride": step.stride, "padding": step.padding}
-    else:
+    elif isinstance(step, AveragePool):
         about |= {"op": "average_pool", "kernel": [*step.kernel], "stride": [*step.stride]}
+        about |= {"padding": step.padding} if step.padding else {}
+    else:
+        about |= {"op": "table" if isinstance(step, Table) else "concat"}
     epilogue = getattr(step, "epilogue", None)
     if isinstance(epilogue, Requantization):
         about |= {"highest": epilogue.qmax, "pre": epilogue.pre_shift}
@@ -321,8 +423,15 @@ def _step(number: int, about: dict[str, Any], tensors: Mapping[str, Tensor]) -> 
     def tensor(name: str) -> Tensor:
         return tensors[f"{number}.{name}"]
 
+    def axes(name: str, otherwise: Any) -> Any:
+        numbers = about.get(name, otherwise)
+        return tuple(numbers) if isinstance(numbers, list) else numbers
+
+    kernel, stride, padding = (axes(name, 0) for name in ("kernel", "stride", "padding"))
     if about["op"] == "max_pool":
-        return MaxPool(about["sources"], about["kernel"], about["stride"], about["padding"])
+        return MaxPool(about["sources"], kernel, stride, padding)
+    if about["op"] == "table":
+        return Table(about["sources"], tensor("table"))
     epilogue: Requantization | Logits
     if f"{number}.gain" in tensors:
         epilogue = Logits(tensor("gain"), tensor("bias"))
@@ -330,11 +439,19 @@ def _step(number: int, about: dict[str, Any], tensors: Mapping[str, Tensor]) -> 
         multiplier, offset, shift = (tensor(name) for name in ("multiplier", "offset", "shift"))
         factor = tensors.get(f"{number}.factor")
         epilogue = Requantization(multiplier, offset, shift, factor, about["highest"], about["pre"])
-    if about["op"] == "average_pool":
+    if about["op"] in ("average_pool", "concat"):
         assert isinstance(epilogue, Requantization), "the engine takes no other"
-        return AveragePool(about["sources"], tuple(about["kernel"]), tuple(about["stride"]), epilogue)
-    stride, padding = tuple(about["stride"]), tuple(about["padding"])
-    return Layer(about["op"], about["sources"], tensor("weight"), tensor("zero"), stride, padding, epilogue)
+        if about["op"] == "concat":
+            return Concat(about["sources"], epilogue)
+        return AveragePool(about["sources"], kernel, stride, epilogue, padding)
+    dilation, groups = axes("dilation", (1, 1)), about.get("groups", 1)
+    weight, zero_point = tensor("weight"), tensor("zero")
+    return Layer(about["op"], about["sources"], weight, zero_point, stride, padding, epilogue, dilation, groups)
+
+
+def _zero_padded(x: Tensor, padding: Sides) -> Tensor:
+    top, left, bottom, right = padding
+    return F.pad(x, (left, right, top, bottom))
 
 
 def _by_channel(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from torchadder.errors import UserError
-from torchadder.quant.program import AveragePool, Layer, Requantization
+from torchadder.quant.program import Requantization, Sides, Step
 
 Shape = tuple[int, int, int]
 
@@ -24,33 +24,40 @@ class QuantizedValue:
     """Describe value ``index`` of the program, of ``shape`` (C, H, W): real = scale * (q - zero_point).
 
     scale and zero_point are float64 (1,) or (C,); (C * H * W,) where a normalisation of flattened values was folded.
+    The outermost pixels of ``shape`` may be zeros that the program's value lacks, ``margin`` of them at each side.
     """
 
     index: int
     shape: Shape
     scale: Tensor
     zero_point: Tensor
+    margin: Sides = (0, 0, 0, 0)
 
-    def broadcast(self, numbers: Tensor) -> Tensor:
-        """Return ``numbers``, of the length of a scale, in a shape that broadcasts to (C, H, W)."""
-        return numbers.view(-1, 1, 1) if len(numbers) in (1, self.shape[0]) else numbers.view(self.shape)
+    def by_filter(self, numbers: Tensor, weight: Tensor) -> Tensor:
+        """Return ``numbers``, of the length of a scale, in a shape that broadcasts to that of filters."""
+        if len(numbers) == 1:
+            return numbers.view(1, 1, 1, 1)
+        if len(numbers) != self.shape[0]:
+            return numbers.view(1, *self.shape)
+        groups = len(numbers) // weight.shape[1]
+        return numbers.view(groups, -1, 1, 1).repeat_interleave(len(weight) // groups, 0)
 
 
 @dataclass(frozen=True)
 class Accumulator:
-    """Describe the accumulators of a layer or average pooling whose epilogue is not known yet, of ``shape`` (C, H, W).
+    """Describe the accumulators of a step whose epilogue is not known yet, of ``shape`` (C, H, W).
 
     real = scale * accumulator + bias, plus the real numbers of ``shortcut``; scale and bias are float64 (C,).
     """
 
-    step: Callable[[Sequence[int], Any], Layer | AveragePool]
-    source: QuantizedValue
+    step: Callable[[Sequence[int], Any], Step]
+    sources: tuple[int, ...]  # the numbers of the values that are read
     shape: Shape
     largest: int  # magnitude of an accumulator
     scale: Tensor
     bias: Tensor
     node: fx.Node  # the node whose real values these are
-    is_layer: bool = True  # a pooling adds no shortcut and gives no logits
+    is_layer: bool = True  # another step adds no shortcut and gives no logits
     shortcut: QuantizedValue | None = None
 
 
@@ -106,8 +113,8 @@ def quantize_adder_weight(weight: Tensor, x: QuantizedValue, qmax: int) -> tuple
 
 
 def quantize_conv_weight(weight: Tensor, x: QuantizedValue) -> tuple[Tensor, Tensor]:
-    """Return filters (C_out, C_in, kh, kw) quantized to -127..127, and the scale of their accumulators, (C_out,)."""
-    scaled = weight * x.broadcast(x.scale)
+    """Return filters quantized to -127..127, and the scale of their accumulators, float64 (C_out,)."""
+    scaled = weight * x.by_filter(x.scale, weight)
     scale = scaled.abs().amax((1, 2, 3)).clamp(min=TINY) / 127
     return (scaled / scale.view(-1, 1, 1, 1)).round(), scale
 

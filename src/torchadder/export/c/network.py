@@ -107,10 +107,16 @@ def _refuse_unknown(number: int, entry: Mapping[str, Any], module: nn.Module) ->
     unknown: list[str] = []
     if op in ATTRIBUTES:
         unknown = [f"{name}={entry[name]}" for name in sorted(set(entry) - ATTRIBUTES[op] - EPILOGUE)]
+        unknown += [f"{name}={entry[name]}" for name in ("kernel", "stride", "padding") if _is_new(op, entry.get(name))]
         unknown += sorted({name.rpartition(".")[2] for name, _ in module.named_buffers()} - TENSORS)
     if op not in ATTRIBUTES or unknown:
         what = f"{op} with {shortened(unknown)}" if unknown else op
         raise UserError(f"step {number}, {what}: it has no form in C; run the file with torchadder.Engine")
+
+
+def _is_new(op: str, numbers: Any) -> bool:
+    """Return whether numbers of an attribute have no form in C: four sides, or a max pooling that is no square."""
+    return isinstance(numbers, list) and (len(numbers) > 2 or op == "max_pool")
 
 
 def _step(number: int, entry: Mapping[str, Any], module: Any, shapes: list[Shape], largest: list[int]) -> Step:
