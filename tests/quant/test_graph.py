@@ -9,6 +9,7 @@ from tests.quant.test_lowering import correlation, trained
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from torchadder.engine import Engine
 from torchadder.errors import UserError
 from torchadder.nn import AdderConv2d
 from torchadder.quant import obstacles, quantize
@@ -374,7 +375,7 @@ def test_other_threads_run_models_while_one_is_captured():
     ("architecture", "config", "least"),
     [
         ("ResNet", dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3), 0.98),
-        ("MobileNetV2", dict(depth_multiplier=0.25, num_labels=3), 0.8),  # its 52 layers are untrained
+        ("MobileNetV2", dict(depth_multiplier=0.25, num_labels=3), None),  # untrained, it amplifies rounding
     ],
 )
 def test_networks_of_transformers(architecture, config, least):
@@ -388,4 +389,6 @@ def test_networks_of_transformers(architecture, config, least):
             module.momentum = None
     with torch.no_grad():
         model.train()(x)
-        assert correlation(quantize(model, x)(x), model.eval()(x).logits) > least
+        program = quantize(model, x)
+        assert torch.equal(Engine(program, threads=1)(x), program(x))
+        assert least is None or correlation(program(x), model.eval()(x).logits) > least

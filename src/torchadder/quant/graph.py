@@ -62,8 +62,7 @@ class Network:
             output = output.all_input_nodes[0]
         graph.output_node().args = (output,)
         if not 1 <= len(sizes(self.images)) <= 3 or not all(isinstance(side, int) for side in sizes(self.images)):
-            expected = "images (N, C, H, W), rows (N, C, L) or vectors (N, C)"
-            raise UserError(f"cannot quantize {name}: expected {expected}, of which only N is dynamic")
+            raise UserError(f"cannot quantize {name}: expected images (N, C, H, W), of which only N is dynamic")
         _simplify(self)
         self.output: fx.Node = graph.output_node().all_input_nodes[0]
         self.nodes = self._find_nodes()
