@@ -40,7 +40,7 @@ def _source(draft: Draft, title: str) -> str:
         [
             f'/* {title}: see net.h. Written by torchadder {__version__}. */\n#include "net.h"\n',
             f"#define PATCH_WORDS {draft.patch_words} /* from the first patch of a pair to the second */\n",
-            f"#define ADDER_MAX {draft.adder_max} /* the largest value or weight of an adder layer */\n",
+            *([LARGEST.format(draft.adder_max)] if draft.adder_max else []),
             *fragments.values(),
             "/* The network: tables and a description of each step. */\n",
             *draft.tables,
@@ -59,6 +59,8 @@ def _include(fragment: str, found: dict[str, str]) -> None:
             _include(needed, found)
         found[fragment] = INCLUDE.sub("", text)
 
+
+LARGEST = "#define ADDER_MAX {} /* the largest value or weight of an adder layer */\n"
 
 PIXELS = """\
 void net_input_from_pixels(const uint8_t pixels[NET_INPUT_SIZE], uint8_t input[NET_INPUT_SIZE]) {

@@ -4,7 +4,7 @@
  *   $sha256
  *
  *   constant tables (flash)  $flash bytes, and the code of net.c
- *   arena (RAM)              $arena bytes, and some 200 bytes of stack
+ *   arena (RAM)              $arena bytes, and up to 400 bytes of stack
  *   operations of an image   $operations
  *
  * Use:
