@@ -24,6 +24,14 @@ from torchadder.quant import quantize
 needs_compiler = pytest.mark.skipif(not COMPILERS, reason="needs a C compiler")
 
 
+class Exported(Maker):
+    """Make programs of the steps that have a form in C."""
+
+    def step(self):
+        pick = self.random.random()
+        return self.table() if pick < 0.1 else self.concat() if pick < 0.2 else super().step()
+
+
 @functools.cache
 def network(model="lenet5bn", op="adder", bits=8):
     """Return the program of a network whose weights are random and whose normalisations know their statistics."""
@@ -43,6 +51,8 @@ def narrowed(program, qmax):
     for step in program.steps:
         if hasattr(getattr(step, "epilogue", None), "qmax"):
             step.epilogue.qmax = qmax
+        if hasattr(step, "table"):
+            step.table %= qmax + 1
         if getattr(step, "kind", None) == "adder":
             step.weight %= qmax + 1
             step.zero_point %= qmax + 1
@@ -67,7 +77,7 @@ def check_equal(program, draft, compiled, count):
 @pytest.mark.parametrize("seed", range(12))
 def test_random_programs(exported, seed):
     """All kinds of steps, odd sizes, strides, paddings and shortcuts, with values of 8, 4 and 7 bits."""
-    program = Maker(seed, plain=True).program()
+    program = Exported(seed, plain=True).program()
     if seed % 3:
         program = narrowed(program, (15, 127)[seed % 3 - 1])
     folder, draft = exported(program)
@@ -86,6 +96,20 @@ def test_networks(exported, op, bits, compiler):
 
 
 @needs_compiler
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d, torchadder.AdderConv2d])
+def test_windows_that_see_only_padding(exported, layer):
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(5, momentum=None)
+    head = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(5, 3)
+    model = torch.nn.Sequential(layer(2, 5, (1, 2), padding=(2, 4)), norm, torch.nn.ReLU(), *head)
+    images = torch.rand(8, 2, 3, 3)
+    model(images)
+    program = quantize(model.eval(), [images])
+    folder, draft = exported(program)
+    check_equal(program, draft, Compiled(folder, draft, ["-fsanitize=undefined", "-fno-sanitize-recover=all"]), 20)
+
+
+@needs_compiler
 def test_a_residual_network(exported):
     program = network("resnet20")
     folder, draft = exported(program)
@@ -96,7 +120,7 @@ def test_a_residual_network(exported):
 @pytest.mark.parametrize("flags", LOOPS.values(), ids=LOOPS)
 def test_sanitizers_find_nothing(exported, flags):
     for seed in range(4):
-        program = Maker(seed, plain=True).program()
+        program = Exported(seed, plain=True).program()
         folder, _ = exported(program if seed % 2 else narrowed(program, 127))
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
         program = folder / "net_test"

@@ -25,16 +25,18 @@ ATTRIBUTES = {
     "binary": {"stride", "padding"},
     "max_pool": {"kernel", "stride", "padding"},
     "average_pool": {"kernel", "stride"},
+    "table": set[str](),
+    "concat": set[str](),
 }
 EPILOGUE = {"op", "sources", "highest", "pre"}
-TENSORS = {"weight", "zero_point", "multiplier", "offset", "shift", "factor", "scale", "bias"}
+TENSORS = {"weight", "zero_point", "multiplier", "offset", "shift", "factor", "scale", "bias", "table"}
 
 
 @dataclass(frozen=True)
 class Step:
     """Describe a step: what the head of the file says, and its module in the program.
 
-    ``shape_in``, ``shape_out``: (C, H, W). ``largest``: the largest value that each of its sources can have.
+    ``shape_in``, ``shape_out``: (C, H, W). ``largest``: the largest value that its source can have.
     """
 
     number: int
@@ -76,7 +78,7 @@ class Network:
             step = _step(number, entry, module, shapes, largest)
             steps.append(step)
             shapes.append(step.shape_out)
-            largest.append(entry.get("highest", step.largest))
+            largest.append(int(step.module.table.max()) if step.op == "table" else entry.get("highest", step.largest))
         epilogue = steps[-1].epilogue
         if not isinstance(epilogue, Logits) or not _finite(epilogue.scale, epilogue.bias):
             raise UserError(f"{name} gives no finite logits: quantize it again")
@@ -122,6 +124,9 @@ def _is_new(op: str, numbers: Any) -> bool:
 def _step(number: int, entry: Mapping[str, Any], module: Any, shapes: list[Shape], largest: list[int]) -> Step:
     sources = tuple(entry["sources"])
     shape_in = shapes[sources[0]]
+    if entry["op"] in ("table", "concat"):
+        channels = sum(shapes[source][0] for source in sources)
+        return Step(number, entry["op"], module, sources, shape_in, (channels, *shape_in[1:]), largest[sources[0]])
     if isinstance(module, Layer):
         channels, kernel, padding = len(module.weight), tuple(module.weight.shape[2:]), module.padding
         stride = module.stride

@@ -191,6 +191,43 @@ def average_pool(draft: Draft, step: Step) -> Callable[[], str]:
     return _pooling(draft, step, name)
 
 
+def table(draft: Draft, step: Step) -> Callable[[], str]:
+    values = step.module.table
+    channels, height, width = step.shape_in
+    name = draft.describe(
+        "lookup",
+        step,
+        {"pixels": height * width, "channels": channels, "step": 256 if len(values) > 1 else 0},
+        {"table": draft.table("uint8_t", f"step_{step.number}_table", values)},
+    )
+    draft.use("table")
+    return lambda: (
+        f"  /* {_sizes(step)}: table */\n"
+        f"  look_up(&{name}, {draft.value(step.sources[0])}, {draft.value(step.number + 1)});"
+    )
+
+
+def concat(draft: Draft, step: Step) -> Callable[[], str]:
+    channels, height, width = step.shape_out
+    name = draft.describe(
+        "concatenation",
+        step,
+        {"pixels": height * width, "channels": channels},
+        {"epilogue": draft.requantization(step, step.module.epilogue)},
+    )
+    draft.use("concat")
+    counts = [draft.network.shapes[source][0] for source in step.sources]
+
+    def calls() -> str:
+        lines = [f"  /* {' + '.join(map(str, counts))} channels */"]
+        for i, source in enumerate(step.sources):
+            to = draft.value(step.number + 1)
+            lines.append(f"  concat(&{name}, {draft.value(source)}, {sum(counts[:i])}, {counts[i]}, {to});")
+        return "\n".join(lines)
+
+    return calls
+
+
 # How each kind of step becomes C. A function adds tables and a description to the draft, and returns the text of the
 # call, which is asked for when the arena is planned.
 TRANSLATED: dict[str, Callable[[Draft, Step], Callable[[], str]]] = {
@@ -199,6 +236,8 @@ TRANSLATED: dict[str, Callable[[Draft, Step], Callable[[], str]]] = {
     "binary": layer,
     "max_pool": max_pool,
     "average_pool": average_pool,
+    "table": table,
+    "concat": concat,
 }
 
 
