@@ -97,11 +97,12 @@ def test_networks(exported, op, bits, compiler):
 
 @needs_compiler
 @pytest.mark.parametrize("layer", [torch.nn.Conv2d, torchadder.AdderConv2d])
-def test_windows_that_see_only_padding(exported, layer):
+@pytest.mark.parametrize("pad", [(4, 4, 2, 2), (1, 2, 0, 1)])
+def test_padding_of_any_width_and_side(exported, layer, pad):
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm2d(5, momentum=None)
     head = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(5, 3)
-    model = torch.nn.Sequential(layer(2, 5, (1, 2), padding=(2, 4)), norm, torch.nn.ReLU(), *head)
+    model = torch.nn.Sequential(torch.nn.ZeroPad2d(pad), layer(2, 5, (1, 2)), norm, torch.nn.ReLU(), *head)
     images = torch.rand(8, 2, 3, 3)
     model(images)
     program = quantize(model.eval(), [images])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchadder.data.preprocessing import Preprocessing
 from torchadder.errors import UserError, shortened
 from torchadder.quant import file
-from torchadder.quant.program import Layer, Logits, Program, Requantization
+from torchadder.quant.program import Layer, Logits, Program, Requantization, four_sides
 
 Shape = tuple[int, int, int]  # C, H, W
 
@@ -109,16 +109,12 @@ def _refuse_unknown(number: int, entry: Mapping[str, Any], module: nn.Module) ->
     unknown: list[str] = []
     if op in ATTRIBUTES:
         unknown = [f"{name}={entry[name]}" for name in sorted(set(entry) - ATTRIBUTES[op] - EPILOGUE)]
-        unknown += [f"{name}={entry[name]}" for name in ("kernel", "stride", "padding") if _is_new(op, entry.get(name))]
+        if op == "max_pool":  # a list is one of an axis or side each: the window is no square
+            unknown += [f"{name}={entry[name]}" for name in ATTRIBUTES[op] if isinstance(entry[name], list)]
         unknown += sorted({name.rpartition(".")[2] for name, _ in module.named_buffers()} - TENSORS)
     if op not in ATTRIBUTES or unknown:
         what = f"{op} with {shortened(unknown)}" if unknown else op
         raise UserError(f"step {number}, {what}: it has no form in C; run the file with torchadder.Engine")
-
-
-def _is_new(op: str, numbers: Any) -> bool:
-    """Return whether numbers of an attribute have no form in C: four sides, or a max pooling that is no square."""
-    return isinstance(numbers, list) and (len(numbers) > 2 or op == "max_pool")
 
 
 def _step(number: int, entry: Mapping[str, Any], module: Any, shapes: list[Shape], largest: list[int]) -> Step:
@@ -132,15 +128,16 @@ def _step(number: int, entry: Mapping[str, Any], module: Any, shapes: list[Shape
         stride = module.stride
     else:
         channels = shape_in[0]
-        kernel, stride, padding = (_pair(getattr(module, name, 0)) for name in ("kernel", "stride", "padding"))
+        kernel, stride, padding = _pair(module.kernel), _pair(module.stride), module.padding
+    top, left, bottom, right = four_sides(padding)
     rows, columns = (
-        (side + 2 * pad - k) // step + 1
-        for side, k, step, pad in zip(shape_in[1:], kernel, stride, padding, strict=True)
+        (side + pads - k) // step + 1
+        for side, k, step, pads in zip(shape_in[1:], kernel, stride, (top + bottom, left + right), strict=True)
     )
-    top = largest[sources[0]]
+    most = largest[sources[0]]
     if isinstance(module, Layer) and any(padding):
-        top = max(top, int(module.zero_point.max()))
-    return Step(number, entry["op"], module, sources, shape_in, (channels, rows, columns), top)
+        most = max(most, int(module.zero_point.max()))
+    return Step(number, entry["op"], module, sources, shape_in, (channels, rows, columns), most)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

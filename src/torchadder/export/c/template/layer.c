@@ -35,13 +35,13 @@ typedef struct {
 
 typedef struct layer layer;
 struct layer {
-  int32_t height, width, channels;        /* of the source; a pixel's channels are adjacent bytes */
-  int32_t out_height, out_width, filters; /* of the result */
-  int32_t kernel_height, kernel_width;    /* pixels, as are the next four */
-  int32_t stride_y, stride_x, padding_y, padding_x;
-  int32_t values;            /* of a patch, rounded up to whole rounds of the tile's loop */
-  int32_t steps;             /* words of weight of one filter */
-  int32_t block_words;       /* of the weights of 4 filters */
+  int32_t height, width, channels;                  /* of the source; a pixel's channels are adjacent bytes */
+  int32_t out_height, out_width, filters;           /* of the result */
+  int32_t kernel_height, kernel_width;              /* pixels, as are the next four */
+  int32_t stride_y, stride_x, padding_y, padding_x; /* padding above and at the left; the size says the rest */
+  int32_t values;                                   /* of a patch, rounded up to whole rounds of the tile's loop */
+  int32_t steps;                                    /* words of weight of one filter */
+  int32_t block_words;                              /* of the weights of 4 filters */
   const uint8_t *zero_point; /* [channels]: the value that stands for 0; NULL where nothing needs it */
   const uint32_t *weight;    /* [blocks of 4 filters][steps][4] */
   requantization epilogue;
