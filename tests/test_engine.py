@@ -191,7 +191,7 @@ def test_wrong_images_are_refused(images, quantized, error, words):
 
 def overflowing():
     """Return a program whose first step has a shift of more than 31 bits."""
-    program = Maker(0).program()
+    program = Maker(2).program()  # begins with a layer
     program.steps[0].epilogue.shift.fill_(99)
     return program
 

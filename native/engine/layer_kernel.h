@@ -260,8 +260,9 @@ struct Widening<V, P, N, 0> {
   static void finish(Sums &) {}
 };
 
-// What a row of a patch consists of. A tail is a step that is not whole: bytes after it are masked.
-enum class Row { steps, steps_and_tail, tail };
+// What a row of a patch consists of: whole steps, and perhaps a tail, whose bytes after the row are masked; or a single
+// step, whole or not.
+enum class Row { steps, steps_and_tail, step };
 
 // Computes a tile: the next P pixels from `at`, and W blocks from `block` on.
 template <class V, class F, int P, int W, Row kRow>
@@ -280,7 +281,7 @@ void tile(const LayerJob &job, Position &at, int block) {
     for (int v = 0; v < N; ++v) sum[p][v] = V::zero();
 
   constexpr int64_t kPacked = kBlock * kStep;
-  const int64_t whole_steps = kRow == Row::tail ? 0 : job.steps - (kRow == Row::steps_and_tail);
+  const int64_t whole_steps = kRow == Row::step ? 0 : job.steps - (kRow == Row::steps_and_tail);
   const T tail_mask = V::mask(job.tail_mask);
   Widening<V, P, N, F::kNarrowSteps> widening;
   int64_t packed = 0;
@@ -295,7 +296,7 @@ void tile(const LayerJob &job, Position &at, int block) {
       left -= run;
     }
     if constexpr (kRow != Row::steps) {
-      add_step<V, F, P, N, true>(sum, pixels.source, byte, weight, packed, tail_mask);
+      add_step<V, F, P, N, F::kMasksTail>(sum, pixels.source, byte, weight, packed, tail_mask);
       packed += kPacked;
       widening.after(1, sum);
     }
@@ -336,12 +337,12 @@ void tiles(const LayerJob &job, const Part &part, int block) {
   Position at(job, part.first);
   for (int64_t t = 0; t < split.count; ++t) {
     const int64_t count = split.next();
-    if (!has_tail)
-      tile_of<V, F, P, W, Row::steps>(job, at, block, count);
-    else if (job.steps > 1)
+    if (job.steps == 1)
+      tile_of<V, F, P, W, Row::step>(job, at, block, count);
+    else if (has_tail)
       tile_of<V, F, P, W, F::kMasksTail ? Row::steps_and_tail : Row::steps>(job, at, block, count);
     else
-      tile_of<V, F, P, W, F::kMasksTail ? Row::tail : Row::steps>(job, at, block, count);
+      tile_of<V, F, P, W, Row::steps>(job, at, block, count);
   }
 }
 
