@@ -10,7 +10,7 @@ from tests.ops.test_conv import on_grid
 
 from torchadder.bruteforce import Case, brute_force
 from torchadder.functional import GradientRule, adder_conv1d, adder_conv2d, adder_conv3d, adder_linear
-from torchadder.nn import AdderConv2d
+from torchadder.nn import AdderConv2d, AdderLinear, BinaryLinear
 from torchadder.ops.adder import INPUT_RULES, WEIGHT_RULES
 
 RULES = [GradientRule(*names) for names in itertools.product(WEIGHT_RULES, INPUT_RULES)]
@@ -304,10 +304,18 @@ def linear(x=(2, 7), weight=(5, 7), bias=None, **options):
     return adder_linear(torch.zeros(x), torch.zeros(weight), bias, **options)
 
 
+def nested(*shapes):
+    return torch.nested.nested_tensor([torch.zeros(shape) for shape in shapes], layout=torch.jagged)
+
+
 HALF, BRAIN, LONG, DOUBLE = torch.float16, torch.bfloat16, torch.int64, torch.float64
 X, W = (1, 4, 5, 5), (6, 4, 3, 3)
 REFUSED = [  # call, exception, words that the message must contain
     (lambda: AdderConv2d(4, 6, 3)(np.zeros((1, 4, 5, 5))), TypeError, ["input is of type ndarray: expected a tensor"]),
+    (lambda: AdderLinear(3, 4)([[1.0, 2, 3]]), TypeError, ["input is of type list: expected a tensor"]),
+    (lambda: BinaryLinear(3, 4)(None), TypeError, ["input is of type NoneType: expected a tensor"]),
+    (lambda: AdderConv2d(4, 6, 3)(torch.zeros(X).to_sparse()), TypeError, ["torch.sparse_coo: expected a dense"]),
+    (lambda: AdderLinear(3, 4)(nested((2, 3), (1, 3))), TypeError, ["input is nested: expected a dense tensor"]),
     (lambda: conv(x=(1, 3, 5, 5)), ValueError, ["input has 3 channels", "expects 4"]),
     (lambda: conv(x=(3, 5, 5)), ValueError, ["input has 3 channels", "expects 4"]),
     (lambda: conv(groups=2), ValueError, ["input has 4 channels", "groups=2", "expects 8"]),

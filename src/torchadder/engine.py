@@ -185,6 +185,8 @@ class Engine:
                 raise TypeError(f"expected images of floating point or uint8, got {array.dtype}")
             # torch takes no other byte order and no negative strides, and warns of arrays that it cannot write.
             images = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ("C", "W")))
+        elif images.layout is not torch.strided or images.is_nested:
+            raise TypeError("expected images in a dense tensor, got a sparse or nested one")
         if images.shape[1:] != self.shape:
             images = with_all_axes(images, self.shape)
         if not images.is_cpu:

@@ -70,7 +70,7 @@ def check_folder(folder: Path, name: str = "out") -> None:
 
     Raises UserError where it or a folder above it is a file, and where permission is missing.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not existing.is_dir():
         raise UserError(f"{name}={folder}: {existing} is a file; choose another folder")
     if not os.access(existing, os.W_OK):

@@ -194,10 +194,10 @@ def test_pixels_become_the_input_as_in_the_engine(exported, tmp_path):
 
 @needs_compiler
 def test_two_networks_of_any_name_in_one_program(tmp_path):
-    for name in ("digits", "other_net2"):
-        export_c(network(), tmp_path / name, name=name)
+    for name, folder in (("other_net2", "digits.tmp"), ("digits", "digits")):
+        export_c(network(), tmp_path / folder, name=name)
     (tmp_path / "main.cpp").write_text(
-        '#include "digits/digits.h"\n#include "other_net2/other_net2.h"\n'
+        '#include "digits/digits.h"\n#include "digits.tmp/other_net2.h"\n'
         "static digits_arena a; static other_net2_arena b;\n"
         "int main() { return digits_test(&a) + other_net2_test(&b) + (DIGITS_CLASSES != OTHER_NET2_CLASSES); }\n"
     )
@@ -230,6 +230,7 @@ def test_files_for_build_systems(exported):
         ({"max_ram": 1000}, "max_ram=1000: the network needs "),
         ({"directory": "full"}, "holds other files (other.c); choose another folder"),
         ({"directory": "full/other.c"}, "is a file; choose another folder"),
+        ({"directory": "n" * 5000}, "cannot be written (File name too long)"),
     ],
 )
 def test_refused(tmp_path, options, words):

@@ -88,6 +88,11 @@ WRITTEN = {  # what others write: change to a good state, file name, words of th
     "averaged too": (envelope(state_dict_ema=OTHER, state_dict=None), "model.pth", "left out state_dict_ema$"),
     "thop": (counted, "model.pth", "left out total_ops, module.conv1.total_params, .* and 3 more$"),
     "AveragedModel": (lambda state: {"n_averaged": torch.tensor(3), **state}, "model.pth", "left out n_averaged$"),
+    "a criterion beside it": (
+        lambda state: {"state_dict": {"criterion.weight": torch.ones(10), **rename("module.", "model.")(state)}},
+        "last.ckpt",
+        "left out criterion.weight$",
+    ),
     "no counters": (without_counters, "model.pth", None),
 }
 

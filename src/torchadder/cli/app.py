@@ -102,6 +102,8 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     group = commands()
     try:
+        if any(re.fullmatch("(--[a-z-]+=)?", argument) for argument in arguments):  # a variable of the shell is unset
+            raise UserError("an argument is empty: give it a value, or leave it out")
         code = group(arguments, prog_name="torchadder", standalone_mode=False)
         print(end="", flush=True)  # also where stdout is closed
         return code if isinstance(code, int) else 0

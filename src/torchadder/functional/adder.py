@@ -122,6 +122,7 @@ def adder_linear(
     Shapes: input (..., K), weight (C_out, K), bias (C_out,), float32 -> (..., C_out), as
     torch.nn.functional.linear. Gradients, `recenter`, dtypes and errors as in adder_conv2d.
     """
+    autocast.is_on(input)  # raises for what is no tensor
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, K)")
     if input.dim() < 1 or input.shape[-1] != weight.shape[1]:

@@ -51,14 +51,14 @@ def binary_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     Shapes: input (..., K), weight (C_out, K), bias (C_out,), all of one floating dtype -> (..., C_out), as
     torch.nn.functional.linear. alpha, gradients and errors as in binary_conv2d.
     """
-    if weight.dim() != 2 or min(weight.shape) < 1:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, K), every size at least 1")
-    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
-        raise ValueError(f"input has shape {tuple(input.shape)}: expected (..., {weight.shape[1]})")
     if autocast.is_on(input):
         with torch.autocast(input.device.type, enabled=False):
             x, w, b = (autocast.widened(t) for t in (input, weight, bias))
             return binary_linear(x, w, b)  # type: ignore[arg-type]
+    if weight.dim() != 2 or min(weight.shape) < 1:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C_out, K), every size at least 1")
+    if input.dim() < 1 or input.shape[-1] != weight.shape[1]:
+        raise ValueError(f"input has shape {tuple(input.shape)}: expected (..., {weight.shape[1]})")
     if input.dim() == 2:
         return ops.binary_conv(input, weight, bias, (), (), (), 1)
     y = ops.binary_conv(input.reshape(-1, weight.shape[1]), weight, bias, (), (), (), 1)

@@ -53,8 +53,9 @@ def find_state(content: Any, source: object, names: Collection[str] = ()) -> tup
     """Return the state dict in ``content`` by plain names, and the names of the tensors that were left out.
 
     It may stand bare or in an envelope ({"epoch": 3, "state_dict": ...}). Plain names lack the names of wrappers
-    (module., _orig_mod.) and those that all tensors share (model.). Left out are the counts of thop and other state
-    dicts of the envelope. Tensors whose names are all in ``names``, those of a model, keep them.
+    (module., _orig_mod.) and those that all tensors share (model.). Left out are the counts of thop, other state dicts
+    of the envelope, and what stands beside the network (criterion.weight beside model.conv1.weight). Tensors whose
+    names are all in ``names``, those of a model, keep them.
 
     Raises UserError, which names ``source``, where there is none.
     """
@@ -65,7 +66,15 @@ def find_state(content: Any, source: object, names: Collection[str] = ()) -> tup
     state = states[first]
     counts = [name for name in state if name.rpartition(".")[2] in _COUNTS]
     kept = {name: state[name] for name in state if name not in counts}
-    return kept if all(name in names for name in kept) else _with_plain_names(kept), counts + others
+    if all(name in names for name in kept):
+        return kept, counts + others
+    plain = with_plain_names(kept)
+    parts = {name.partition(".")[0] for name in plain}
+    network = next((f"{name}." for name in _ENTRIES if name in parts), "")
+    if network and len(parts) > 1 and not any(name in names for name in plain):  # beside a criterion, as in Lightning
+        others += [name for name in plain if not name.startswith(network)]
+        plain = {name.removeprefix(network): tensor for name, tensor in plain.items() if name.startswith(network)}
+    return plain, counts + others
 
 
 def _states(content: Any, name: str = "", depth: int = 2) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
@@ -98,7 +107,7 @@ def _why_no_state(content: Any) -> str:
     return f"no state dict: {shortened(others)}; {_ADVICE}" if others else "an empty state dict"
 
 
-def _with_plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     paths = {name: [part for part in name.split(".") if part not in _WRAPPERS] for name in state}
     while all(len(path) > 1 for path in paths.values()) and len({path[0] for path in paths.values()}) == 1:
         if all(len(path) == 2 for path in paths.values()):

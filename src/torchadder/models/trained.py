@@ -13,7 +13,7 @@ from torch import nn
 
 from torchadder.errors import UserError, in_one_line, shortened
 from torchadder.models.checkpoint import Checkpoint, compare_states, counters, read_checkpoint
-from torchadder.models.state_dict import find_state, read_file
+from torchadder.models.state_dict import find_state, read_file, with_plain_names
 
 
 def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Checkpoint]:
@@ -39,7 +39,7 @@ def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Che
     if left_out:
         warnings.warn(f"{weights}: left out {shortened(left_out)}", stacklevel=2)
     if state.keys() != {**zeros, **found}.keys():  # the two may differ in a name that all tensors share
-        plain = dict(zip(find_state(state, name)[0], state, strict=False))
+        plain = dict(zip(with_plain_names(state), state, strict=True))
         found = {plain.get(key, key): tensor for key, tensor in found.items()}
     tensors = {**zeros, **found}
     if problems := compare_states(state, tensors):

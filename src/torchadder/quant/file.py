@@ -45,6 +45,7 @@ from torchadder.errors import UserError, in_one_line
 
 FORMAT, VERSION, SUFFIX = "tadder", 2, ".tadder"  # files of version 1 are read, too
 MAX_HEAD = 1 << 26  # bytes; no head of a program is as long
+MAX_PATH = 4096  # characters; no system opens a longer one
 ByChannel = float | Sequence[float] | Tensor
 
 
@@ -76,8 +77,8 @@ def read(path: str | Path) -> bytes:
     """Return the content of a file. Raises UserError where it cannot be read, TypeError for what is no path."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"source is of type {type(path).__name__}: expected a {SUFFIX} file, as quantize makes one")
-    if not str(path) or os.path.isdir(path):
-        raise UserError(f"cannot read {str(path)!r}: expected the path of a {SUFFIX} file")
+    if not str(path) or "\0" in str(path) or len(str(path)) > MAX_PATH or os.path.isdir(path):
+        raise UserError(f"cannot read {str(path)[:100]!r}: expected the path of a {SUFFIX} file")
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -244,6 +244,8 @@ class Program(nn.Module):
         self._check_dtype()
         if not isinstance(images, Tensor):
             raise TypeError(f"images are of type {type(images).__name__}: expected a tensor")
+        if images.layout is not torch.strided or images.is_nested:
+            raise TypeError("expected images in a dense tensor, got a sparse or nested one")
         images = with_all_axes(images, self.shape)
         if quantized != (images.dtype == torch.uint8) or not (quantized or images.is_floating_point()):
             expected = "uint8 with quantized=True" if quantized else "floating point, or uint8 with quantized=True"

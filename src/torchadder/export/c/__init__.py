@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
+import tempfile
 from pathlib import Path
 
 from torchadder import files
@@ -78,19 +78,17 @@ def _write(directory: Path, written: dict[str, str]) -> None:
     """Write all files or none. Raises UserError where the directory holds other files or cannot be written."""
     files.check_folder(directory, "directory")
     known = {*written, *{Path(path).parts[0] for path in written}}
-    found = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    found = os.listdir(directory) if os.path.isdir(directory) else []
     if others := sorted(set(found) - known):
         raise UserError(f"directory={directory}: holds other files ({shortened(others)}); choose another folder")
-    temporary = directory.with_name(directory.name + ".tmp") if directory.name else Path("export.tmp")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for path, text in written.items():
-            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / path).write_text(text, encoding="ascii", errors="replace")
-        for path in written:
-            (directory / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary / path, directory / path)
+        with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+            for path, text in written.items():
+                (Path(temporary) / path).parent.mkdir(parents=True, exist_ok=True)
+                (Path(temporary) / path).write_text(text, encoding="ascii", errors="replace")
+            for path in written:
+                (directory / path).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(temporary) / path, directory / path)
     except OSError as error:
         raise UserError(f"directory={directory}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
