@@ -203,7 +203,7 @@ def test_pickled_code_is_not_run(tmp_path, place, legacy):
         path.write_bytes(pickle.dumps(content))
     else:
         write(path, content, legacy=legacy)
-    with pytest.raises(UserError, match=r"(holds pickled code \(\w+.mkdir\), which was not run|is no checkpoint)"):
+    with pytest.raises(UserError, match=r"(holds pickled code \(\w+.mkdir\), which was not run|needs its code)"):
         load_checkpoint(path)
     assert not written.exists()
     pickle.loads(pickle.dumps(content))  # it would have
