@@ -49,9 +49,9 @@ struct Lanes8 {
     const __m256i pixels = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     const __m128i low = _mm256_castsi256_si128(pixels), high = _mm256_extracti128_si256(pixels, 1);
     _mm_storel_epi64(reinterpret_cast<__m128i *>(to[0]), low);
-    _mm_storeh_pd(reinterpret_cast<double *>(to[1]), _mm_castsi128_pd(low));
+    _mm_storeh_pi(reinterpret_cast<__m64 *>(to[1]), _mm_castsi128_ps(low));
     _mm_storel_epi64(reinterpret_cast<__m128i *>(to[2]), high);
-    _mm_storeh_pd(reinterpret_cast<double *>(to[3]), _mm_castsi128_pd(high));
+    _mm_storeh_pi(reinterpret_cast<__m64 *>(to[3]), _mm_castsi128_ps(high));
   }
 };
 

@@ -123,10 +123,12 @@ def test_parameters_in_messages_become_flags(verb, message, expected):
     assert with_flags(message, commands().commands[verb].params) == expected
 
 
-@pytest.mark.parametrize("arguments", [["--out", ""], ["--out="], [""]])
-def test_an_empty_argument_is_refused(capsys, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "name"), [(["--out", ""], "--out"), (["--out="], "--out"), ([""], "an argument")]
+)
+def test_an_empty_argument_is_refused(capsys, arguments, name):
     assert main(["train", "lenet5bn-mnist", *arguments]) == 2
-    assert capsys.readouterr().err == "error: an argument is empty: give it a value, or leave it out\n"
+    assert capsys.readouterr().err == f"error: {name} is empty: give it a value, or leave it out\n"
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])

@@ -170,11 +170,11 @@ def test_latency_of_nothing_is_an_error(capsys, monkeypatch, tmp_path):
 
 
 REFUSED = [  # arguments -> the words on stderr
-    ([*LAYERS, "lenet6"], "lenet6 is unknown: expected one of lenet5bn"),
-    ([*LAYERS, "lenet5bn,resnet20"], "lenet5bn,resnet20 is unknown: expected one of lenet5bn"),
+    ([*LAYERS, "lenet6"], "lenet6 is unknown: expected one of"),
+    ([*LAYERS, "lenet5bn,resnet20"], "lenet5bn,resnet20 is unknown: expected one of"),
     ([*LAYERS, "--batch", "0"], "--batch 0: expected positive integers, e.g. 1,128"),
     ([*LAYERS, "--batch", "1,-2"], "--batch 1,-2: expected positive"),
-    ([*LAYERS, "--batch", ""], "--batch : expected positive"),
+    ([*LAYERS, "--batch", " "], "--batch  : expected positive"),
     ([*LAYERS, "--threads", "all"], "--threads all: expected positive"),
     ([*LAYERS, "--passes", "backward"], "--passes backward: choose from forward, grad_input, grad_weight"),
     ([*LAYERS, "--repetitions", "0"], "--repetitions"),
@@ -182,7 +182,7 @@ REFUSED = [  # arguments -> the words on stderr
     ([*LAYERS, "--out", "file/a.json"], "file/a.json: file is no folder"),
     ([*LAYERS, "--out", "nowhere/b.json"], "nowhere/b.json: nowhere is no folder"),
     ([*TRAIN, "--batch", "1"], "--batch"),
-    ([*LATENCY, ""], "model= is unknown: expected one of lenet5bn"),
+    ([*LATENCY, " "], "  is unknown: expected one of"),
     ([*LATENCY, "--threads", "100000"], "--threads 100000: this machine has"),
     ([*LATENCY, "--cpu", "sse2"], "sse2 is unknown: choose avx2"),
     (["bench", "kernels", "--op", "xor"], "--op xor: choose from adder, conv, binary"),

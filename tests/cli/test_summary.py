@@ -9,7 +9,7 @@ from torchadder.counts import summary
 from torchadder.models import create_model
 
 REFUSED = [  # arguments -> the words on stderr
-    (["lenet6"], "lenet6 is unknown: expected one of lenet5bn"),
+    (["lenet6"], "lenet6 is unknown: expected one of"),
     (["lenet5bn", "--op", "xor"], "--op xor is unknown: expected one of adder, conv, binary"),
     (["lenet5bn", "--input-size", "32"], "--input-size 32: expected CxHxW"),
     (["lenet5bn", "--input-size", "1x32x-2"], "--input-size 1x32x-2: every size must be at least 1"),

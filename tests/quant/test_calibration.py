@@ -88,7 +88,7 @@ def test_batches_of_a_loader_are_taken(calibration):
         (IMAGES.numpy(), "ndarray"),
         ([{"pixel_values": IMAGES}], "dict"),
         (IMAGES[:0], "torch.float32 (0, 3, 8, 8)"),
-        (IMAGES[0], "torch.float32 (N, 8, 8)"),
+        (IMAGES[0, 0, 0], "torch.float32 (N)"),
         (torch.tensor(1.0), "torch.float32 ()"),
         (IMAGES.byte(), "torch.uint8 (N, 3, 8, 8)"),
         ([IMAGES, IMAGES[..., 1:]], "torch.float32 (N, 3, 8, 8), torch.float32 (N, 3, 8, 7)"),

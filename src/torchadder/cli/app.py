@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -102,8 +103,10 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     group = commands()
     try:
-        if any(re.fullmatch("(--[a-z-]+=)?", argument) for argument in arguments):  # a variable of the shell is unset
-            raise UserError("an argument is empty: give it a value, or leave it out")
+        for before, argument in pairwise(["", *arguments]):
+            if re.fullmatch("(--[a-z-]+=)?", argument):  # a variable of the shell is unset
+                name = argument[:-1] or (before if before.startswith("--") else "an argument")
+                raise UserError(f"{name} is empty: give it a value, or leave it out")
         code = group(arguments, prog_name="torchadder", standalone_mode=False)
         print(end="", flush=True)  # also where stdout is closed
         return code if isinstance(code, int) else 0
