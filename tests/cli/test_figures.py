@@ -49,7 +49,7 @@ def test_json_is_one_object(folder, capsys):
 
 BAD = [  # arguments after figures, words of the line
     (["run", "--figure", "curve"], "--figure curve is unknown: expected one of features, filters, weights"),
-    (["run", "--figure", ""], "figure= is unknown"),
+    (["run", "--figure", ""], "--figure is empty"),
     (["run", "--figure", "curves,features"], "features: lenet5bn has no features in a plane or in space"),
     (["run", "other", "--figure", "weights"], "weights: lenet5bn and lenetpp have different layers"),
     (["run", "--iterations", "0"], "'--iterations'"),
