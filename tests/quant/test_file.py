@@ -99,6 +99,12 @@ def test_one_channel_is_grey_and_takes_one_number(tmp_path):
     assert classifier.engine.about == expected
 
 
+def test_names_may_come_with_their_numbers(program, tmp_path):
+    numbers = {name: label for label, name in reversed([*enumerate(NAMES)])}
+    program.save(tmp_path / "net.tadder", mean=[0.5] * 3, std=[0.5] * 3, classes=numbers)
+    assert Classifier(tmp_path / "net.tadder").names == NAMES
+
+
 BAD_METADATA = [  # arguments of save, words of the message
     ({"mean": [0, 0, 0]}, "mean and std belong together"),
     ({"std": [1, 1, 1]}, "mean and std belong together"),
@@ -107,12 +113,15 @@ BAD_METADATA = [  # arguments of save, words of the message
     ({"mean": [0, 0, float("nan")], "std": [1, 1, 1]}, "mean=.* does not fit"),
     ({"mean": [0, 0, 0], "std": [1, 0, 1]}, r"std=\[1.0, 0.0, 1.0\] is out of range: expected numbers above 0"),
     ({"mean": [0, 28, 0], "std": [76, 76, 76]}, r"mean=\[0.0, 28.0, 0.0\] is out of range: expected .* from 0 to 1"),
+    ({"mean": [0, 0, 0], "std": [1, 63, 1]}, r"std=\[1.0, 63.0, 1.0\] is out of range: expected .* up to 1"),
     ({"mean": [0, 0, 0], "std": [1, 1, 1], "part": "left"}, "part='left' is unknown: expected whole or centre"),
     ({"classes": NAMES[1:]}, "classes=.* does not fit: expected 10 names"),
     ({"classes": [*range(10)]}, "classes=.* does not fit: expected 10 names"),
     ({"about": {"accuracy": [1]}}, r"about: accuracy=\[1\] is neither text nor a finite number"),
     ({"about": {"accuracy": float("nan")}}, "about: accuracy=nan is neither text nor a finite number"),
     ({"about": {"accuracy": torch.tensor(1)}}, r"about: accuracy=tensor\(1\) is neither text nor a finite number"),
+    ({"classes": set(NAMES)}, "classes=.* does not fit: expected 10 names in the order of the logits"),
+    ({"classes": dict(enumerate(NAMES))}, "classes=.* does not fit: .* or a dict that gives each name its number"),
     ({"classes": "0123456789"}, "classes=0123456789 does not fit: expected 10 names"),
 ]
 

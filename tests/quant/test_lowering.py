@@ -239,7 +239,8 @@ class Rows(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            *(nn.Conv1d(3, 8, 5, padding=2, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(3, 2, 1)),
+            *(nn.Conv1d(3, 8, 1), nn.Conv1d(8, 8, 5, padding="same", bias=False), nn.BatchNorm1d(8), nn.ReLU()),
+            nn.MaxPool1d(3, 2, 1),
             *(AdderConv1d(8, 8, 3, padding=2, dilation=2), nn.BatchNorm1d(8), nn.ReLU6(), nn.AvgPool1d(2)),
             *(AdderConv1d(8, 8, 2, groups=8), nn.BatchNorm1d(8), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()),
             nn.Linear(8, 4),
@@ -269,6 +270,7 @@ def test_rows_and_vectors(network, shape):
     with Engine(program, threads=1) as engine:
         assert torch.equal(engine(x), program(x))
         assert torch.equal(engine(x.view(40, *program.shape)), program(x))
+        assert torch.equal(engine(program.quantize(x), quantized=True), program(x))
         with pytest.raises(UserError, match="expected images"):
             engine(x[:, :1])
 

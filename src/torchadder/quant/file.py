@@ -29,7 +29,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +47,7 @@ FORMAT, VERSION, SUFFIX = "tadder", 2, ".tadder"  # files of version 1 are read,
 MAX_HEAD = 1 << 26  # bytes; no head of a program is as long
 MAX_PATH = 4096  # characters; no system opens a longer one
 ByChannel = float | Sequence[float] | Tensor
+Classes = Sequence[str] | Mapping[str, int]  # the names in order, or each name's number
 
 
 def pack(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
@@ -124,7 +125,7 @@ def describe_images(
     outputs: int,
     mean: ByChannel | None,
     std: ByChannel | None,
-    classes: Sequence[str] | None,
+    classes: Classes | None,
     part: str = WHOLE,
 ) -> dict[str, str]:
     """Return the entries of "about" that say how images are prepared and what the classes are called.
@@ -141,15 +142,22 @@ def describe_images(
         if part not in (WHOLE, CENTRE):
             raise UserError(f"part={part!r} is unknown: expected {WHOLE} or {CENTRE}")
         numbers = _numbers("mean", mean, channels), _numbers("std", std, channels)
-        if min(numbers[1]) <= 0:
-            raise UserError(f"std={numbers[1]} is out of range: expected numbers above 0")
         if not 0 <= min(numbers[0]) <= max(numbers[0]) <= 1:
             raise UserError(f"mean={numbers[0]} is out of range: expected numbers from 0 to 1, of pixels / 255")
+        if not 0 < min(numbers[1]) <= max(numbers[1]) <= 1:
+            raise UserError(f"std={numbers[1]} is out of range: expected numbers above 0 and up to 1, of pixels / 255")
         about = Preprocessing(Normalization.of(*numbers), part).to_dict()
     if classes is not None:
-        names = [*classes]
-        if isinstance(classes, str) or len(names) != outputs or not all(isinstance(name, str) for name in names):
-            raise UserError(f"classes={str(classes)[:60]} does not fit: expected {outputs} names, one a logit")
+        names: list[object] = [*classes]
+        if isinstance(classes, Mapping):  # name -> number of the logit, such as class_to_idx of torchvision
+            by_number = {number: name for name, number in classes.items()}
+            names = [by_number.get(number) for number in range(len(names))]
+        unordered = isinstance(classes, str | Set)
+        if unordered or len(names) != outputs or not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"classes={str(classes)[:60]} does not fit: expected {outputs} names in the order of the logits, or a "
+                "dict that gives each name its number"
+            )
         about["classes"] = json.dumps(names)
     return about
 

@@ -98,15 +98,18 @@ class Lowering(Builder):
         x: fx.Node,
         weight: fx.Node,
         bias: fx.Node | None = None,
-        stride: Sequence[int] = (1, 1),
-        padding: Sequence[int] | str = (0, 0),
-        dilation: Sequence[int] = (1, 1),
+        stride: Sequence[int] = (),
+        padding: Sequence[int] | str = (),
+        dilation: Sequence[int] = (),
         groups: int = 1,
         recenter: bool = False,
         *rules: str,
     ) -> Accumulator:
         """Lower a convolution of any kind; one without axes is a fully connected layer, one of rows has height 1."""
-        filters, dims = self.constant(weight), len(stride)
+        filters = self.constant(weight)
+        dims = filters.dim() - 2
+        # An exported graph leaves out arguments that have their default.
+        stride, padding, dilation = stride or (1,) * dims, padding or (0,) * dims, dilation or (1,) * dims
         if dims > 2:
             raise Obstacle(f"in {dims}-d", "take images (N, C, H, W)")
         kernel = filters.shape[2:]
@@ -120,7 +123,7 @@ class Lowering(Builder):
         return self.layer(kind, node, x, filters, self.constant(bias), *axes, recenter)
 
     def _linear(self, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None) -> Accumulator:
-        return self._convolution(node, x, weight, bias, (), (), ())
+        return self._convolution(node, x, weight, bias)
 
     def _normalise(
         self,

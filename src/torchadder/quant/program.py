@@ -235,9 +235,9 @@ class Program(nn.Module):
         return len(self.steps[-1].weight)  # type: ignore[arg-type]  # the last step is a Layer
 
     def quantize(self, images: Tensor) -> Tensor:
-        """Return the quantized values, uint8, of float images (N, C, H, W)."""
-        q = images.float() / _by_channel(self.scale) + _by_channel(self.zero_point)
-        return q.round_().clamp_(0, self.qmax).nan_to_num_(0).to(torch.uint8)
+        """Return the quantized values, uint8, of float images (N, C, H, W), or with the axes that forward takes."""
+        q = with_all_axes(images, self.shape).float() / _by_channel(self.scale) + _by_channel(self.zero_point)
+        return q.round_().clamp_(0, self.qmax).nan_to_num_(0).to(torch.uint8).view(images.shape)
 
     @torch.no_grad()
     def forward(self, images: Tensor, quantized: bool = False) -> Tensor:
@@ -261,7 +261,7 @@ class Program(nn.Module):
         *,
         mean: file.ByChannel | None = None,
         std: file.ByChannel | None = None,
-        classes: Sequence[str] | None = None,
+        classes: file.Classes | None = None,
         part: str = "whole",
         about: Mapping[str, str | int | float] | None = None,
     ) -> None:
@@ -273,7 +273,7 @@ class Program(nn.Module):
             path: the file; an old one is replaced whole or not at all.
             mean, std: one number a channel; the network was trained on (pixel / 255 - mean) / std. predict and the C
                 example need both. Images of one channel are grey, images of three are RGB.
-            classes: the names of the classes by label; without them predict prints their numbers.
+            classes: the names of the classes by label, or a dict name -> label; without them predict prints numbers.
             part: "whole" resizes an image file to the size of the program, "centre" crops its centre first, as
                 evaluation on ImageNet does.
             about: further text and numbers to keep, by name; ``Engine.about`` returns them.
