@@ -235,9 +235,10 @@ class Program(nn.Module):
         return len(self.steps[-1].weight)  # type: ignore[arg-type]  # the last step is a Layer
 
     def quantize(self, images: Tensor) -> Tensor:
-        """Return the quantized values, uint8, of float images (N, C, H, W), or with the axes that forward takes."""
-        q = with_all_axes(images, self.shape).float() / _by_channel(self.scale) + _by_channel(self.zero_point)
-        return q.round_().clamp_(0, self.qmax).nan_to_num_(0).to(torch.uint8).view(images.shape)
+        """Return the quantized values, uint8, of float images (N, C, ...) with any axes after the channels."""
+        by_channel = (-1, *[1] * (images.dim() - 2))
+        q = images.float() / self.scale.view(by_channel) + self.zero_point.view(by_channel)
+        return q.round_().clamp_(0, self.qmax).nan_to_num_(0).to(torch.uint8)
 
     @torch.no_grad()
     def forward(self, images: Tensor, quantized: bool = False) -> Tensor:
