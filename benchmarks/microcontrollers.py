@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llvm_mca import MODEL, cycles, run
 from torchadder.data import load_dataset
 from torchadder.engine import Engine
 from torchadder.export import export_c
@@ -32,7 +32,6 @@ from torchadder.lab import record
 from torchadder.quant import Program
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL, ITERATIONS = "llvm-mca-19", 1000
 ARM, RISCV = "arm-none-eabi-", "riscv64-unknown-elf-"
 # Arm's instructions in portable C, as in the tests.
 DSP = ["-D__ARM_FEATURE_DSP", "-D__ARM_FEATURE_SIMD32", f"-I{ROOT / 'tests' / 'export' / 'acle'}"]
@@ -128,7 +127,7 @@ def loops(file: Path, folder: Path) -> Iterator[dict[str, Any]]:
         listing = run(f"{core.tools}objdump", "-d", "--no-show-raw-insn", compile_for(core, folder))
         code = inner_loop(listing, f"{kernel}_tile", instruction, count)
         row = {"what": "loop", "core": name, "kernel": kind, "elements": elements, "instructions": len(code)}
-        yield row | ({"cycles": cycles(code, name, core.triple)} if core.triple else {})
+        yield row | ({"cycles": cycles(repeated(code), core.triple, name)} if core.triple else {})
 
 
 def compile_for(core: Core, folder: Path) -> Path:
@@ -155,17 +154,10 @@ def inner_loop(listing: str, function: str, instruction: str, count: int) -> lis
     return min(found, key=len)
 
 
-def cycles(code: list[str], core: str, triple: str) -> float:
-    """Return the modelled cycles of one round."""
+def repeated(code: list[str]) -> str:
+    """Return a loop for llvm-mca, in which a branch leads nowhere else."""
     text = "\n".join(re.sub(r"^b\w+(\.[nw])?\s+[0-9a-f]+$", "bne .", line) for line in code)
-    text = ".syntax unified\n" + re.sub(r"\.[nw]\b", "", text)
-    printed = run(MODEL, f"-mtriple={triple}", f"-mcpu={core}", f"-iterations={ITERATIONS}", input=text)
-    return int(re.search(r"Total Cycles:\s+(\d+)", printed)[1]) / ITERATIONS  # type: ignore[index]  # it prints that
-
-
-def run(*command: object, input: str | None = None) -> str:
-    words = [str(word) for word in command]
-    return subprocess.run(words, check=True, capture_output=True, text=True, input=input).stdout
+    return ".syntax unified\n" + re.sub(r"\.[nw]\b", "", text)
 
 
 if __name__ == "__main__":

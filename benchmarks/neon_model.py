@@ -8,19 +8,18 @@ The model knows the pipes and latencies of a core. It knows no caches and no wai
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from llvm_mca import MODEL, cycles, run
 from torchadder.lab import record
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILER, OBJDUMP, MODEL = "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump", "llvm-mca-19"
+COMPILER, OBJDUMP = "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump"
 CORES = {"cortex-a53": ("neon",), "cortex-a72": ("neon",), "neoverse-n1": ("neon", "neondot")}
 FLAGS = ("-O3", "-mtune=cortex-a53", "-fno-tree-pre")  # those of the engine's kernels
-ITERATIONS = 1000
 
 
 class Loop(NamedTuple):
@@ -58,7 +57,7 @@ def main() -> int:
             code = inner_loop(run(OBJDUMP, "-d", "--no-show-raw-insn", compiled), loop)
             for core, sets in CORES.items():
                 if compiled == rival or any(f"_{name}_" in loop.kernel for name in sets):
-                    count = {"instructions": len(code), "cycles": cycles(code, core)}
+                    count = {"instructions": len(code), "cycles": cycles(repeated(code), "aarch64", core)}
                     rows.append({"core": core, **loop._asdict(), **count})
                     print(core, loop.kernel, count["cycles"])
     versions = {tool: run(tool, "--version").splitlines()[0].strip() for tool in (COMPILER, MODEL)}
@@ -80,16 +79,9 @@ def inner_loop(listing: str, loop: Loop) -> list[str]:
     return min(found, key=len)
 
 
-def cycles(code: list[str], core: str) -> float:
-    """Return the modelled cycles of one iteration."""
-    text = "\n".join(re.sub(r"^(b\.\w+|cbn?z|tbn?z)\s.*", "b.ne .", line) for line in code)
-    printed = run(MODEL, "-mtriple=aarch64", f"-mcpu={core}", f"-iterations={ITERATIONS}", input=text)
-    return int(re.search(r"Total Cycles:\s+(\d+)", printed)[1]) / ITERATIONS  # type: ignore[index]  # it prints that
-
-
-def run(*command: object, input: str | None = None) -> str:
-    words = [str(word) for word in command]
-    return subprocess.run(words, check=True, capture_output=True, text=True, input=input).stdout
+def repeated(code: list[str]) -> str:
+    """Return a loop for llvm-mca, in which a branch leads nowhere else."""
+    return "\n".join(re.sub(r"^(b\.\w+|cbn?z|tbn?z)\s.*", "b.ne .", line) for line in code)
 
 
 if __name__ == "__main__":

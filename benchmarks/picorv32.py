@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from microcontrollers import RISCV, run
+from llvm_mca import run
+from microcontrollers import RISCV
 from torchadder.engine import Engine
 from torchadder.errors import UserError
 from torchadder.export import export_c

@@ -236,8 +236,8 @@ class Program(nn.Module):
 
     def quantize(self, images: Tensor) -> Tensor:
         """Return the quantized values, uint8, of float images (N, C, ...) with any axes after the channels."""
-        by_channel = (-1, *[1] * (images.dim() - 2))
-        q = images.float() / self.scale.view(by_channel) + self.zero_point.view(by_channel)
+        axes = images.dim() - 2
+        q = images.float() / _by_channel(self.scale, axes) + _by_channel(self.zero_point, axes)
         return q.round_().clamp_(0, self.qmax).nan_to_num_(0).to(torch.uint8)
 
     @torch.no_grad()
@@ -457,5 +457,6 @@ def _zero_padded(x: Tensor, padding: Sides) -> Tensor:
     return F.pad(x, (left, right, top, bottom))
 
 
-def _by_channel(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1)
+def _by_channel(values: Tensor, axes: int = 2) -> Tensor:
+    """Return numbers (C,) in the shape of (C, ...) with so many axes after the channels."""
+    return values.view(-1, *[1] * axes)
