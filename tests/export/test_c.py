@@ -20,6 +20,7 @@ from torchadder.export import export_c
 from torchadder.export.c.sources import logits as expected_logits
 from torchadder.models import create_model
 from torchadder.quant import quantize
+from torchadder.quant.program import MaxPool, Program
 
 needs_compiler = pytest.mark.skipif(not COMPILERS, reason="needs a C compiler")
 
@@ -83,6 +84,32 @@ def test_random_programs(exported, seed):
     folder, draft = exported(program)
     for flags in LOOPS.values():
         check_equal(program, draft, Compiled(folder, draft, flags), 5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("op", "pool", "qmax", "steps"),
+    [
+        ("adder", MaxPool([1], 2, 2, 0), 255, {"run_pooled_layer"}),
+        ("adder", MaxPool([1], 3, 3, 0), 127, {"run_pooled_layer"}),
+        ("adder", MaxPool([1], 2, 2, 0), 15, {"run_pooled_layer"}),
+        ("conv", MaxPool([1], 3, 3, 0), 255, {"run_pooled_layer"}),
+        ("binary", MaxPool([1], 2, 2, 0), 255, {"run_pooled_layer"}),
+        ("adder", MaxPool([1], 2, 1, 0), 255, {"run_layer", "max_pool"}),
+        ("adder", MaxPool([1], 2, 2, 1), 255, {"run_layer", "max_pool"}),
+        ("adder", MaxPool([0], 2, 2, 0), 255, {"run_layer", "max_pool"}),
+    ],
+)
+def test_a_layer_and_its_pooling_are_one_step(exported, op, pool, qmax, steps):
+    maker = Maker(10, sizes=(11, 11), plain=True)
+    layer = maker.layer(op)
+    assert len({*layer.epilogue.multiplier.sign().tolist()} - {0}) == 2  # some channels rise, others fall
+    maker.shapes.append((maker.shapes[pool.sources[0]][0], *pool(torch.zeros(1, 1, *maker.shapes[1][1:])).shape[2:]))
+    program = Program(maker.shapes[0], torch.ones(8), torch.zeros(8), [layer, pool, maker.layer("conv", last=True)])
+    folder, draft = exported(narrowed(program, qmax) if qmax < 255 else program)
+    assert {*re.findall(r"^  (run_\w*layer|max_pool)\(", (folder / "net.c").read_text(), re.M)} == steps
+    for flags in LOOPS.values():
+        check_equal(program, draft, Compiled(folder, draft, flags), 20)
 
 
 @needs_compiler

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from torchadder.export.c.arena import Buffer, assign_offsets
-from torchadder.export.c.network import Network, Step
+from torchadder.export.c.network import Network, Shape, Step
 from torchadder.export.c.weights import pack
 from torchadder.quant.program import Logits, Requantization, largest_accumulator
 
 LOGIT_BITS = 30  # of the largest logit
+LAYERS = ("adder", "conv", "binary")
 BYTES = {"uint8_t": 1, "int32_t": 4, "uint32_t": 4}
 
 
@@ -23,6 +24,7 @@ class Draft:
 
     Attributes:
         tables, calls: the text of the constants and of the body of run.
+        poolings: the pooling that a layer computes with its own values, by the layer's number.
         fragments: the names of the template files with the functions that are called, in order.
         adder_max: the largest value or weight of the adder layers whose weights are bytes.
         patch_words: from the first patch of a pair to the second.
@@ -44,19 +46,24 @@ class Draft:
         for step in network.steps:
             for source in step.sources:
                 self._values[source].last_use = step.number
-        self._patch_words: dict[int, int] = {}
+        self.poolings = poolings_of_layers(network.steps)
+        for number, pooling in self.poolings.items():
+            self._values[number + 1].size = 0
+            self._values[pooling.number + 1].first_use = number
+        self._scratch_words: dict[int, tuple[int, int]] = {}
         self.adder_max = 0
-        texts = [TRANSLATED[step.op](self, step) for step in network.steps]
+        done = {pooling.number for pooling in self.poolings.values()}
+        texts = [TRANSLATED[step.op](self, step) for step in network.steps if step.number not in done]
         self.has_pixels = (pixels := network.pixel_table()) is not None
         if pixels is not None:
             self.table("uint8_t", "quantized_pixel", pixels)
-        self.patch_words = max(self._patch_words.values())
-        self._patches = {
-            number: Buffer(4 * (self.patch_words + words), number, number)
-            for number, words in self._patch_words.items()
+        self.patch_words = max(words for words, _ in self._scratch_words.values())
+        self._scratch = {
+            number: Buffer(4 * (self.patch_words + words + others), number, number)
+            for number, (words, others) in self._scratch_words.items()
         }
         # The input is the caller's, and so are the logits.
-        self.arena = assign_offsets([*self._values[1:-1], *self._patches.values()])
+        self.arena = assign_offsets([*self._values[1:-1], *self._scratch.values()])
         self.calls = [text() for text in texts]
 
     def table(self, kind: str, name: str, values: Tensor | np.ndarray) -> str:
@@ -90,12 +97,12 @@ class Draft:
         if fragment not in self.fragments:
             self.fragments.append(fragment)
 
-    def patches(self, step: Step, words: int) -> None:
-        """Reserve memory for two patches of ``words`` for the time of a step."""
-        self._patch_words[step.number] = words
+    def reserve(self, step: Step, patch: int, others: int = 0) -> None:
+        """Reserve memory for two patches and for other words for the time of a step."""
+        self._scratch_words[step.number] = patch, others
 
     def scratch(self, step: Step) -> str:
-        return f"arena->words + {self._patches[step.number].offset // 4}"
+        return f"arena->words + {self._scratch[step.number].offset // 4}"
 
     def value(self, index: int) -> str:
         """Return the address of a value in C."""
@@ -104,6 +111,19 @@ class Draft:
 
 def initializer(fields: dict[str, object]) -> str:
     return "{" + ", ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
+
+
+def poolings_of_layers(steps: Sequence[Step]) -> dict[int, Step]:
+    """Return the poolings of windows that do not overlap whose source is a layer without shortcut and nothing else."""
+    users = Counter(source for step in steps for source in step.sources)
+    found = {}
+    for step in steps:
+        maker, module = steps[step.sources[0] - 1], step.module
+        if step.op != "max_pool" or module.kernel != module.stride or module.padding or not step.sources[0]:
+            continue
+        if maker.op in LAYERS and len(maker.sources) == 1 and users[step.sources[0]] == 1:
+            found[maker.number] = step
+    return found
 
 
 def layer(draft: Draft, step: Step) -> Callable[[], str]:
@@ -117,7 +137,10 @@ def layer(draft: Draft, step: Step) -> Callable[[], str]:
         draft.adder_max = max(draft.adder_max, largest)
     packed = pack(step.op, module.weight, four_bits)
     words = 1 + 2 * packed.steps  # as much as any of the kernels needs
-    (channels, height, width), (filters, rows, columns) = step.shape_in, step.shape_out
+    pooling = draft.poolings.get(step.number)
+    result = pooling or step
+    pool = pooling.module.kernel if pooling else 1
+    (channels, height, width), (filters, rows, columns) = step.shape_in, result.shape_out
     taps = module.weight.shape[2:]
     fields: dict[str, object] = {
         "zero_point": draft.table("uint8_t", f"{name}_zero_point", module.zero_point) if needs_zero_point else "NULL",
@@ -133,17 +156,18 @@ def layer(draft: Draft, step: Step) -> Callable[[], str]:
         {"kernel_height": taps[0], "kernel_width": taps[1]},
         {"stride_y": module.stride[0], "stride_x": module.stride[1]},
         {"padding_y": module.padding[0], "padding_x": module.padding[1]},
+        *([{"pool_height": pool, "pool_width": pool}] if pooling else []),
         {"values": packed.values, "steps": packed.steps, "block_words": packed.block_words},
         fields,
         {"patch": f"{kernel}_patch", "tile": f"{kernel}_tile"},
     )
     draft.use(kernel)
-    pixels = rows * columns
-    draft.operations[step.op] += pixels * module.weight.numel()
+    draft.operations[step.op] += rows * columns * pool * pool * module.weight.numel()
     source, *shortcuts = step.sources
-    comment = f"/* {_sizes(step)}: {step.op}, {taps[0]} x {taps[1]} */"
+    pooled = f", largest of {pool} x {pool}" if pooling else ""
+    comment = f"/* {_sizes(step.shape_in, result.shape_out)}: {step.op}, {taps[0]} x {taps[1]}{pooled} */"
     if isinstance(epilogue, Logits):
-        draft.patches(step, words)
+        draft.reserve(step, words)
         draft.use("run_last_layer")
         fields = {
             "multiplier": draft.table("int32_t", "logit_multiplier", draft.multiplier),
@@ -155,7 +179,14 @@ def layer(draft: Draft, step: Step) -> Callable[[], str]:
             f"  {comment}\n"
             f"  return run_last_layer(&{name}, &logits_of_sums, {draft.value(source)}, {draft.scratch(step)}, logits);"
         )
-    draft.patches(step, words)
+    if pooling:
+        draft.reserve(step, words, filters)
+        draft.use("run_pooled_layer")
+        values = source, result.number + 1
+        return lambda: (
+            f"  {comment}\n  run_pooled_layer(&{name}, {', '.join(map(draft.value, values))}, {draft.scratch(step)});"
+        )
+    draft.reserve(step, words)
     draft.use("run_layer")
     return lambda: (
         f"  {comment}\n"
@@ -202,7 +233,7 @@ def table(draft: Draft, step: Step) -> Callable[[], str]:
     )
     draft.use("table")
     return lambda: (
-        f"  /* {_sizes(step)}: table */\n"
+        f"  /* {_sizes(step.shape_in, step.shape_out)}: table */\n"
         f"  look_up(&{name}, {draft.value(step.sources[0])}, {draft.value(step.number + 1)});"
     )
 
@@ -242,14 +273,14 @@ TRANSLATED: dict[str, Callable[[Draft, Step], Callable[[], str]]] = {
 
 
 def _pooling(draft: Draft, step: Step, name: str) -> Callable[[], str]:
+    values = step.sources[0], step.number + 1
     return lambda: (
-        f"  /* {_sizes(step)} */\n  {step.op}(&{name}, {draft.value(step.sources[0])}, {draft.value(step.number + 1)});"
+        f"  /* {_sizes(step.shape_in, step.shape_out)} */\n  {step.op}(&{name}, {', '.join(map(draft.value, values))});"
     )
 
 
-def _sizes(step: Step) -> str:
-    before, after = (" x ".join(map(str, shape)) for shape in (step.shape_in, step.shape_out))
-    return f"{before} -> {after}"
+def _sizes(*shapes: Shape) -> str:
+    return " -> ".join(" x ".join(map(str, shape)) for shape in shapes)
 
 
 def _numbers(array: np.ndarray) -> str:

@@ -39,6 +39,7 @@ struct layer {
   int32_t out_height, out_width, filters;           /* of the result */
   int32_t kernel_height, kernel_width;              /* pixels, as are the next four */
   int32_t stride_y, stride_x, padding_y, padding_x; /* padding above and at the left; the size says the rest */
+  int32_t pool_height, pool_width;                  /* of a layer whose values are pooled: pixels of a window */
   int32_t values;                                   /* of a patch, rounded up to whole rounds of the tile's loop */
   int32_t steps;                                    /* words of weight of one filter */
   int32_t block_words;                              /* of the weights of 4 filters */
