@@ -71,6 +71,23 @@ def test_edges_of_tiles(width, isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", KINDS)
+def test_pooling_in_the_layer_before(kind, isa, one_thread):
+    """Test layers of any geometry, negative multipliers, maps with a row or column that no window covers, threads."""
+    fused = 0
+    for seed in range(30):
+        maker = Maker(seed, kinds=(kind,), sizes=(11, 24), channels=(1, 40))
+        steps = maker.pooled_layer(kind)
+        if 0 in maker.shapes[-1]:
+            continue
+        steps.append(maker.layer(kind, last=True))
+        program = Program(maker.shapes[0], torch.ones(maker.shapes[0][0]), torch.zeros(maker.shapes[0][0]), steps)
+        assert_equal(program, quantized(program.shape, 2 + seed % 2), isa=isa, threads=1 + seed % 3)
+        fused += "in the layer before" in Engine(program, isa=isa).kernels()
+    assert fused > 15 or isa == "avx2max"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_extreme_quantized_values(kind, isa):
     """Test the largest accumulators: all differences 255, all products of one sign, all signs different."""
     extremes = {

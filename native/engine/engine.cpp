@@ -124,7 +124,9 @@ torchadder_engine_about torchadder_engine_describe(const torchadder_engine *engi
 const char *torchadder_engine_kernel(const torchadder_engine *engine, int step) {
   const Plan &plan = engine->executor.plan();
   if (step < 0 || step >= static_cast<int>(plan.program.steps.size())) return nullptr;
-  return plan.kernels->name(plan.program.steps[static_cast<std::size_t>(step)]);
+  const auto number = static_cast<std::size_t>(step);
+  if (plan.is_in_layer_before(number)) return "in the layer before";
+  return plan.kernels->name(plan.program.steps[number]);
 }
 
 const char *torchadder_engine_note(const torchadder_engine *engine, const char *name) {

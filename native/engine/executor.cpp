@@ -100,6 +100,7 @@ void Executor::run_image(const Image &image, uint8_t *arena, const Team &team, d
   end_step(0);
   for (std::size_t i = 0; i < plan_.program.steps.size(); ++i) {
     const Step &step = plan_.program.steps[i];
+    if (plan_.is_in_layer_before(i)) continue;
     if (step.is_layer())
       layer(i, image, arena, team);
     else if (step.op == Op::max_pool)
@@ -110,7 +111,8 @@ void Executor::run_image(const Image &image, uint8_t *arena, const Team &team, d
       concat(i, arena, team);
     else
       average_pool(i, arena, team);
-    if (i + 1 < plan_.values.size()) fill_border(plan_.values[i + 1], arena, team.member, team.size);
+    if (const std::size_t value = plan_.value_of(i); value < plan_.values.size())
+      fill_border(plan_.values[value], arena, team.member, team.size);
     end_step(i + 1);
   }
 }
@@ -155,17 +157,22 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
   job.source = arena + from->origin() - step.padding[0] * from->row() - step.padding[1] * from->pixel;
   job.source_row = step.stride[0] * from->row();
   job.source_pixel = step.stride[1] * from->pixel;
+  if (layer.pools) {
+    for (int p = 0; p < kWindow; ++p) job.window[p] = p / 2 * job.source_row + p % 2 * job.source_pixel;
+    job.source_row *= 2, job.source_pixel *= 2;
+  }
   job.row_offset = layer.row_offset.data();
   job.rows = layer.rows, job.steps = layer.steps, job.tail_mask = layer.tail_mask;
   job.weight = layer.weight.get(), job.block_bytes = layer.block_bytes;
-  job.width = step.to.width;
   job.channels = static_cast<int>(step.to.channels / layer.groups);
   job.source_offset = layer.source_offset;
   job.weight_sum = layer.weight_sum.data();
   job.base = layer.base.data(), job.base_class = int64_t{layer.blocks} * kBlock;
   job.row_class = layer.row_class.data(), job.column_class = layer.column_class.data();
-  if (number + 1 < plan_.values.size()) {
-    const Layout &to = plan_.values[number + 1];
+  int64_t pixels = 1;
+  if (const std::size_t value = plan_.value_of(number); value < plan_.values.size()) {
+    const Layout &to = plan_.values[value];
+    job.width = to.width, pixels = to.height * to.width;
     job.multiplier = layer.multiplier.data(), job.offset = layer.offset.data(), job.shift = layer.shift.data();
     job.qmax = step.requantization.qmax, job.pre_shift = step.requantization.pre_shift;
     job.result = arena + to.origin(), job.result_row = to.row(), job.result_pixel = to.pixel;
@@ -176,11 +183,12 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
       job.shortcut_row = shortcut.row(), job.shortcut_pixel = shortcut.pixel;
     }
   } else {
+    job.width = 1;
     job.logits = image.logits, job.scale = step.logits.scale.data(), job.bias = step.logits.bias.data();
   }
   // Threads share the pixels, and all read the same weights. With fewer than 16 pixels a thread they share the blocks,
   // in pairs, because a kernel may compute two blocks at once.
-  const int64_t pixels = step.to.height * step.to.width, pairs = (layer.blocks + 1) / 2;
+  const int64_t pairs = (layer.blocks + 1) / 2;
   Part part{0, pixels, 0, layer.blocks};
   if (pixels >= 16 * team.size) {
     const Share some = share(pixels, team.member, team.size);
@@ -191,7 +199,7 @@ void Executor::layer(std::size_t number, const Image &image, uint8_t *arena, con
     part.last_block = std::min(layer.blocks, static_cast<int>(2 * some.end));
   }
   for (int group = 0; group < layer.groups; ++group) {
-    kernels.layer(step)(job, part);
+    (layer.pools ? kernels.pooling_layer(step) : kernels.layer(step))(job, part);
     next_group(job, layer, from->pixel / layer.groups);
   }
 }

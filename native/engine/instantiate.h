@@ -19,21 +19,22 @@ using binary = Binary<VECTOR>;
 using adder_depthwise = AdderDepthwise;
 using conv_depthwise = ConvDepthwise;
 
-// Returns the kernel of a line, or null if the line is of another instruction set.
+// Returns the kernels of a line, or null if the line is of another instruction set.
 template <bool kIsOwn, class F, int P, int kChannels>
-constexpr LayerKernel instance() {
+constexpr LayerKernels instance() {
   constexpr bool is_depthwise = std::is_same_v<F, AdderDepthwise> || std::is_same_v<F, ConvDepthwise>;
+  constexpr int W = kChannels / kBlock, windows = P < kWindow ? 1 : P / kWindow;
   if constexpr (kIsOwn && is_depthwise)
-    return depthwise_layer<VECTOR, F, P, kChannels / kBlock>;
+    return {depthwise_layer<VECTOR, F, P, W>, nullptr};
   else if constexpr (kIsOwn)
-    return layer<VECTOR, F, P, kChannels / kBlock>;
+    return {layer<VECTOR, F, P, W, 1>, layer<VECTOR, F, windows * kWindow, W, kWindow>};
   else
-    return nullptr;
+    return {};
 }
 
 }  // namespace
 
-extern const LayerKernel JOINED(engine_kernels_, ISA)[] = {
+extern const LayerKernels JOINED(engine_kernels_, ISA)[] = {
 #define ENGINE_KERNEL(op, isa, pixels, channels) instance<Isa::isa == Isa::ISA, op, pixels, channels>(),
 #include "kernels.inc"
 };

@@ -7,11 +7,15 @@ namespace torchadder::engine {
 
 constexpr int kBlock = 8;       // output channels that are adjacent in packed weight
 constexpr int kStep = 8;        // bytes of a patch that one step of a kernel reads, with as many weights a channel
+constexpr int kWindow = 4;      // pixels of a pooling window, 2 x 2, that a layer with pooling computes together
 constexpr int64_t kSlack = 64;  // bytes after every buffer that a kernel may read but does not use
 
 // A layer. Packed weight is [block][kernel row][step][kBlock channels][kStep bytes]. A row of a patch is `steps` times
 // kStep adjacent bytes of the source; `tail_mask` selects those of its last step that belong to it. A row is a row of
 // the kernel or, of grouped and dilated layers, one tap of it. Groups are run one after the other.
+//
+// A pooling layer is a layer and the max pooling of 2 x 2 after it: "output pixel" is then a pixel of the pooled
+// output.
 //
 // A depthwise layer has a row for each tap, no steps, and as weight int32 numbers [row][blocks * kBlock].
 struct LayerJob {
@@ -19,6 +23,7 @@ struct LayerJob {
   const uint8_t *source;             // the patch of output pixel (0, 0)
   int64_t source_row, source_pixel;  // from a patch to that of the output pixel below, beside
   const int64_t *row_offset;         // [rows]: of the rows of a patch
+  int64_t window[kWindow];           // pooling layers: from a window's first patch to each of its patches
   int rows, steps;                   // of a patch
   uint64_t tail_mask;                // all ones if a row of a patch is whole steps
 
@@ -60,6 +65,11 @@ struct Part {
   int first_block, last_block;
 };
 using LayerKernel = void (*)(const LayerJob &, const Part &);
+
+// The kernels of a layer, and of one with pooling; that one may be missing.
+struct LayerKernels {
+  LayerKernel layer, pooling;
+};
 
 // Pooling: rows [first, last) of the output, or channels [first, last) of the source.
 struct PoolJob {

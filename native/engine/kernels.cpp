@@ -10,8 +10,8 @@ namespace torchadder::engine {
 
 // Each instruction set of the engine has a table with an entry for every ENGINE_KERNEL line. An entry is null if the
 // line is of another set.
-#define DECLARE_yes(name)                           \
-  extern const LayerKernel engine_kernels_##name[]; \
+#define DECLARE_yes(name)                            \
+  extern const LayerKernels engine_kernels_##name[]; \
   extern const AuxiliaryKernels engine_auxiliary_##name;
 #define DECLARE_no(name)
 #define INSTRUCTION_SET(name, selected_as, conv, engine, ...) DECLARE_##engine(name)
@@ -30,7 +30,7 @@ constexpr struct {
 #include "kernels.inc"
 };
 
-constexpr const LayerKernel *kTables[] = {
+constexpr const LayerKernels *kTables[] = {
 #define TABLE_yes(name) engine_kernels_##name,
 #define TABLE_no(name) nullptr,
 #define INSTRUCTION_SET(name, selected_as, conv, engine, ...) TABLE_##engine(name)
@@ -62,7 +62,7 @@ constexpr bool kIsTimed[] = {
 // Returns whether a set that this CPU supports is at least as fast as the one that it extends.
 bool is_chosen(Isa isa) {
   if (!kIsTimed[static_cast<int>(isa)]) return true;
-  const auto adder = [](Isa of) { return kTables[static_cast<int>(of)][listed(Work::adder, of)]; };
+  const auto adder = [](Isa of) { return kTables[static_cast<int>(of)][listed(Work::adder, of)].layer; };
   static std::atomic<int> known[kIsaCount];  // 0: not timed yet, 1: slower, 2: faster
   std::atomic<int> &result = known[static_cast<int>(isa)];
   if (!result) result = 1 + is_faster_adder(adder(isa), adder(selected_as(isa)));

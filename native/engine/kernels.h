@@ -20,12 +20,13 @@ class Kernels {
 
   explicit Kernels(Isa isa);
   const char *name(const Step &step) const;  // the kernel of a layer; the operator of another step
-  LayerKernel layer(const Step &step) const { return layers_[static_cast<int>(step.work())]; }
+  LayerKernel layer(const Step &step) const { return layers_[static_cast<int>(step.work())].layer; }
+  LayerKernel pooling_layer(const Step &step) const { return layers_[static_cast<int>(step.work())].pooling; }
   const AuxiliaryKernels &auxiliary() const { return *auxiliary_; }
 
  private:
   const char *names_[kWorks];
-  LayerKernel layers_[kWorks];
+  LayerKernels layers_[kWorks];
   const AuxiliaryKernels *auxiliary_;
 };
 

@@ -5,8 +5,8 @@
 
 namespace torchadder::engine {
 
-extern const LayerKernel engine_kernels_avx2max[] = {
-#define ENGINE_KERNEL(op, isa, ...) Isa::isa == Isa::avx2max ? AdderByMax::layer : nullptr,
+extern const LayerKernels engine_kernels_avx2max[] = {
+#define ENGINE_KERNEL(op, isa, ...) {Isa::isa == Isa::avx2max ? AdderByMax::layer : nullptr, nullptr},
 #include "kernels.inc"
 };
 

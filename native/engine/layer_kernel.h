@@ -18,8 +18,8 @@
 //   ConvValue, kConvOffset     how add_products takes a conv layer's source: q - kConvOffset as ConvValue
 //   kSigns, pack_signs         for auxiliary.h
 //
-// and Lanes<W> what requantization needs: width, load, store, load_u8, set, add, sub, mul, abs, shift_right, min, and
-// store_u8 and store_u8_of_four, which clamp negative lanes to 0.
+// and Lanes<W> what requantization needs: width, load, store, load_u8, set, add, sub, mul, abs, shift_right, min, max,
+// and store_u8 and store_u8_of_four, which clamp negative lanes to 0.
 #pragma once
 #include <cstring>
 
@@ -74,7 +74,12 @@ struct Position {
     shortcut = y * job->shortcut_row + x * job->shortcut_pixel;
   }
   // The base of the pixel `ahead` pixels further in the row.
-  int64_t base(int ahead) const { return (job->row_class[y] + job->column_class[x + ahead]) * job->base_class; }
+  int64_t base(int ahead) const { return base_at(y, x + ahead); }
+  // The base of pixel p of the pooling window.
+  int64_t base_in_window(int p) const { return base_at(2 * y + p / 2, 2 * x + p % 2); }
+  int64_t base_at(int64_t row, int64_t column) const {
+    return (job->row_class[row] + job->column_class[column]) * job->base_class;
+  }
   void advance(int64_t pixels) {
     source += pixels * job->source_pixel;
     result += pixels * job->result_pixel;
@@ -102,13 +107,32 @@ struct Tiles {
   }
 };
 
-// The addresses of the P output pixels of a tile.
-template <int P>
+// The addresses of the P pixels of a tile: P output pixels, or those of P / kPooled pooling windows.
+template <int P, int kPooled = 1>
 struct Pixels {
+  const uint8_t *source[P];
+  int64_t result[P / kPooled], base[P];
+
+  // Takes the next output pixels from `at`.
+  template <bool kHasBase>
+  inline __attribute__((always_inline)) void take(Position &at) {
+#pragma GCC unroll 4
+    for (int w = 0; w < P / kPooled; ++w, at.advance(1)) {
+      result[w] = at.result;
+#pragma GCC unroll 4
+      for (int p = 0; p < kPooled; ++p) {
+        source[w * kPooled + p] = at.source + at.job->window[p];
+        if constexpr (kHasBase) base[w * kPooled + p] = at.base_in_window(p);
+      }
+    }
+  }
+};
+
+template <int P>
+struct Pixels<P, 1> {
   const uint8_t *source[P];
   int64_t result[P], shortcut[P], base[P];
 
-  // Takes the next P pixels from `at`.
   template <bool kHasBase>
   inline __attribute__((always_inline)) void take(Position &at) {
     if (at.x + P <= at.job->width) {
@@ -156,10 +180,12 @@ inline void copy_few(uint8_t *to, const uint8_t *from, int n) {
     *to = *from;
 }
 
-// The epilogue: stores the quantized values, or the logits, of P pixels' accumulators from `channel` on.
-template <class L, int P>
-inline __attribute__((always_inline)) void epilogue(const LayerJob &job, const Pixels<P> &pixels,
+// The epilogue: stores the quantized values, or the logits, of P pixels' accumulators from `channel` on. Pooling comes
+// before the offset: the steps after it keep the order of the products, whatever the sign of the multiplier.
+template <class L, int P, int kPooled = 1>
+inline __attribute__((always_inline)) void epilogue(const LayerJob &job, const Pixels<P, kPooled> &pixels,
                                                     typename L::T (&total)[P], int channel) {
+  constexpr int R = P / kPooled;  // results
   const int left = job.channels - channel;
   if (job.logits) {
     int32_t sums[L::width];
@@ -174,28 +200,37 @@ inline __attribute__((always_inline)) void epilogue(const LayerJob &job, const P
   const auto multiplier = L::load(job.multiplier + channel), offset = L::load(job.offset + channel),
              shift = L::load(job.shift + channel), qmax = L::set(job.qmax);
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) total[p] = L::add(L::mul(total[p], multiplier), offset);
-  if (job.shortcut) {
-    const auto factor = L::load(job.factor + channel);
+  for (int p = 0; p < P; ++p) total[p] = L::mul(total[p], multiplier);
+  if constexpr (kPooled == kWindow)
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p)
-      total[p] = L::add(total[p], L::mul(L::load_u8(job.shortcut + pixels.shortcut[p] + channel), factor));
-  }
+    for (int r = 0; r < R; ++r) {
+      const auto *const window = total + r * kWindow;
+      total[r] = L::max(L::max(window[0], window[1]), L::max(window[2], window[3]));
+    }
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) total[p] = L::min(L::shift_right(total[p], shift), qmax);
+  for (int p = 0; p < R; ++p) total[p] = L::add(total[p], offset);
+  if constexpr (kPooled == 1)
+    if (job.shortcut) {
+      const auto factor = L::load(job.factor + channel);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p)
+        total[p] = L::add(total[p], L::mul(L::load_u8(job.shortcut + pixels.shortcut[p] + channel), factor));
+    }
+#pragma GCC unroll 16
+  for (int p = 0; p < R; ++p) total[p] = L::min(L::shift_right(total[p], shift), qmax);
   // A vector that is wider than the pixel may overwrite the next one, where that is stored afterwards.
-  uint8_t part[P][L::width], *result[P], *to[P];
+  uint8_t part[R][L::width], *result[R], *to[R];
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
+  for (int p = 0; p < R; ++p) {
     to[p] = result[p] = job.result + pixels.result[p] + channel;
-    const bool next_follows = p + 1 < P && pixels.result[p + 1] - pixels.result[p] == left && 2 * left >= L::width;
+    const bool next_follows = p + 1 < R && pixels.result[p + 1] - pixels.result[p] == left && 2 * left >= L::width;
     if (left < L::width && !next_follows) to[p] = part[p];
   }
   int p = 0;
-  for (; p + 4 <= P; p += 4) L::store_u8_of_four(total + p, to + p);
-  for (; p < P; ++p) L::store_u8(total[p], to[p]);
+  for (; p + 4 <= R; p += 4) L::store_u8_of_four(total + p, to + p);
+  for (; p < R; ++p) L::store_u8(total[p], to[p]);
   if (left < L::width)
-    for (p = 0; p < P; ++p)
+    for (p = 0; p < R; ++p)
       if (to[p] == part[p]) copy_few(result[p], part[p], left);
 }
 
@@ -265,13 +300,13 @@ struct Widening<V, P, N, 0> {
 enum class Row { steps, steps_and_tail, step };
 
 // Computes a tile: the next P pixels from `at`, and W blocks from `block` on.
-template <class V, class F, int P, int W, Row kRow>
+template <class V, class F, int P, int W, Row kRow, int kPooled>
 void tile(const LayerJob &job, Position &at, int block) {
   using L = typename V::template Lanes<W>;
   using T = typename V::T;
   constexpr int N = W * V::vectors;
   const uint8_t *weight[W];
-  Pixels<P> pixels;
+  Pixels<P, kPooled> pixels;
   pixels.template take<F::kHasBase>(at);
   for (int b = 0; b < W; ++b) weight[b] = job.weight + (block + b) * job.block_bytes;
   T sum[P][N];
@@ -319,38 +354,39 @@ void tile(const LayerJob &job, Position &at, int block) {
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) total[p] = L::add(total[p], offset);
     }
-  epilogue<L, P>(job, pixels, total, channel);
+  epilogue<L, P, kPooled>(job, pixels, total, channel);
 }
 
-// Computes a tile of `count` pixels, at most P.
-template <class V, class F, int P, int W, Row kRow>
+// Computes a tile of `count` output pixels, at most P / kPooled.
+template <class V, class F, int P, int W, Row kRow, int kPooled = 1>
 void tile_of(const LayerJob &job, Position &at, int block, int64_t count) {
-  if (count == P) return tile<V, F, P, W, kRow>(job, at, block);
-  if constexpr (P > 1) return tile_of<V, F, P - 1, W, kRow>(job, at, block, count);
+  if (count == P / kPooled) return tile<V, F, P, W, kRow, kPooled>(job, at, block);
+  if constexpr (P > kPooled) return tile_of<V, F, P - kPooled, W, kRow, kPooled>(job, at, block, count);
 }
 
 // Computes all tiles of a part for W blocks.
-template <class V, class F, int P, int W>
+template <class V, class F, int P, int W, int kPooled>
 void tiles(const LayerJob &job, const Part &part, int block) {
-  Tiles split(part.last - part.first, P);
+  Tiles split(part.last - part.first, P / kPooled);
   const bool has_tail = F::kMasksTail && job.tail_mask != ~uint64_t{0};
   Position at(job, part.first);
   for (int64_t t = 0; t < split.count; ++t) {
     const int64_t count = split.next();
     if (job.steps == 1)
-      tile_of<V, F, P, W, Row::step>(job, at, block, count);
+      tile_of<V, F, P, W, Row::step, kPooled>(job, at, block, count);
     else if (has_tail)
-      tile_of<V, F, P, W, F::kMasksTail ? Row::steps_and_tail : Row::steps>(job, at, block, count);
+      tile_of<V, F, P, W, F::kMasksTail ? Row::steps_and_tail : Row::steps, kPooled>(job, at, block, count);
     else
-      tile_of<V, F, P, W, Row::steps>(job, at, block, count);
+      tile_of<V, F, P, W, Row::steps, kPooled>(job, at, block, count);
   }
 }
 
-template <class V, class F, int P, int W>
+// Computes a layer; with kPooled == kWindow, one with pooling.
+template <class V, class F, int P, int W, int kPooled>
 void layer(const LayerJob &job, const Part &part) {
   int block = part.first_block;
-  for (; block + W <= part.last_block; block += W) tiles<V, F, P, W>(job, part, block);
-  for (; block < part.last_block; ++block) tiles<V, F, P, 1>(job, part, block);
+  for (; block + W <= part.last_block; block += W) tiles<V, F, P, W, kPooled>(job, part, block);
+  for (; block < part.last_block; ++block) tiles<V, F, P, 1, kPooled>(job, part, block);
 }
 
 }  // namespace

@@ -201,6 +201,21 @@ void sum_weights(const Step &step, LayerPlan &layer) {
   layer.weight_sum = whole_blocks(layer.weight_sum, layer);
 }
 
+// Returns whether a layer computes the next step as well: a max pooling of 2 x 2 that alone reads the layer's value.
+bool pools(const Program &program, std::size_t number, const Kernels &kernels) {
+  const Step &step = program.steps[number];
+  if (!step.is_layer() || step.shortcut >= 0 || !kernels.pooling_layer(step)) return false;
+  const int value = static_cast<int>(number) + 1;
+  int readers = 0;
+  for (const Step &other : program.steps)
+    readers += (other.source == value) + (other.shortcut == value) +
+               static_cast<int>(std::count(other.others.begin(), other.others.end(), value));
+  if (readers != 1 || number + 1 == program.steps.size()) return false;
+  const Step &next = program.steps[number + 1];
+  return next.op == Op::max_pool && next.source == value && !next.pads() && next.kernel[0] == 2 &&
+         next.kernel[1] == 2 && next.stride[0] == 2 && next.stride[1] == 2;
+}
+
 // The ranges [first, last) of kernel taps that lie inside the image along one axis, without repetition, and the class
 // of each output position: the index of its range.
 struct AxisClasses {
@@ -274,10 +289,13 @@ Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::m
   }
   add_halos(program, values);
   layers.resize(program.steps.size());
+  for (std::size_t i = 0; i < layers.size(); ++i) layers[i].pools = !keep_values && pools(program, i, *kernels);
   std::vector<Buffer> buffers;
   for (int v = 0; v < count; ++v) {
     const auto at = static_cast<std::size_t>(v);
-    buffers.push_back({&values[at], v - 1, std::max(last_use[at], v - 1)});  // written even if no step reads it
+    if (v > 0 && layers[at - 1].pools) continue;
+    const int written = v > 1 && is_in_layer_before(at - 1) ? v - 2 : v - 1;
+    buffers.push_back({&values[at], written, std::max(last_use[at], v - 1)});  // written even if no step reads it
   }
   weight_bytes = 0;
   for (int i = 0; i < count; ++i) {

@@ -43,6 +43,7 @@ struct LayerPlan {
   uint64_t tail_mask = 0;
   int64_t block_bytes = 0, weight_bytes = 0;
   Bytes weight;
+  bool pools = false;  // the layer computes the max pooling after it as well; its own value is in no memory
   std::vector<int32_t> multiplier, offset, shift, factor, weight_sum, base, row_class, column_class;
 };
 
@@ -53,7 +54,13 @@ struct Plan {
   std::vector<LayerPlan> layers;  // one a step; of a pool empty
   int64_t arena_bytes, weight_bytes;
 
-  // keep_values: no two values share memory. Throws FileError for a program that needs too much memory.
+  // Returns whether a step is the max pooling that the layer before it computes.
+  bool is_in_layer_before(std::size_t step) const { return step > 0 && layers[step - 1].pools; }
+  // Returns the value that a step writes.
+  std::size_t value_of(std::size_t step) const { return step + (layers[step].pools ? 2 : 1); }
+
+  // keep_values: every value is kept, and no two share memory. Throws FileError for a program that needs too much
+  // memory.
   Plan(Program program, const Kernels *kernels, bool keep_values);
 };
 

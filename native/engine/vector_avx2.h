@@ -37,6 +37,7 @@ struct Lanes8 {
   static T abs(T a) { return _mm256_abs_epi32(a); }
   static T shift_right(T a, T by) { return _mm256_srav_epi32(a, by); }
   static T min(T a, T b) { return _mm256_min_epi32(a, b); }
+  static T max(T a, T b) { return _mm256_max_epi32(a, b); }
   // Stores the low 8 bits of each lane, 0 for a negative one. No lane is above 255.
   static void store_u8(const T &a, uint8_t *to) {
     const __m256i words = _mm256_packus_epi32(a, a);

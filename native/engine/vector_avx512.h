@@ -34,6 +34,7 @@ struct Lanes16 {
   static T abs(T a) { return _mm512_abs_epi32(a); }
   static T shift_right(T a, T by) { return _mm512_srav_epi32(a, by); }
   static T min(T a, T b) { return _mm512_min_epi32(a, b); }
+  static T max(T a, T b) { return _mm512_max_epi32(a, b); }
   static void store_u8(const T &a, uint8_t *to) {
     const T positive = _mm512_max_epi32(a, _mm512_setzero_si512());
     _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(positive));

@@ -45,6 +45,7 @@ struct NeonLanes {
     return {vshlq_s32(a.low, vnegq_s32(by.low)), vshlq_s32(a.high, vnegq_s32(by.high))};
   }
   static T min(T a, T b) { return {vminq_s32(a.low, b.low), vminq_s32(a.high, b.high)}; }
+  static T max(T a, T b) { return {vmaxq_s32(a.low, b.low), vmaxq_s32(a.high, b.high)}; }
   // Stores the low 8 bits of each lane, 0 for a negative one. No lane is above 255.
   static void store_u8(const T &a, uint8_t *to) {
     vst1_u8(to, vqmovn_u16(vcombine_u16(vqmovun_s32(a.low), vqmovun_s32(a.high))));

@@ -47,6 +47,9 @@ struct PortableLanes {
   static T min(T a, T b) {
     return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
   }
+  static T max(T a, T b) {
+    return each([&](int i) { return a.lane[i] < b.lane[i] ? b.lane[i] : a.lane[i]; });
+  }
   static void store(int32_t *p, T a) { std::memcpy(p, a.lane, sizeof a.lane); }
   static void store_u8(const T &a, uint8_t *to) {
     for (int i = 0; i < width; ++i) to[i] = static_cast<uint8_t>(a.lane[i] < 0 ? 0 : a.lane[i]);

@@ -130,7 +130,10 @@ class Engine:
         return statistics.median(seconds)
 
     def profile(self, images: Tensor | np.ndarray, *, quantized: bool = False) -> list[float]:
-        """Return the seconds that one thread spends on quantizing the input and on each step, over all images."""
+        """Return the seconds that one thread spends on quantizing the input and on each step, over all images.
+
+        They are 0 for a pooling that the layer before it computes.
+        """
         seconds = (ctypes.c_double * (1 + self._steps))()
         self._run(images, quantized, seconds)
         return [*seconds]

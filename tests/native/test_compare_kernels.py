@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from torchadder import kernels
@@ -32,7 +33,7 @@ def run(*command):
 
 
 class Network(nn.Module):
-    """Chain layers of one kind: patches of 3 to 150 steps, a shortcut, groups, a depthwise and a dilated layer."""
+    """Chain layers of one kind: patches of 3 to 150 steps, a shortcut, a pooling, groups, depthwise and dilation."""
 
     def __init__(self, kind, channels=CHANNELS):
         super().__init__()
@@ -52,7 +53,10 @@ class Network(nn.Module):
     def forward(self, x):
         x = self.activation(self.norms[0](self.layers[0](x)))
         x = self.activation(self.norms[1](self.layers[1](x)) + x)
-        for layer, norm in zip(self.layers[2:], self.norms[2:], strict=True):
+        for layer, norm in zip(self.layers[2:5], self.norms[2:5], strict=True):
+            x = self.activation(norm(layer(x)))
+        x = F.max_pool2d(x, 2)
+        for layer, norm in zip(self.layers[5:], self.norms[5:], strict=True):
             x = self.activation(norm(layer(x)))
         return self.head(x.mean((2, 3)))
 

@@ -85,6 +85,13 @@ class Maker:
         self.shapes.append((channels, *sizes))
         return MaxPool([source], *map(fewest, (tuple(kernel), tuple(stride), padding)))
 
+    def pooled_layer(self, kind):
+        """Return a layer and the max pooling of 2 x 2 that alone reads it."""
+        layer = self.layer(kind)
+        channels, height, width = self.shapes[-1]
+        self.shapes.append((channels, height // 2, width // 2))
+        return [layer, MaxPool([len(self.shapes) - 2], 2, 2, 0)]
+
     def average_pool(self):
         source = self.source()
         channels, *size = self.shapes[source]
