@@ -36,35 +36,45 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.tadder")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "picorv32.json")
     arguments = parser.parse_args()
-    import pythondata_cpu_picorv32  # type: ignore[import-not-found]  # the source of the core
-
-    source = Path(pythondata_cpu_picorv32.data_location) / "picorv32.v"
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for core, (parameters, march) in CORES.items():
-            simulator = build_core(source, Path(folder) / core.partition(" ")[0], parameters)
+        for core in CORES:
+            simulator = build_core(Path(folder), core)
             for file in arguments.files:
                 about = Engine(file).about
                 draft = export_c(file, Path(folder) / "net")
-                failures, cycles = map(int, run(simulator, build_program(Path(folder), march)).split())
-                if failures:
-                    raise UserError(f"{file}: {failures} test vectors are wrong on a core {core}")
+                cycles = cycles_of_network(simulator, Path(folder), core)
                 operations = sum(draft.operations.values())
                 network = {"op": about["op"], "bits": int(about["bits"])}
                 rows.append({"core": core, **network, "operations": operations, "cycles": cycles})
                 print(rows[-1], flush=True)
-    versions = {tool: run(tool, "--version").splitlines()[0].strip() for tool in ("verilator", f"{RISCV}gcc")}
-    versions["picorv32"] = version("pythondata-cpu-picorv32")
-    record.write(arguments.out, record.make("picorv32", 1, rows, versions=versions))
+    record.write(arguments.out, record.make("picorv32", 1, rows, versions=versions()))
     return 0
 
 
-def build_core(source: Path, folder: Path, parameters: list[str]) -> Path:
-    """Return a program that runs a memory image on the core."""
+def versions() -> dict[str, str]:
+    found = {tool: run(tool, "--version").splitlines()[0].strip() for tool in ("verilator", f"{RISCV}gcc")}
+    return {**found, "picorv32": version("pythondata-cpu-picorv32")}
+
+
+def build_core(place: Path, core: str) -> Path:
+    """Return a program that runs a memory image on the core; it is built in a folder inside ``place``."""
+    import pythondata_cpu_picorv32  # type: ignore[import-not-found]  # the source of the core
+
+    source = Path(pythondata_cpu_picorv32.data_location) / "picorv32.v"
+    folder, (parameters, _) = place / core.partition(" ")[0], CORES[core]
     options = ["--cc", "--exe", "--build", "-O3", "-Wno-fatal", "-Wno-lint", "-Wno-style", "--top-module", "picorv32"]
     options += ["-CFLAGS", "-O2", "--Mdir", str(folder)]
     run("verilator", *options, *parameters, source, BENCHMARKS / "picorv32.cpp")
     return folder / "Vpicorv32"
+
+
+def cycles_of_network(simulator: Path, folder: Path, core: str) -> int:
+    """Return the cycles of an image on the core. Raises UserError where a test vector comes out wrong."""
+    failures, cycles = map(int, run(simulator, build_program(folder, CORES[core][1])).split())
+    if failures:
+        raise UserError(f"{failures} test vectors are wrong on a core {core}")
+    return cycles
 
 
 def build_program(folder: Path, march: str) -> Path:

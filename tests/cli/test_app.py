@@ -113,7 +113,7 @@ def test_train_help_has_every_option_of_a_recipe(capsys, wide):
         ("train", "recenter=True needs nesterov=False; partial=True.", "--recenter needs --no-nesterov; --partial."),
         ("train", "dataset='a b' is unknown", "--dataset 'a b' is unknown"),
         ("train", "recipe=lenet is unknown", "lenet is unknown"),
-        ("train", "bits=9: no parameter of train", "bits=9: no parameter of train"),
+        ("train", "method=kl: no parameter of train", "method=kl: no parameter of train"),
         ("train", "TORCHADDER_ISA=avx9, x.epochs=2, epochs=", "TORCHADDER_ISA=avx9, x.epochs=2, epochs="),
         ("quantize", "bits=9 is out of range", "--bits 9 is out of range"),
         ("summary", "model=lenet6: unknown, op=x too", "lenet6: unknown, --op x too"),

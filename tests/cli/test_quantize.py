@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from torchadder.models.checkpoint import load_checkpoint
 from torchadder.models.trained import build_network
 from torchadder.quant import Program
 from torchadder.quant.finetuning import LEARNING_RATE
+from torchadder.train.run import saved_recipe
 from torchadder.version import __version__
 
 
@@ -73,6 +76,15 @@ def test_no_eval_tests_nothing(folder, capsys):
     assert not found.keys() & {"accuracy", "float_accuracy", "images"}
     assert main(["quantize", "run", "-o", "new.tadder", "--no-eval"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_the_recipe_of_the_run_decides_unless_told_otherwise(folder, capsys):
+    shutil.copytree("run", "own")
+    recipe = replace(saved_recipe(Path("own")), bits=5, finetune=1)
+    Path("own/recipe.json").write_text(recipe.to_json())
+    for arguments, expected in (((), (5, 1)), (("--bits", "6", "--finetune", "0"), (6, 0))):
+        found = result(capsys, "quantize", "own", "-o", "new.tadder", "--no-eval", *arguments)
+        assert (found["bits"], found["finetune_epochs"]) == expected
 
 
 def test_the_seed_decides(folder, capsys):

@@ -209,10 +209,11 @@ def test_augmentation_is_the_usual_recipe(n, height, width, padding):
         assert np.array_equal(found[i].numpy(), crop[:, :, ::-1] if mirrored else crop)
 
 
-def test_every_crop_and_both_sides_are_drawn_equally_often():
-    choices = Augmentation(1).draw(18_000, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("mirror", [False, True])
+def test_every_crop_and_each_side_are_drawn_equally_often(mirror):
+    choices = Augmentation(1, mirror).draw(9000 * (1 + mirror), torch.Generator().manual_seed(0))
     _, counts = choices.unique(dim=1, return_counts=True)
-    assert len(counts) == 3 * 3 * 2
+    assert len(counts) == 3 * 3 * (1 + mirror)
     assert (counts - 1000).abs().max() < 150  # almost five standard deviations
 
 

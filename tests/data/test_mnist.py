@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchadder.data import fetch, load_dataset, mnist
+from torchadder.data import Augmentation, fetch, load_dataset, mnist
 from torchadder.data.mnist import compress_idx, find_files, format_idx, read_idx
 from torchadder.errors import UserError
 
@@ -106,7 +106,7 @@ def test_found_in_data_dir(tiny_mnist, tiny_arrays, tmp_path, name, below, spell
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((compress_idx if packed else format_idx)(array))
     dataset = load_dataset(name, tmp_path / "data")
-    assert (dataset.name, dataset.num_classes, dataset.in_chans, dataset.augmentation) == (name, 10, 1, None)
+    assert (dataset.name, dataset.num_classes, dataset.in_chans) == (name, 10, 1)
     assert (len(dataset.train), len(dataset.test)) == (9, 5)
     assert dataset.train.labels.tolist() == tiny_arrays["train-labels-idx1-ubyte"].tolist()
 
@@ -179,7 +179,9 @@ def test_a_wrong_folder_gets_one_line(tiny_mnist, tmp_path, change, words):
 
 @pytest.mark.parametrize(("name", "mean", "std"), [("mnist", 0.1307, 0.3081), ("fashion_mnist", 0.2860, 0.3530)])
 def test_images_are_resized_and_normalised(tiny_mnist, tiny_arrays, tmp_path, name, mean, std):
-    train = load_dataset(name, tiny_mnist(tmp_path / "data")).train
+    dataset = load_dataset(name, tiny_mnist(tmp_path / "data"))
+    assert dataset.augmentation == Augmentation(1, mirror=False, black=pytest.approx(-mean / std))
+    train = dataset.train
     images = tiny_arrays["train-images-idx3-ubyte"].astype(np.float64) / 255
     at = (np.arange(32) + 0.5) * 28 / 32 - 0.5  # pixel centres of the larger grid (align_corners=False)
     left = np.clip(np.floor(at), 0, 27).astype(int)

@@ -33,11 +33,13 @@ def test_conv_has_no_gradient_rule():
     assert get_recipe("lenet5bn-mnist", {"op": "conv"}).gradient_rule is None
 
 
-PAPER = {  # section 4: recipe -> epochs, Nesterov, weight decay, augmentation, eta
+PAPER = {  # section 4, and the pico networks: recipe -> epochs, Nesterov, weight decay, augmentation, eta
     "lenet5bn-mnist": (50, True, 5e-4, False, 0.1),
     "lenetpp-mnist": (50, True, 5e-4, False, 0.1),
     "lenetpp_3d-mnist": (50, True, 5e-4, False, 0.1),
     "lenet5bn-fashion_mnist": (50, True, 5e-4, False, 0.1),
+    "pico-mnist": (30, True, 5e-4, True, 0.1),
+    "pico_wide-mnist": (30, True, 5e-4, True, 0.1),
     "vgg_small-cifar10": (400, False, 5e-4, True, 0.2),
     "vgg_small-cifar100": (400, False, 5e-4, True, 0.2),
     "resnet20-cifar10": (400, False, 5e-4, True, 0.2),
@@ -61,6 +63,7 @@ def test_recipes_are_the_papers(name):
     found = (recipe.epochs, recipe.nesterov, recipe.weight_decay, recipe.augment, recipe.eta)
     assert found == PAPER[name]
     assert (recipe.batch_size, recipe.lr, recipe.momentum, recipe.schedule) == (256, 0.1, 0.9, "cosine")
+    assert (recipe.bits, recipe.finetune) == ((4, 3) if name.startswith("pico") else (8, 0))
 
 
 def test_fields_that_an_older_run_lacks_are_what_it_did():

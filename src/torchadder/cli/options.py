@@ -16,8 +16,8 @@ import typer
 from torchadder.train.recipe import allowed_values, default_value, options
 
 MODELS = (
-    *("ds_cnn", "lenet5bn", "lenetpp", "lenetpp_3d", "mobilenetv1_025", "resnet18", "resnet20", "resnet32", "resnet50"),
-    *("resnet8", "vgg_small"),
+    *("ds_cnn", "lenet5bn", "lenetpp", "lenetpp_3d", "mobilenetv1_025", "pico", "pico_wide", "resnet18", "resnet20"),
+    *("resnet32", "resnet50", "resnet8", "vgg_small"),
 )
 OPS = ("adder", "conv", "binary")
 DATASETS = ("cifar10", "cifar100", "fashion_mnist", "hf:NAME", "imagefolder:DIR", "imagenet", "mnist", "wds:SHARDS")

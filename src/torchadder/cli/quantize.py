@@ -32,12 +32,28 @@ def quantize(
     weights: Weights = None,
     dataset: DatasetName = None,
     data: DataFolder = None,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of activations and adder filters.")] = 8,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=8,
+            help="Bits of activations and adder filters (default: the recipe's, or 8).",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(metavar="|".join(METHODS), help="How the range of an activation is chosen.")
     ] = "mse",
     images: Annotated[int, typer.Option(min=1, help="Training images to calibrate with.")] = 512,
-    finetune: Annotated[int, typer.Option(metavar="EPOCHS", min=0, help="Fine-tune with rounded values first.")] = 0,
+    finetune: Annotated[
+        int | None,
+        typer.Option(
+            metavar="EPOCHS",
+            min=0,
+            help="Fine-tune with rounded values first (default: the recipe's, or 0).",
+            show_default=False,
+        ),
+    ] = None,
     finetune_lr: Annotated[
         float, typer.Option("--finetune-lr", metavar="LR", help="Learning rate at the start of fine-tuning.")
     ] = 0.01,
@@ -62,8 +78,10 @@ def quantize(
         gives_one_answer,
         image_metadata,
         matching_dataset,
+        recipe_of,
     )
     from torchadder.quant.program import Layer
+    from torchadder.train import Recipe
     from torchadder.train.images import check_images
     from torchadder.train.loop import labels_of
     from torchadder.version import __version__
@@ -73,6 +91,9 @@ def quantize(
     files.check_writable(out, SUFFIX)
     model, origin = open_trained(checkpoint, weights)
     config = origin.model
+    recipe = recipe_of(weights or Path(checkpoint)) or Recipe
+    bits = recipe.bits if bits is None else bits
+    finetune = recipe.finetune if finetune is None else finetune
     split = matching_dataset(
         checkpoint,
         dataset or origin.dataset,

@@ -46,24 +46,27 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crop a batch at random places of the images padded with ``padding`` black pixels; mirror half of them.
+    """Crop a batch at random places of the images padded with ``padding`` black pixels; ``mirror`` half of them.
 
-    The choices are drawn on the CPU, apart from their use, so that a seed gives the same images on every device.
+    ``black``: the value of a black pixel. The choices are drawn on the CPU, apart from their use, so that a seed gives
+    the same images on every device.
     """
 
     padding: int = 4
+    mirror: bool = True
+    black: float = 0
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw the choices for ``count`` images: int64 (3, count) of first row, first column, and 1 to mirror."""
         corner = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator)
-        mirrored = torch.randint(0, 2, (1, count), generator=generator)
+        mirrored = torch.randint(0, 1 + self.mirror, (1, count), generator=generator)
         return torch.cat([corner, mirrored])
 
     def apply(self, images: Tensor, choices: Tensor) -> Tensor:
-        """Return ``images`` (N, C, H, W), in which 0 is black, augmented by ``choices`` (3, N)."""
+        """Return ``images`` (N, C, H, W) augmented by ``choices`` (3, N)."""
         top, left, mirrored = choices
         height, width = images.shape[2:]
-        padded = F.pad(images, (self.padding,) * 4)
+        padded = F.pad(images, (self.padding,) * 4, value=self.black)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # A view of all possible crops.
         crops = windows[torch.arange(len(images), device=images.device), :, top, left]
         return torch.where(mirrored.bool().view(-1, 1, 1, 1), crops.flip(3), crops)

@@ -91,8 +91,8 @@ class Batches(Loader):
     A generator that starts from ``seed`` decides the order, and the choices of ``augment``, which changes the training
     images in each iteration. A seed gives the same batches on every device.
 
-    Raises UserError as Loader, and ValueError for ``augment`` without ``train``, or with float images, which are
-    normalised already: their black is not 0.
+    Raises UserError as Loader, and ValueError for ``augment`` without ``train``, or with black 0 for float images:
+    these are normalised already, and their black is another number.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Batches(Loader):
         super().__init__(len(split), batch_size, train=train, device=device, memory_format=memory_format, share=share)
         if augment is not None and not train:
             raise ValueError("augment is for training images: expected train=True with it")
-        if augment is not None and split.normalization is None:
+        if augment is not None and augment.black == 0 and split.normalization is None:
             raise ValueError(f"augment takes uint8 images with their normalization, got {split.pixels.dtype} without")
         self.pixels = split.pixels.to(device)
         self.labels = split.labels.to(device)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
 from torchadder.data import fetch
+from torchadder.data.images import Augmentation
 from torchadder.data.pickled import load_arrays
 from torchadder.data.registry import Dataset, Normalization, Split, register
 from torchadder.errors import UserError
@@ -151,14 +152,15 @@ def _find_file(folder: Path, name: str) -> Path | None:
 def read_dataset(dataset: IdxDataset, paths: list[Path]) -> Dataset:
     """Read a data set from its four files: images float32 (N, 1, 32, 32), labels int64 (N,) from 0 to 9.
 
-    Images are resized from 28 x 28, bilinear, then normalised to (x - mean) / std. Raises UserError where a file is
-    missing, damaged or not the published one.
+    Images are resized from 28 x 28, bilinear, then normalised to (x - mean) / std. Their augmentation moves them by a
+    pixel at most, and mirrors none. Raises UserError where a file is missing, damaged or not the published one.
     """
     arrays = [read_idx(path, md5=md5) for path, md5 in zip(paths, dataset.md5.values(), strict=True)]
     train = make_split(dataset, *arrays[:2], source=paths[0])
     test = make_split(dataset, *arrays[2:], source=paths[2])
     normalization = Normalization.of([dataset.mean], [dataset.std])
-    return Dataset(dataset.name, 10, 1, train, test, classes=dataset.classes, normalization=normalization)
+    augmentation = Augmentation(padding=1, mirror=False, black=-dataset.mean / dataset.std)
+    return Dataset(dataset.name, 10, 1, train, test, augmentation, dataset.classes, normalization)
 
 
 def make_split(dataset: IdxDataset, images: np.ndarray, labels: np.ndarray, *, source: object) -> Split:

@@ -1,6 +1,6 @@
 """Build the networks of the paper, and of MLPerf Tiny, by name, each as AdderNet, CNN or binary network."""
 
-from . import lenet, mobile, resnet, vgg  # noqa: F401  each registers its names
+from . import lenet, mobile, pico, resnet, vgg  # noqa: F401  each registers its names
 from .hub import from_pretrained
 from .registry import Model, create_model, list_models
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchadder.data import Dataset, Loader, list_datasets, load_dataset, open_batches
 from torchadder.data.preprocessing import Preprocessing
 from torchadder.errors import UserError
+from torchadder.train import Recipe
 from torchadder.train.loop import largest_share
 from torchadder.train.run import holds_run, saved_recipe
 
@@ -98,8 +99,14 @@ def was_augmented(checkpoint: Path) -> bool:
 
     Fine-tuning must do the same: batch normalisation has the statistics of those images, and loses accuracy on others.
     """
+    recipe = recipe_of(checkpoint)
+    return recipe.augment if recipe else True
+
+
+def recipe_of(checkpoint: Path) -> Recipe | None:
+    """Return the recipe of the run of ``checkpoint``; None for one outside a run."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    return saved_recipe(folder).augment if holds_run(folder) else True
+    return saved_recipe(folder) if holds_run(folder) else None
 
 
 def image_metadata(dataset: Dataset) -> dict[str, Any]:

@@ -42,6 +42,7 @@ NORM_BATCHES = 50  # training batches from which the statistics of batch normali
 # groups of options
 NETWORK, IMAGES, OPTIMISER = "Network", "Images", "Optimiser"
 RATE, ADDER, DISTILLATION, NUMBERS = "Learning rate", "Adder layers", "Distillation", "Numbers"
+QUANTIZATION = "Quantization"
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,12 @@ class Recipe:
         False, "Only algorithms that give the same numbers each time, on a GPU as well.", NUMBERS
     )
     channels_last: bool = _option(False, "Keep images and activations in channels-last memory order.", NUMBERS)
+    bits: int = _option(
+        8, "Bits of the program that quantize makes of the run, unless told otherwise.", QUANTIZATION, low=2, high=8
+    )
+    finetune: int = _option(
+        0, "Epochs for which quantize trains further with rounded values, unless told otherwise.", QUANTIZATION, low=0
+    )
 
     def __post_init__(self) -> None:
         for option in options():
@@ -270,6 +277,7 @@ def _limits(option: Field[Any]) -> tuple[Any, ...]:
 
 _MNIST = dict(eta=0.1)  # the paper's best value on MNIST, 99.40%; the authors' code has 0.2, which gives 99.35%
 _CIFAR = dict(epochs=400, nesterov=False, augment=True, channels_last=True)
+_PICO = dict(epochs=30, eta=0.1, augment=True, bits=4, finetune=3)
 _IMAGENET = dict(epochs=150, weight_decay=1e-4, augment=True, channels_last=True)
 
 RECIPES: dict[str, Recipe] = {
@@ -278,6 +286,8 @@ RECIPES: dict[str, Recipe] = {
         ("lenet5bn", "mnist", _MNIST),
         ("lenetpp", "mnist", _MNIST),
         ("lenetpp_3d", "mnist", _MNIST),
+        ("pico", "mnist", _PICO),
+        ("pico_wide", "mnist", _PICO),
         ("lenet5bn", "fashion_mnist", _MNIST),
         ("vgg_small", "cifar10", _CIFAR),
         ("vgg_small", "cifar100", _CIFAR),

@@ -168,3 +168,14 @@ def test_cycles_on_riscv(engine_tables):
     lines = engine_tables.riscv_table(record).splitlines()
     assert lines[2:4] == ["| AdderNet, 8 bits | 2.00 | 1.50 |", "| CNN, 8 bits | 3.00 | 1.00 |"]
     assert lines[-1] == "Measured in the simulated RTL of PicoRV32 1.0; Verilator 5; 2026-11-30."
+
+
+def test_the_pico_networks(engine_tables):
+    cores = ("cortex-m0", "cortex-m4", "rv32imc")
+    sizes = [{"core": core, "code": 2000, "tables": 10_000, "arena": 900} for core in cores]
+    programs = [{"accuracy": accuracy, "images": 10_000} for accuracy in (99.0, 99.1)]
+    cycles = {"with multiplier": 1_500_000, "without multiplier": 2_000_000}
+    row = {"model": "pico", "bits": 4, "input": 1024, "programs": programs, "sizes": sizes, "cycles": cycles}
+    record = {"rows": [row], "date": "2026-11-30", "versions": {"verilator": "Verilator 5", "picorv32": "1.0"}}
+    line = engine_tables.pico_table(record).splitlines()[2]
+    assert line == "| `pico` | 99.00, 99.10 | 99.05% | 12,000 | 12,000 | 12,000 | 1,024 + 900 | 1.50 | 2.00 |"
