@@ -212,6 +212,35 @@ def test_weights_of_a_group_added_later_are_found():
     torch.testing.assert_close(net[4].weight.grad, torch.full_like(net[4].weight, 0.2))
 
 
+@pytest.mark.parametrize("kind", [AdaptiveLR, IncreasedLR])
+def test_a_later_rule_replaces_that_of_the_same_weights(kind):
+    changes = []
+    for earlier in ([], [AdaptiveLR], [IncreasedLR, IncreasedLR]):
+        torch.manual_seed(0)
+        net = small_net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        before = adder_weights(net)[0].clone()
+        for other in earlier:
+            other(optimizer)
+        kind(optimizer)
+        net(batch()[0]).square().mean().backward()
+        optimizer.step()
+        changes.append(adder_weights(net)[0] - before)
+    assert changes[0].any()
+    assert torch.equal(changes[0], changes[1])
+    assert torch.equal(changes[0], changes[2])
+
+
+def test_rules_of_some_of_the_same_weights_are_refused():
+    net = small_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    first = AdaptiveLR(optimizer, params=adder_weights(net)[:1])
+    with pytest.raises(UserError, match=r"^1 of the weights have a rule already: call remove\(\) of that AdaptiveLR"):
+        IncreasedLR(optimizer)
+    first.remove()
+    IncreasedLR(optimizer)
+
+
 def test_removed_hook_leaves_gradients_alone():
     weight = nn.Parameter(torch.zeros(3))
     weight.grad = torch.ones(3)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from numbers import Real
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -25,8 +26,14 @@ def _positive(name: str, value: float) -> float:
     return value
 
 
+_attached: WeakKeyDictionary[Optimizer, WeakSet[_AdderGradientHook]] = WeakKeyDictionary()
+
+
 class _AdderGradientHook:
-    """Rescale the gradients of the adder weights just before each step of ``optimizer``."""
+    """Rescale the gradients of the adder weights just before each step of ``optimizer``.
+
+    A later one for the same weights takes its place.
+    """
 
     def __init__(self, optimizer: Optimizer, params: Iterable[Tensor] | None):
         # A wrapper, as that of accelerate, is a subclass without the state of an optimiser, or no optimiser.
@@ -52,7 +59,20 @@ class _AdderGradientHook:
                 f"{type(self).__name__} found no adder weight in the optimizer: build the optimizer from a "
                 "model with adder layers, or name the weights with params=[...]"
             )
+        self._replace_earlier()
         self._handle: RemovableHandle | None = optimizer.register_step_pre_hook(self._before_step)
+        _attached.setdefault(optimizer, WeakSet()).add(self)
+
+    def _replace_earlier(self) -> None:
+        """Remove earlier hooks of the same weights. Raises UserError for one that has other weights as well."""
+        ours = {id(weight) for weight in self._weights()}
+        for other in list(_attached.get(self._optimizer, ())):
+            theirs = {id(weight) for weight in other._weights()} if other._handle is not None else set()
+            if theirs == ours:
+                other.remove()
+            elif shared := len(ours & theirs):
+                kind = type(other).__name__
+                raise UserError(f"{shared} of the weights have a rule already: call remove() of that {kind} first")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_handle": self._handle is not None}
@@ -61,6 +81,7 @@ class _AdderGradientHook:
         """Attach a copy to the copy of the optimiser, which has no hooks."""
         vars(self).update(state)
         self._handle = self._optimizer.register_step_pre_hook(self._before_step) if state["_handle"] else None
+        _attached.setdefault(self._optimizer, WeakSet()).add(self)
 
     def remove(self) -> None:
         """Detach the hook from the optimiser: later steps use the gradients as they are."""

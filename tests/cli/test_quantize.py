@@ -31,7 +31,8 @@ def test_quantize_prints_sizes_and_both_accuracies(folder, capsys):
     (first, second), err = (text.splitlines() for text in capsys.readouterr())
     size = Path("new.tadder").stat().st_size
     about = (
-        f"new.tadder · lenet5bn · adder · 8 bits · 61,470 weights · {size:,} bytes · calibrated with 320 images (mse)"
+        f"new.tadder · lenet5bn · adder · 8 bits · 61,470 weights · {size:,} bytes · calibrated with 320 images "
+        "of 1 x 32 x 32 (mse)"
     )
     assert first == about
     found = re.fullmatch(
@@ -184,7 +185,9 @@ def test_a_network_of_ones_own(folder, capsys, monkeypatch):
     """Quantize, test and count a network that a function of the working directory builds."""
     Path("own_nets.py").write_text(
         "from torch import nn\n"
+        "print('imported')\n"
         "def net(classes=10):\n"
+        "    print('built')\n"
         "    body = [nn.Conv2d(1, 8, 5, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(392, classes)]\n"
         "    return nn.Sequential(*body)\n"
         "def small(): return net(3)\n"

@@ -1,12 +1,14 @@
 """Test calibration: statistics over batches, and the range that each method takes from them."""
 
 import re
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from torchadder.errors import UserError
+from torchadder.quant import quantize
 from torchadder.quant.calibration import BINS, Recorder, image_batches, observe
 from torchadder.quant.graph import capture
 
@@ -30,6 +32,17 @@ def test_statistics_cover_all_batches(statistics):
     assert torch.equal(found.low, values.amin((0, 2, 3)))
     assert torch.equal(found.high, values.amax((0, 2, 3)))
     assert torch.equal(found.histogram, torch.histc(values, BINS, values.min(), values.max()).double())
+
+
+def test_one_answer_to_all_images_is_warned_of():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    images = torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    model[1].bias.data += torch.tensor([0.0, 9.0, 0.0])
+    for count, words in ((10, ["the network gives all 10 calibration images class 1: expected"]), (9, [])):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            quantize(model, images[:count].split(4))
+        assert [str(warning.message)[:61] for warning in found] == [line[:61] for line in words]
 
 
 def test_max_covers_all_numbers(statistics):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 from tests.quant.random_programs import Maker
 from tests.quant.test_lowering import trained
+from torch import nn
 
 from torchadder.engine import Classifier, Engine
 from torchadder.errors import UserError
@@ -97,6 +99,32 @@ def test_one_channel_is_grey_and_takes_one_number(tmp_path):
     assert classifier.names == NAMES
     expected = {"mode": "L", "mean": "0.1307", "std": "0.3081", "part": "whole", "classes": json.dumps(NAMES)}
     assert classifier.engine.about == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "warned"),
+    [
+        (lambda x: (x - 0.3) / 0.2, False),
+        (lambda x: (0.6 * x - 0.3) / 0.2, False),  # dark ones
+        (lambda x: x, True),
+        (lambda x: (255 * x - 0.3) / 0.2, True),
+        (lambda x: (x / 255 - 0.3) / 0.2, True),
+    ],
+)
+def test_images_of_another_normalisation_are_warned_of(images, warned, tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    pixels = torch.linspace(0, 1, 60).view(5, 3, 2, 2)
+    program = quantize(model, images(pixels))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        program.save(tmp_path / "net.tadder", mean=[0.3] * 3, std=[0.2] * 3)
+    words = "but pixels with this mean and std are -1.5 to 3.5: expected the same normalisation for both"
+    assert [words in str(warning.message) for warning in found] == [True] * warned
+
+
+def test_lines_of_a_file_are_names(program, tmp_path):
+    program.save(tmp_path / "net.tadder", mean=[0.5] * 3, std=[0.5] * 3, classes=[f"{name}\r\n" for name in NAMES])
+    assert Classifier(tmp_path / "net.tadder").names == NAMES
 
 
 def test_names_may_come_with_their_numbers(program, tmp_path):

@@ -203,6 +203,67 @@ def test_what_would_train_nothing_is_refused(model, splits):
         tuned(copy.deepcopy(model).requires_grad_(False), splits)
 
 
+def flat(layers):
+    return nn.Sequential(nn.Conv2d(1, 4, 32), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, layers))
+
+
+X, Y = torch.randn(16, 1, 32, 32, generator=seeded(1)), torch.arange(16) % 10
+WRONG_BATCHES = {
+    "a generator": (((X, Y) for _ in range(2)), "batches is a generator without a length: expected a list"),
+    "one image": ([(X, Y), (X[:1], Y[:1])], "a batch has one image, and its values no variance .*: pass drop_last"),
+    "a dict": ([{"image": X, "label": Y}], r"batches: expected tensors \(images, labels\), got dict"),
+    "arrays": ([(X.numpy(), Y.numpy())], r"batches: expected tensors \(images, labels\), got ndarray, ndarray"),
+    "pixels": ([(X.byte(), Y)], r"expected images float \(N, 1, 32, 32\), as the network takes them, got torch.uint8"),
+    "another size": ([(X[..., 1:], Y)], r"expected images float \(N, 1, 32, 32\), .* got .* \(N, 1, 32, 31\)"),
+    "soft labels": ([(X, torch.eye(16)[:, :10])], r"expected labels int64 \(N,\), got torch.float32 \(N, 10\)"),
+    "labels from 1": ([(X, Y + 1)], "label 10 is out of range: the network has classes 0 to 9"),
+    "label -1": ([(X, Y - 1)], "label -1 is out of range: the network has classes 0 to 9"),
+}
+
+
+@pytest.mark.parametrize(("batches", "words"), WRONG_BATCHES.values(), ids=WRONG_BATCHES.keys())
+def test_batches_that_do_not_fit_are_refused(batches, words):
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match=words):
+        finetune(flat(10).eval(), batches, X)
+
+
+def test_labels_may_be_any_integers():
+    torch.manual_seed(0)
+    model = flat(10).eval()
+    programs = [finetune(model, [(X, labels)], X).to_bytes() for labels in (Y, Y.int(), Y.to(torch.uint8))]
+    assert programs[0] == programs[1] == programs[2]
+
+
+class Backbone(nn.Module):
+    """Run all but the last layer in a way that gives them no gradient."""
+
+    def __init__(self, freezing):
+        super().__init__()
+        self.net, self.freezing = flat(10), freezing
+
+    def forward(self, x):
+        return self.net[4](self.freezing(self.net[:4], x))
+
+
+@torch.no_grad()
+def without_gradient(net, x):
+    return net(x)
+
+
+FREEZING = {"no_grad": without_gradient, "detach": lambda net, x: net(x).detach()}
+
+
+@pytest.mark.parametrize("freezing", FREEZING.values(), ids=FREEZING.keys())
+def test_what_gets_no_gradient_stays(freezing):
+    torch.manual_seed(0)
+    model = Backbone(freezing).eval()
+    before, after = quantize(model, X), finetune(model, [(X, Y)] * 3, X, lr=0.1)
+    same = [torch.equal(a.weight, b.weight) for a, b in zip(before.steps, after.steps, strict=True)]
+    assert same == [True, False]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_part_without_integer_form_is_named(splits):
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(1800, 10))
     with pytest.raises(UserError, match="cannot quantize 1, GroupNorm"):

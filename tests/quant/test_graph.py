@@ -1,5 +1,6 @@
 """Test that a network is captured by what it computes: subclasses, hooks, wrappers, in-place code, spellings."""
 
+import random
 import threading
 
 import pytest
@@ -125,6 +126,14 @@ def pruned(net):
     return net
 
 
+def remembered(net):
+    """Keep values that have a gradient in a dict and a list, and return the network after one use."""
+    net.features, net.losses = {}, []
+    net.one.register_forward_hook(lambda module, inputs, output: net.features.update(a=output, b=[output]))
+    net.losses.append(net(images()).sum())
+    return net
+
+
 SAME = {
     "subclass": subclass,
     "forward hook": hooked,
@@ -135,6 +144,7 @@ SAME = {
     "compiled in place": lambda net: net.compile() or net,
     "SyncBatchNorm": nn.SyncBatchNorm.convert_sync_batchnorm,
     "pruned": pruned,
+    "values kept by hooks": remembered,
     "dictionary": lambda net: Output(net),
     "exported": lambda net: torch.export.export(net, (images(),), strict=False),
 }
@@ -201,6 +211,22 @@ def with_variance(number):
     return norm
 
 
+class Branching(nn.Module):
+    """Depend on something that is not in the graph."""
+
+    def __init__(self, multiple):
+        super().__init__()
+        self.layer, self.multiple = nn.Conv2d(2, 3, 8), multiple
+
+    def forward(self, x):
+        return (self.layer(x) * self.multiple(x)).flatten(1)
+
+
+def locked(net):
+    net.lock = threading.Lock()
+    return net
+
+
 class Two(nn.Module):
     def forward(self, x, other):
         return x + other
@@ -216,6 +242,9 @@ class Two(nn.Module):
         (lambda: ends(Function(lambda x, s: torch.stack([x, x]).sum(0))), UserError, "stack: it has no integer form"),
         (lambda: ends(Function(lambda x, s: x[:, :, 1:])), UserError, "slice of axis 2 from 1 to the end: take whole"),
         (lambda: ends(with_variance(-1.0)), UserError, "1, BatchNorm2d with negative variances: train it anew"),
+        (lambda: locked(Plain()), UserError, r"Plain: it holds something that cannot be copied \(.*lock.*"),
+        (lambda: Branching(lambda x: 2 if len(x) > 2 else 1), UserError, "it computes something else than traced"),
+        (lambda: Branching(lambda x: random.random()), UserError, "must not depend on their number, on randomness or"),
         (lambda: Two(), UserError, r"Two: it does not run on images torch.float32 \(N, 2, 8, 8\) alone \(.*'other'"),
         (lambda: nn.Conv2d(3, 3, 8), UserError, r"Conv2d: it does not run on images .* \(.* 3 channels, but got 2"),
         (

@@ -209,6 +209,13 @@ def test_images_are_quantized(program):
     assert torch.equal(program(images), program(program.quantize(images), quantized=True))
 
 
+def test_autocast_changes_nothing(program):
+    images = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = program(images)
+    assert torch.equal(found, program(images))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_a_program_that_was_cast_is_refused(program, dtype):
     cast = copy.deepcopy(program).to(dtype)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -107,7 +108,9 @@ def run(arguments: list[str]) -> int:
             if re.fullmatch("(--[a-z-]+=)?", argument):  # a variable of the shell is unset
                 name = argument[:-1] or (before if before.startswith("--") else "an argument")
                 raise UserError(f"{name} is empty: give it a value, or leave it out")
-        code = group(arguments, prog_name="torchadder", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: console.warning(" ".join(str(message).split()))
+            code = group(arguments, prog_name="torchadder", standalone_mode=False)
         print(end="", flush=True)  # also where stdout is closed
         return code if isinstance(code, int) else 0
     except BrokenPipeError:  # `| head` has ended: print nothing more, not even at exit

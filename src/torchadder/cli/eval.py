@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MANY_CLASSES = 100  # with fewer classes the top-5 accuracy is not printed
 BATCH = 256  # images
 TRAIN_MORE = (
-    "it has learned nothing, or its batch normalisation has statistics of other weights; train longer, or with "
-    "--norm-batches 50"
+    "it has learned nothing, was trained on images prepared in another way (size, mean, std), or its batch "
+    "normalisation has statistics of other weights; train longer, or with --norm-batches 50"
 )
 
 

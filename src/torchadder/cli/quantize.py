@@ -139,6 +139,7 @@ def quantize(
     result = {
         "file": str(out),
         **about,
+        "size": " x ".join(map(str, split.shape)),
         "file_bytes": out.stat().st_size,
         "weights": sum(step.weight.numel() for step in program.steps if isinstance(step, Layer)),
     }
@@ -162,7 +163,7 @@ def _compared(before: float, after: float, count: int) -> dict[str, Any]:
 def _describe(result: dict[str, Any]) -> str:
     parts = [result["file"], result["model"], *([result["op"]] if "op" in result else []), f"{result['bits']} bits"]
     parts += [f"{result['weights']:,} weights", f"{result['file_bytes']:,} bytes"]
-    parts += [f"calibrated with {result['calibration_images']:,} images ({result['method']})"]
+    parts += [f"calibrated with {result['calibration_images']:,} images of {result['size']} ({result['method']})"]
     lines = [" · ".join(parts)]
     if "accuracy" in result:
         points = result["accuracy"] - result["float_accuracy"]

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from torch import nn
@@ -62,13 +63,15 @@ def build_network(name: str) -> nn.Module:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
+        with redirect_stdout(sys.stderr):  # what it prints is no part of our output
+            found = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         raise UserError(f"{name}: {error}; run the command in its folder, or install it") from error
     except AttributeError as error:
         raise UserError(f"{name}: {error}") from error
     try:
-        model = found()
+        with redirect_stdout(sys.stderr):
+            model = found()
     except Exception as error:  # The user's own code may raise anything.
         reason = f"{type(error).__name__}: {in_one_line(error)}"
         raise UserError(f"{name} does not run without arguments ({reason})") from error

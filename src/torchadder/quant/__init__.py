@@ -52,6 +52,7 @@ def quantize(
     network.warn_of_softmax()
     draft = Lowering(network, bits, method)
     draft.program()
+    network.check_against_original(batches[0])
     return Lowering(network, bits, method, observe(Recorder(network, draft.ranged), batches)).program()
 
 

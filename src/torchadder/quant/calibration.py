@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,6 +16,7 @@ from torchadder.quant.graph import Network, kind_of
 Method = Literal["mse", "max", "percentile"]
 METHODS = get_args(Method)
 BINS = 2048  # of a histogram: eight for each of 256 quantized values
+SEVERAL = 10  # images, too many to be all of one class by chance
 PERCENTILE = 0.9999  # leaves out 0.01% of the numbers at either end
 
 
@@ -83,10 +85,12 @@ class Recorder(fx.Interpreter):
         super().__init__(network.module)
         self.network, self.names = network, names
         self.found: dict[str, Tensor] = {}
+        self.logits = torch.empty(0)
 
     def __call__(self, images: Tensor) -> Tensor:
         self.found = {}
-        return self.run(*self.network.inputs(images))
+        self.logits = self.run(*self.network.inputs(images))
+        return self.logits
 
     def run_node(self, n: fx.Node) -> Any:
         value = self.compute(n)
@@ -102,10 +106,13 @@ class Recorder(fx.Interpreter):
 def observe(recorder: Recorder, batches: Sequence[Tensor]) -> dict[str, Statistics]:
     """Return the statistics over ``batches`` of images of the values that are recorded, by the name of their node.
 
-    Raises UserError for values that are not finite.
+    Warns where the network gives one class to all of SEVERAL images or more. Raises UserError for values that are not
+    finite.
     """
     found: dict[str, Statistics] = {}
+    answers: set[int] = set()
     for values in _values(recorder, batches):
+        answers |= {*recorder.logits.flatten(1).argmax(1).tolist()}
         for name, value in values.items():
             low, high = value.amin(0).cpu(), value.amax(0).cpu()
             if not bool((low.isfinite() & high.isfinite()).all()):
@@ -114,6 +121,13 @@ def observe(recorder: Recorder, batches: Sequence[Tensor]) -> dict[str, Statisti
                 found[name] = Statistics(low, high, torch.zeros(BINS, dtype=torch.float64, device="cpu"))
             known = found[name]
             known.low, known.high = known.low.minimum(low), known.high.maximum(high)
+    count = sum(map(len, batches))
+    if len(answers) == 1 < recorder.logits[0].numel() and count >= SEVERAL:
+        warnings.warn(
+            f"the network gives all {count} calibration images class {answers.pop()}: expected several classes, and "
+            "images prepared as in training (size, mean, std)",
+            stacklevel=3,
+        )
     for values in _values(recorder, batches):
         for name, value in values.items():
             known = found[name]

@@ -13,13 +13,13 @@ from torch import Tensor
 from torchadder.data import Dataset, Loader, list_datasets, load_dataset, open_batches
 from torchadder.data.preprocessing import Preprocessing
 from torchadder.errors import UserError
+from torchadder.quant.calibration import SEVERAL
 from torchadder.train import Recipe
 from torchadder.train.loop import largest_share
 from torchadder.train.run import holds_run, saved_recipe
 
 CALIBRATION_BATCH = 32  # images; small, because all values of the network for one batch are in memory at once
 FINETUNE_BATCH = 128  # images; fewer would make an epoch slower
-SEVERAL = 10  # random images, too many to be all of one class by chance
 
 
 def matching_dataset(

@@ -148,9 +148,9 @@ def describe_images(
             raise UserError(f"std={numbers[1]} is out of range: expected numbers above 0 and up to 1, of pixels / 255")
         about = Preprocessing(Normalization.of(*numbers), part).to_dict()
     if classes is not None:
-        names: list[object] = [*classes]
+        names: list[object] = [name.rstrip("\r\n") if isinstance(name, str) else name for name in classes]
         if isinstance(classes, Mapping):  # name -> number of the logit, such as class_to_idx of torchvision
-            by_number = {number: name for name, number in classes.items()}
+            by_number = {number: name for name, number in zip(names, classes.values(), strict=True)}
             names = [by_number.get(number) for number in range(len(names))]
         unordered = isinstance(classes, str | Set)
         if unordered or len(names) != outputs or not all(isinstance(name, str) for name in names):

@@ -25,7 +25,7 @@ from torchadder.errors import UserError
 from torchadder.optim import AdaptiveLR
 from torchadder.quant.builder import KINDS
 from torchadder.quant.calibration import Method, Recorder, image_batches, observe
-from torchadder.quant.graph import BATCH_NORM, Network, capture, operator_of
+from torchadder.quant.graph import BATCH_NORM, Network, capture, image_shape, kind_of, operator_of, sizes
 from torchadder.quant.lowering import Lowering
 from torchadder.quant.program import Kind, Program
 from torchadder.quant.values import QuantizedValue, quantize_adder_weight, quantize_conv_weight
@@ -80,26 +80,28 @@ def finetune(
         raise UserError(f"epochs={epochs} is out of range: expected at least 1")
     if not (math.isfinite(lr) and lr > 0):
         raise UserError(f"lr={lr} is out of range: expected a finite number above 0")
-    if not len(batches):
-        raise UserError("batches is empty: expected at least one of (images, labels), maybe without drop_last")
+    steps = _number_of(batches)
     images = image_batches(calibration)
     network = capture(model, images[0])
+    if torch.is_grad_enabled():
+        network.freeze_unreached(images[0])
     if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in network.parameters())):
         raise UserError("no parameter has a gradient: call model.requires_grad_(), and leave torch.no_grad()")
     network.warn_of_softmax()
     draft = Lowering(network, bits, method)
     draft.program()
+    network.check_against_original(images[0])
     recorder = Recorder(network, draft.ranged)
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
     if any(getattr(parameter, "adder", False) for parameter in network.parameters()):
         AdaptiveLR(optimizer, eta)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     for epoch in range(1, epochs + 1):
         statistics = observe(recorder, images)
         recorder = rounded = FakeQuantized(network, Lowering(network, bits, method, statistics))
         rounded.training = True
         loss_sum = 0.0
-        for pixels, labels in batches:
+        for pixels, labels in (labelled(batch, network) for batch in batches):
             loss = F.cross_entropy(rounded(pixels).flatten(1), labels)
             loss.backward()
             optimizer.step()
@@ -111,10 +113,41 @@ def finetune(
                 f"NaN or infinite numbers in epoch {epoch} of fine-tuning: look at the images, or take a smaller lr"
             )
         if epoch_done is not None:
-            epoch_done(epoch, loss_sum / len(batches))
+            epoch_done(epoch, loss_sum / steps)
         rounded.training = False
     rounded.estimate_statistics(pixels for pixels, _ in islice(batches, STATISTICS_BATCHES))
     return Lowering(network, bits, method, statistics).program()
+
+
+def _number_of(batches: LabelledBatches) -> int:
+    """Return the number of batches. Raises UserError where there is none, or no number."""
+    try:
+        number = len(batches)
+    except TypeError as error:
+        kind = type(batches).__name__
+        reason = f"batches is a {kind} without a length: expected a list, or a DataLoader of a Dataset"
+        raise UserError(reason) from error
+    if not number:
+        raise UserError("batches is empty: expected at least one of (images, labels), maybe without drop_last")
+    return number
+
+
+def labelled(batch: Any, network: Network) -> tuple[Tensor, Tensor]:
+    """Return images and labels of a batch, the labels as int64. Raises UserError where ``network`` cannot take them."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+        parts = batch if isinstance(batch, (tuple, list)) else [batch]
+        raise UserError(f"batches: expected tensors (images, labels), got {', '.join(map(kind_of, parts))}")
+    images, labels = batch
+    if not images.is_floating_point() or image_shape(images.shape[1:]) != network.shape:
+        expected = f"float (N, {', '.join(map(str, network.shape))}), as the network takes them"
+        raise UserError(f"batches: expected images {expected}, got {kind_of(images)}")
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
+        raise UserError(f"batches: expected labels int64 (N,), got {kind_of(labels)}")
+    labels, (classes, *_) = labels.long(), sizes(network.output)
+    if not 0 <= labels.min() <= labels.max() < classes:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(f"batches: label {wrong} is out of range: the network has classes 0 to {classes - 1}")
+    return images, labels
 
 
 class FakeQuantized(Recorder):
@@ -147,6 +180,11 @@ class FakeQuantized(Recorder):
             return run_layer(n, args, self.lowering.sources[n], self.lowering.qmax)
         if self.training and n.target is BATCH_NORM and not n.meta.get("moved"):
             *tensors, _, momentum, eps, cudnn = args
+            if tensors[0].numel() == tensors[0].shape[1]:
+                raise UserError(
+                    "a batch has one image, and its values no variance for batch normalisation: pass drop_last=True to "
+                    "the DataLoader"
+                )
             return BATCH_NORM(*tensors, True, self.momentum or momentum or MOMENTUM, eps, cudnn)
         return super().compute(n)
 

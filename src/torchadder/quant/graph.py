@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.node import map_arg
@@ -42,8 +44,11 @@ class Network:
         dropped: the softmax that followed the logits, "" where there was none.
     """
 
-    def __init__(self, name: str, program: ExportedProgram, tensors: dict[str, Tensor]):
-        self.name = name
+    def __init__(
+        self, name: str, program: ExportedProgram, tensors: dict[str, Tensor], original: nn.Module | None = None
+    ):
+        """Take the exported network, its parameters and buffers, and the module with these that was exported."""
+        self.name, self._original = name, original
         self.module = program.graph_module
         graph, signature = self.module.graph, program.graph_signature
         if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
@@ -113,6 +118,37 @@ class Network:
                 stacklevel=3,
             )
 
+    @torch.no_grad()
+    def check_against_original(self, images: Tensor) -> None:
+        """Check that the graph computes from ``images`` what the module does that was traced with BATCH images.
+
+        Raises UserError where it does not: torch.export cannot see what depends on the number of images, on randomness
+        outside of torch, or on earlier calls.
+        """
+        if self._original is None:
+            return
+        expected, found = self._original(images), self.module(*self.inputs(images))
+        if self.dropped:
+            found = (F.log_softmax if self.dropped == "log_softmax" else F.softmax)(found, 1)
+        expected, found = expected.float().flatten(1), found.float().flatten(1)
+        if not (expected - found).abs().max() <= 0.05 * expected.abs().max() + 1e-6:
+            raise UserError(
+                f"cannot quantize {self.name}: with {len(images)} images it computes something else than traced with "
+                f"{BATCH}: its forward must not depend on their number, on randomness or on earlier calls"
+            )
+
+    def freeze_unreached(self, images: Tensor) -> None:
+        """Let parameters that get no gradient from the output keep their value: those used under torch.no_grad()."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if self._original is None or not parameters:
+            return
+        logits = self._original(images[:BATCH])
+        unreached: Sequence[Tensor | None] = [None] * len(parameters)
+        if logits.requires_grad:
+            unreached = torch.autograd.grad(logits.float().sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, unreached, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
     def _find_nodes(self) -> list[fx.Node]:
         needed, waiting = set[fx.Node](), [self.output]
         while waiting:
@@ -168,7 +204,7 @@ def capture(model: nn.Module | ExportedProgram, images: Tensor) -> Network:
     program = _functional(name, network, example)
     tensors = {**dict(network.named_buffers(remove_duplicate=False)), **program.constants}
     tensors |= dict(network.named_parameters(remove_duplicate=False))
-    return Network(name, program, tensors)
+    return Network(name, program, tensors, network)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -182,11 +218,29 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of the model, unwrapped. torch cannot copy computed tensors, which pruned layers hold."""
+    """Return a copy of the model, unwrapped. torch cannot copy computed tensors, which hooks and pruned layers keep.
+
+    Raises UserError where a module holds something else that cannot be copied.
+    """
     model = unwrapped(model)
-    values = (value for module in model.modules() for value in vars(module).values())
+    values = [value for module in model.modules() for value in _held(vars(module))]
     memo = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as error:  # what copy and pickle raise for a lock or a file
+        reason = f"it holds something that cannot be copied ({in_one_line(error)})"
+        raise UserError(f"cannot quantize {type(model).__name__}: {reason}, remove that from the module") from error
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """Yield what plain containers hold, through all levels; modules are left to their parent's modules()."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple, set, deque)):
+        yield value
+        return
+    for item in value:
+        yield from _held(item)
 
 
 def kind_of(images: Any) -> str:

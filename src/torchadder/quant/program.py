@@ -21,6 +21,7 @@ instead, accumulator * scale + bias, each operation rounded. Every backend compu
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,12 +32,13 @@ from torch import Tensor, nn
 
 from torchadder import files
 from torchadder.errors import UserError
-from torchadder.functional import adder_conv2d
+from torchadder.functional import adder_conv2d, autocast
 from torchadder.quant import file
 
 Kind = Literal["adder", "conv", "binary"]
 Sides = tuple[int, int, int, int]  # top, left, bottom, right
 Axes = int | tuple[int, int]  # of rows and of columns
+MIN_COMMON = 0.6  # of the ranges of pixels and of calibration images, what both must cover; see decisions.md
 EXACT = 1 << 23  # float32 is exact to twice this, and adder kernels compute up to twice an accumulator inside
 ON_DISK = {"zero_point": "zero", "scale": "gain"}  # names that a step's tensors have in a file, where they differ
 
@@ -247,6 +249,9 @@ class Program(nn.Module):
             raise TypeError(f"images are of type {type(images).__name__}: expected a tensor")
         if images.layout is not torch.strided or images.is_nested:
             raise TypeError("expected images in a dense tensor, got a sparse or nested one")
+        if autocast.is_on(images):  # it would round the integers
+            with torch.autocast(images.device.type, enabled=False):
+                return self(images, quantized)
         images = with_all_axes(images, self.shape)
         if quantized != (images.dtype == torch.uint8) or not (quantized or images.is_floating_point()):
             expected = "uint8 with quantized=True" if quantized else "floating point, or uint8 with quantized=True"
@@ -286,11 +291,29 @@ class Program(nn.Module):
             if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
                 raise UserError(f"about: {name}={value!r} is neither text nor a finite number")
         images = file.describe_images(self.shape[0], self.classes, mean, std, classes, part)
+        if mean is not None and std is not None:
+            self._compare_with_pixels(mean, std)
         content = self.to_bytes({**(about or {}), **images})
         try:
             files.write_bytes(Path(path), content)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _compare_with_pixels(self, mean: file.ByChannel, std: file.ByChannel) -> None:
+        """Warn where pixels normalised by ``mean`` and ``std`` lie elsewhere than the images of the calibration."""
+        mean, std = (torch.as_tensor(numbers, dtype=torch.float32).flatten().cpu() for numbers in (mean, std))
+        black, white = (0 - mean) / std, (1 - mean) / std
+        scale, zero_point = self.scale.cpu(), self.zero_point.cpu()
+        low, high = -zero_point * scale, (self.qmax - zero_point) * scale
+        common = torch.minimum(high, white) - torch.maximum(low, black)
+        share = common / (torch.maximum(high, white) - torch.minimum(low, black))
+        if not (share > MIN_COMMON).any():
+            calibrated, pixels = (f"{a.min():.2g} to {b.max():.2g}" for a, b in ((low, high), (black, white)))
+            warnings.warn(
+                f"the images of the calibration cover {calibrated}, but pixels with this mean and std are {pixels}: "
+                "expected the same normalisation for both",
+                stacklevel=3,
+            )
 
     def to_bytes(self, about: Mapping[str, str | int | float] | None = None) -> bytes:
         """Return the content of the program's file; ``about`` is kept in it as it is."""
