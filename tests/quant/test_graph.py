@@ -1,7 +1,7 @@
 """Test that a network is captured by what it computes: subclasses, hooks, wrappers, in-place code, spellings."""
 
-import random
 import threading
+from itertools import count
 
 import pytest
 import torch
@@ -211,6 +211,9 @@ def with_variance(number):
     return norm
 
 
+CALLS = count(1)
+
+
 class Branching(nn.Module):
     """Depend on something that is not in the graph."""
 
@@ -244,7 +247,8 @@ class Two(nn.Module):
         (lambda: ends(with_variance(-1.0)), UserError, "1, BatchNorm2d with negative variances: train it anew"),
         (lambda: locked(Plain()), UserError, r"Plain: it holds something that cannot be copied \(.*lock.*"),
         (lambda: Branching(lambda x: 2 if len(x) > 2 else 1), UserError, "it computes something else than traced"),
-        (lambda: Branching(lambda x: random.random()), UserError, "must not depend on their number, on randomness or"),
+        (lambda: Branching(lambda x: 2 if x.max() > 1 else 1), UserError, "or a hook, takes a number from the values"),
+        (lambda: Branching(lambda x: next(CALLS)), UserError, "must not depend on their number, on randomness or on"),
         (lambda: Two(), UserError, r"Two: it does not run on images torch.float32 \(N, 2, 8, 8\) alone \(.*'other'"),
         (lambda: nn.Conv2d(3, 3, 8), UserError, r"Conv2d: it does not run on images .* \(.* 3 channels, but got 2"),
         (

@@ -301,7 +301,10 @@ def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor |
         if isinstance(model, nn.Module) and example is not None and (reason := _why_not_run(model, example)):
             images = f"images {kind_of(example)}"
             raise UserError(f"cannot quantize {name}: it does not run on {images} alone ({reason})") from error
-        raise UserError(f"cannot quantize {name}: torch.export does not trace it ({in_one_line(error)})") from error
+        reason = in_one_line(error)
+        if "data-dependent" in reason:
+            reason = "its forward, or a hook, takes a number from the values of an image, to branch on it for example"
+        raise UserError(f"cannot quantize {name}: torch.export does not trace it ({reason})") from error
 
 
 def _simplify(network: Network) -> None:
