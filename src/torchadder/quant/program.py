@@ -38,7 +38,7 @@ from torchadder.quant import file
 Kind = Literal["adder", "conv", "binary"]
 Sides = tuple[int, int, int, int]  # top, left, bottom, right
 Axes = int | tuple[int, int]  # of rows and of columns
-MIN_COMMON = 0.6  # of the ranges of pixels and of calibration images, what both must cover; see decisions.md
+MIN_COMMON = 0.55  # of the ranges of pixels and of calibration images, what both must cover; see decisions.md
 EXACT = 1 << 23  # float32 is exact to twice this, and adder kernels compute up to twice an accumulator inside
 ON_DISK = {"zero_point": "zero", "scale": "gain"}  # names that a step's tensors have in a file, where they differ
 
