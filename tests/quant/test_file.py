@@ -113,7 +113,7 @@ def test_one_channel_is_grey_and_takes_one_number(tmp_path):
 )
 def test_images_of_another_normalisation_are_warned_of(images, warned, tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    pixels = torch.linspace(0, 1, 60).view(5, 3, 2, 2)
+    pixels = torch.linspace(0, 1, 60).view(5, 2, 2, 3).movedim(3, 1)
     program = quantize(model, images(pixels))
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
