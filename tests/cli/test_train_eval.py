@@ -306,8 +306,8 @@ def test_help_lists_the_flags_in_groups(capsys):
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
     groups = re.findall(r"^╭─ ([\w ]+?) ─", out, re.MULTILINE)
-    named = ["Network", "Images", "Optimiser", "Learning rate", "Adder layers", "Distillation", "Numbers"]
-    assert groups == ["Arguments", "Options", *named]
+    training = ["Network", "Images", "Optimiser", "Learning rate", "Adder layers", "Distillation", "Numbers"]
+    assert groups == ["Arguments", "Options", *training, "Quantization"]
     assert out.index("Adder layers") < out.index("--grad ") < out.index("Numbers")
 
 
