@@ -55,7 +55,7 @@ CORES = {
 }
 # The element operations of one round of the inner loop, and an instruction with the least number that it has of it.
 DSP_ROUNDS = {"adder": (128, "usada8", 32), "adder4": (64, "usada8", 16), "conv": (64, "smlad", 32)}
-ROUNDS = {"adder": (16, "and", 8), "adder7": (32, "and", 8), "adder4": (32, "and", 8), "conv": (16, "ml?(ul|a)", 16)}
+ROUNDS = {"adder": (8, "and", 8), "adder7": (16, "and", 8), "adder4": (16, "and", 8), "conv": (16, "ml?(ul|a)", 16)}
 
 
 def main() -> int:
@@ -125,7 +125,8 @@ def loops(file: Path, folder: Path) -> Iterator[dict[str, Any]]:
         kind = "adder7" if kernel == "adder" and not core.has_dsp and draft.adder_max < 128 else kernel
         elements, instruction, count = DSP_ROUNDS[kernel] if core.has_dsp else ROUNDS[kind]
         listing = run(f"{core.tools}objdump", "-d", "--no-show-raw-insn", compile_for(core, folder))
-        code = inner_loop(listing, f"{kernel}_tile", instruction, count)
+        function = "add_differences" if kind == "adder7" and "<add_differences>:" in listing else f"{kernel}_tile"
+        code = inner_loop(listing, function, instruction, count)
         row = {"what": "loop", "core": name, "kernel": kind, "elements": elements, "instructions": len(code)}
         yield row | ({"cycles": cycles(repeated(code), core.triple, name)} if core.triple else {})
 

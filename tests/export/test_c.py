@@ -25,20 +25,12 @@ from torchadder.quant.program import MaxPool, Program
 needs_compiler = pytest.mark.skipif(not COMPILERS, reason="needs a C compiler")
 
 
-class Exported(Maker):
-    """Make programs of the steps that have a form in C."""
-
-    def step(self):
-        pick = self.random.random()
-        return self.table() if pick < 0.1 else self.concat() if pick < 0.2 else super().step()
-
-
 @functools.cache
 def network(model="lenet5bn", op="adder", bits=8):
     """Return the program of a network whose weights are random and whose normalisations know their statistics."""
     torch.manual_seed(0)
     built = create_model(model, op=op)
-    images = torch.rand(32, 3 if model == "resnet20" else 1, 32, 32)
+    images = torch.rand(8, *built.input_size)
     for norm in built.modules():
         if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
             norm.momentum = None
@@ -78,7 +70,7 @@ def check_equal(program, draft, compiled, count):
 @pytest.mark.parametrize("seed", range(12))
 def test_random_programs(exported, seed):
     """All kinds of steps, odd sizes, strides, paddings and shortcuts, with values of 8, 4 and 7 bits."""
-    program = Exported(seed, plain=True).program()
+    program = Maker(seed).program()
     if seed % 3:
         program = narrowed(program, (15, 127)[seed % 3 - 1])
     folder, draft = exported(program)
@@ -98,6 +90,7 @@ def test_random_programs(exported, seed):
         ("adder", MaxPool([1], 2, 1, 0), 255, {"run_layer", "max_pool"}),
         ("adder", MaxPool([1], 2, 2, 1), 255, {"run_layer", "max_pool"}),
         ("adder", MaxPool([0], 2, 2, 0), 255, {"run_layer", "max_pool"}),
+        ("conv", MaxPool([1], (1, 2), (1, 2), 0), 255, {"run_pooled_layer"}),
     ],
 )
 def test_a_layer_and_its_pooling_are_one_step(exported, op, pool, qmax, steps):
@@ -138,17 +131,25 @@ def test_padding_of_any_width_and_side(exported, layer, pad):
 
 
 @needs_compiler
-def test_a_residual_network(exported):
-    program = network("resnet20")
+@pytest.mark.parametrize(
+    ("model", "op"), [("resnet8", "adder"), ("ds_cnn", "adder"), ("ds_cnn", "binary"), ("mobilenetv1_025", "conv")]
+)
+def test_networks_for_microcontrollers(exported, model, op):
+    program = network(model, op)
     folder, draft = exported(program)
     check_equal(program, draft, Compiled(folder, draft), 3)
+
+
+def test_a_sum_takes_the_memory_of_its_shortcut(exported):
+    _, draft = exported(network("resnet8"))
+    assert draft.arena < 3 * 16 * 32 * 32  # source and shortcut, which the result replaces, and patches
 
 
 @needs_compiler
 @pytest.mark.parametrize("flags", LOOPS.values(), ids=LOOPS)
 def test_sanitizers_find_nothing(exported, flags):
     for seed in range(4):
-        program = Exported(seed, plain=True).program()
+        program = Maker(seed).program()
         folder, _ = exported(program if seed % 2 else narrowed(program, 127))
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
         program = folder / "net_test"
@@ -180,11 +181,11 @@ def test_inner_loops_do_not_multiply(exported, op, bits, loops):
     functions = dict(re.findall(r"^[0-9a-f]+ <(\w+)>:\n((?:.+\n)+)", listing, re.M))
     multiply = re.compile(r"\t\w*mul\w*\b")
     tile = {"adder": "adder_tile", "binary": "binary_tile"}[op] if bits > 4 else "adder4_tile"
-    helpers = "positive_differences|bytes_sum|byte_pairs|distance|bits_of_bytes|add_bytes"
+    helpers = "positive_differences|add_differences|sum_of_|bytes_sum|distance|bits_of_bytes|add_bytes"
     inner = [name for name in functions if name == tile or re.match(helpers, name)]
     assert len(inner) >= 2
     assert not any(multiply.search(functions[name]) for name in inner)
-    assert multiply.search(functions["requantize"])  # the epilogue does
+    assert multiply.search(functions["multiply"])  # the epilogue does
 
 
 @needs_compiler

@@ -17,5 +17,6 @@ static inline int16x2_t __sxtb16(int8x4_t x) {
 }
 
 static inline int32_t __smlad(int16x2_t x, int16x2_t w, int32_t sum) {
-  return sum + (int16_t)x * (int16_t)w + (int16_t)(x >> 16) * (int16_t)(w >> 16);
+  const int32_t low = (int16_t)x * (int16_t)w, high = (int16_t)(x >> 16) * (int16_t)(w >> 16);
+  return (int32_t)((uint32_t)sum + (uint32_t)low + (uint32_t)high); /* it wraps around */
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from torchadder.data.preprocessing import Preprocessing
 from torchadder.errors import UserError, shortened
 from torchadder.quant import file
-from torchadder.quant.program import Layer, Logits, Program, Requantization, four_sides
+from torchadder.quant.program import Layer, Logits, Program, Requantization, Sides, four_sides
 
 Shape = tuple[int, int, int]  # C, H, W
 
 # The attributes of a step in the head of a file that have a form in C; another one is refused.
-ATTRIBUTES = {
-    "adder": {"stride", "padding"},
-    "conv": {"stride", "padding"},
-    "binary": {"stride", "padding"},
-    "max_pool": {"kernel", "stride", "padding"},
-    "average_pool": {"kernel", "stride"},
-    "table": set[str](),
-    "concat": set[str](),
+OF_LAYERS, OF_POOLINGS = {"stride", "padding", "dilation", "groups"}, {"kernel", "stride", "padding"}
+ATTRIBUTES: dict[str, set[str]] = {
+    "adder": OF_LAYERS,
+    "conv": OF_LAYERS,
+    "binary": OF_LAYERS,
+    "max_pool": OF_POOLINGS,
+    "average_pool": OF_POOLINGS,
+    "table": set(),
+    "concat": set(),
 }
 EPILOGUE = {"op", "sources", "highest", "pre"}
 TENSORS = {"weight", "zero_point", "multiplier", "offset", "shift", "factor", "scale", "bias", "table"}
@@ -46,6 +47,31 @@ class Step:
     shape_in: Shape
     shape_out: Shape
     largest: int
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        rows, columns = self.module.weight.shape[2:] if isinstance(self.module, Layer) else _pair(self.module.kernel)
+        return rows, columns
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        return _pair(self.module.stride)
+
+    @property
+    def padding(self) -> Sides:
+        return four_sides(self.module.padding)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Return the rows and columns of the source that a kernel spans."""
+        dilation = self.module.dilation if isinstance(self.module, Layer) else (1, 1)
+        rows, columns = (d * (k - 1) + 1 for k, d in zip(self.kernel, dilation, strict=True))
+        return rows, columns
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Return whether the step is a layer with one filter of one channel for each channel."""
+        return isinstance(self.module, Layer) and self.module.groups == self.shape_in[0] == len(self.module.weight)
 
     @property
     def epilogue(self) -> Requantization | Logits | None:
@@ -109,8 +135,6 @@ def _refuse_unknown(number: int, entry: Mapping[str, Any], module: nn.Module) ->
     unknown: list[str] = []
     if op in ATTRIBUTES:
         unknown = [f"{name}={entry[name]}" for name in sorted(set(entry) - ATTRIBUTES[op] - EPILOGUE)]
-        if op == "max_pool":  # a list is one of an axis or side each: the window is no square
-            unknown += [f"{name}={entry[name]}" for name in ATTRIBUTES[op] if isinstance(entry[name], list)]
         unknown += sorted({name.rpartition(".")[2] for name, _ in module.named_buffers()} - TENSORS)
     if op not in ATTRIBUTES or unknown:
         what = f"{op} with {shortened(unknown)}" if unknown else op
@@ -123,21 +147,19 @@ def _step(number: int, entry: Mapping[str, Any], module: Any, shapes: list[Shape
     if entry["op"] in ("table", "concat"):
         channels = sum(shapes[source][0] for source in sources)
         return Step(number, entry["op"], module, sources, shape_in, (channels, *shape_in[1:]), largest[sources[0]])
-    if isinstance(module, Layer):
-        channels, kernel, padding = len(module.weight), tuple(module.weight.shape[2:]), module.padding
-        stride = module.stride
-    else:
-        channels = shape_in[0]
-        kernel, stride, padding = _pair(module.kernel), _pair(module.stride), module.padding
-    top, left, bottom, right = four_sides(padding)
+    step = Step(number, entry["op"], module, sources, shape_in, shape_in, largest[sources[0]])
+    channels = len(module.weight) if isinstance(module, Layer) else shape_in[0]
+    top, left, bottom, right = step.padding
     rows, columns = (
-        (side + pads - k) // step + 1
-        for side, k, step, pads in zip(shape_in[1:], kernel, stride, (top + bottom, left + right), strict=True)
+        (side + pads - window) // stride + 1
+        for side, pads, window, stride in zip(
+            shape_in[1:], (top + bottom, left + right), step.window, step.stride, strict=True
+        )
     )
-    most = largest[sources[0]]
-    if isinstance(module, Layer) and any(padding):
+    most = step.largest
+    if isinstance(module, Layer) and any(step.padding):
         most = max(most, int(module.zero_point.max()))
-    return Step(number, entry["op"], module, sources, shape_in, (channels, rows, columns), most)
+    return replace(step, shape_out=(channels, rows, columns), largest=most)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

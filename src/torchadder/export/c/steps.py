@@ -11,8 +11,8 @@ from torch import Tensor
 
 from torchadder.export.c.arena import Buffer, assign_offsets
 from torchadder.export.c.network import Network, Shape, Step
-from torchadder.export.c.weights import pack
-from torchadder.quant.program import Logits, Requantization, largest_accumulator
+from torchadder.export.c.weights import pack, pack_depthwise
+from torchadder.quant.program import Logits, Requantization, largest_accumulator, mean_unit, pixels_of_windows
 
 LOGIT_BITS = 30  # of the largest logit
 LAYERS = ("adder", "conv", "binary")
@@ -42,29 +42,42 @@ class Draft:
         self.flash = 0
         self.operations: Counter[str] = Counter()
         self.multiplier, self.offset, self.shift, self.scale = _logits(network.steps[-1])
-        self._values = [Buffer(math.prod(shape), i - 1, i - 1) for i, shape in enumerate(network.shapes)]
-        for step in network.steps:
-            for source in step.sources:
-                self._values[source].last_use = step.number
         self.poolings = poolings_of_layers(network.steps)
-        for number, pooling in self.poolings.items():
-            self._values[number + 1].size = 0
-            self._values[pooling.number + 1].first_use = number
-        self._scratch_words: dict[int, tuple[int, int]] = {}
+        self._values = self._buffers()
+        self._reserved: dict[int, tuple[tuple[str, int] | None, int]] = {}
         self.adder_max = 0
         done = {pooling.number for pooling in self.poolings.values()}
         texts = [TRANSLATED[step.op](self, step) for step in network.steps if step.number not in done]
         self.has_pixels = (pixels := network.pixel_table()) is not None
         if pixels is not None:
             self.table("uint8_t", "quantized_pixel", pixels)
-        self.patch_words = max(words for words, _ in self._scratch_words.values())
+        words = {number: self._patch_words(*patch) for number, (patch, _) in self._reserved.items() if patch}
+        self.patch_words = max(words.values())
         self._scratch = {
-            number: Buffer(4 * (self.patch_words + words + others), number, number)
-            for number, (words, others) in self._scratch_words.items()
+            number: Buffer(4 * (others + (self.patch_words + words[number] if patch else 0)), number, number)
+            for number, (patch, others) in self._reserved.items()
         }
         # The input is the caller's, and so are the logits.
-        self.arena = assign_offsets([*self._values[1:-1], *self._scratch.values()])
+        values = {id(buffer): buffer for buffer in self._values[1:-1]}
+        self.arena = assign_offsets([*values.values(), *self._scratch.values()])
         self.calls = [text() for text in texts]
+
+    def _buffers(self) -> list[Buffer]:
+        """Return the buffer of each value. One that is written over another one, which ends there, has the same."""
+        shapes, steps = self.network.shapes, self.network.steps
+        last_use = {source: step.number for step in steps for source in step.sources}
+        buffers = [Buffer(math.prod(shape), i - 1, last_use.get(i, i - 1)) for i, shape in enumerate(shapes)]
+        for number, pooling in self.poolings.items():
+            buffers[number + 1].size = 0
+            buffers[pooling.number + 1].first_use = number
+        for step in steps:
+            value = step.number + 1
+            replaced = step.sources[0] if step.op == "table" else step.sources[-1] if step.op in LAYERS else 0
+            is_source = step.op in LAYERS and replaced == step.sources[0]
+            if replaced and not is_source and last_use[replaced] == step.number and value in last_use:
+                buffers[replaced].last_use = last_use[value]
+                buffers[value] = buffers[replaced]
+        return buffers
 
     def table(self, kind: str, name: str, values: Tensor | np.ndarray) -> str:
         """Add a constant array, and return its name."""
@@ -97,9 +110,15 @@ class Draft:
         if fragment not in self.fragments:
             self.fragments.append(fragment)
 
-    def reserve(self, step: Step, patch: int, others: int = 0) -> None:
-        """Reserve memory for two patches and for other words for the time of a step."""
-        self._scratch_words[step.number] = patch, others
+    def reserve(self, step: Step, patch: tuple[str, int] | None, others: int) -> None:
+        """Reserve words of memory for the time of a step: two patches of a kernel and its steps, and others."""
+        self._reserved[step.number] = patch, others
+
+    def _patch_words(self, kernel: str, steps: int) -> int:
+        """Return the words of a patch, as many as any of the three loops of a kernel needs."""
+        if kernel == "adder" and self.adder_max < 128:
+            return 1 + steps
+        return 2 * steps if kernel == "conv" else 1 + 2 * steps
 
     def scratch(self, step: Step) -> str:
         return f"arena->words + {self._scratch[step.number].offset // 4}"
@@ -114,14 +133,15 @@ def initializer(fields: dict[str, object]) -> str:
 
 
 def poolings_of_layers(steps: Sequence[Step]) -> dict[int, Step]:
-    """Return the poolings of windows that do not overlap whose source is a layer without shortcut and nothing else."""
+    """Return the poolings of windows that do not overlap whose source is a layer without groups and shortcut only."""
     users = Counter(source for step in steps for source in step.sources)
     found = {}
     for step in steps:
-        maker, module = steps[step.sources[0] - 1], step.module
-        if step.op != "max_pool" or module.kernel != module.stride or module.padding or not step.sources[0]:
+        if step.op != "max_pool" or step.kernel != step.stride or any(step.padding) or not step.sources[0]:
             continue
-        if maker.op in LAYERS and len(maker.sources) == 1 and users[step.sources[0]] == 1:
+        maker = steps[step.sources[0] - 1]
+        is_plain = maker.op in LAYERS and len(maker.sources) == 1 and maker.module.groups == 1
+        if is_plain and users[step.sources[0]] == 1:
             found[maker.number] = step
     return found
 
@@ -129,97 +149,98 @@ def poolings_of_layers(steps: Sequence[Step]) -> dict[int, Step]:
 def layer(draft: Draft, step: Step) -> Callable[[], str]:
     """Translate a layer of any kind; the last one gives logits."""
     module, epilogue, name = step.module, step.epilogue, f"step_{step.number}"
-    needs_zero_point = step.op == "binary" or any(module.padding)
-    largest = max(step.largest, int(module.weight.max()))
-    four_bits = step.op == "adder" and largest < 16
-    kernel = "adder4" if four_bits else step.op
-    if kernel == "adder":
-        draft.adder_max = max(draft.adder_max, largest)
-    packed = pack(step.op, module.weight, four_bits)
-    words = 1 + 2 * packed.steps  # as much as any of the kernels needs
     pooling = draft.poolings.get(step.number)
     result = pooling or step
-    pool = pooling.module.kernel if pooling else 1
-    (channels, height, width), (filters, rows, columns) = step.shape_in, result.shape_out
-    taps = module.weight.shape[2:]
-    fields: dict[str, object] = {
-        "zero_point": draft.table("uint8_t", f"{name}_zero_point", module.zero_point) if needs_zero_point else "NULL",
-        "weight": draft.table("uint32_t", f"{name}_weight", packed.words),
-    }
-    if isinstance(epilogue, Requantization):
-        fields["epilogue"] = draft.requantization(step, epilogue)
-    draft.describe(
-        "layer",
-        step,
-        {"height": height, "width": width, "channels": channels},
-        {"out_height": rows, "out_width": columns, "filters": filters},
-        {"kernel_height": taps[0], "kernel_width": taps[1]},
-        {"stride_y": module.stride[0], "stride_x": module.stride[1]},
-        {"padding_y": module.padding[0], "padding_x": module.padding[1]},
-        *([{"pool_height": pool, "pool_width": pool}] if pooling else []),
-        {"values": packed.values, "steps": packed.steps, "block_words": packed.block_words},
-        fields,
-        {"patch": f"{kernel}_patch", "tile": f"{kernel}_tile"},
-    )
-    draft.use(kernel)
-    draft.operations[step.op] += rows * columns * pool * pool * module.weight.numel()
+    window = pooling.kernel if pooling else (1, 1)
     source, *shortcuts = step.sources
-    pooled = f", largest of {pool} x {pool}" if pooling else ""
-    comment = f"/* {_sizes(step.shape_in, result.shape_out)}: {step.op}, {taps[0]} x {taps[1]}{pooled} */"
+    (channels, _, width), (filters, rows, columns) = step.shape_in, result.shape_out
+    dilation = module.dilation
+    draft.operations[step.op] += rows * columns * math.prod(window) * module.weight.numel()
+    is_adjacent = dilation[1] == 1 and module.groups == 1
+    fields: dict[str, object] = {"zero_point": "NULL"}
+    if step.op == "binary" or any(module.padding):
+        fields["zero_point"] = draft.table("uint8_t", f"{name}_zero_point", module.zero_point)
+    geometry: list[dict[str, object]] = [
+        {"height": step.shape_in[1], "width": width, "channels": channels},
+        {"out_height": rows, "out_width": columns, "filters": filters},
+        {"group_channels": channels // module.groups, "group_filters": filters // module.groups},
+        {"kernel_height": step.kernel[0], "kernel_width": step.kernel[1]},
+        {"window_height": step.window[0], "window_width": step.window[1]},
+        {"stride_y": step.stride[0], "stride_x": step.stride[1]},
+        {"padding_y": step.padding[0], "padding_x": step.padding[1]},
+        {"dilation_y": dilation[0], "dilation_x": dilation[1]},
+        {"row_step": dilation[0] * width * channels, "tap_step": dilation[1] * channels},
+        {"adjacent": step.kernel[1] * channels if is_adjacent else 0},
+    ]
+    if pooling:
+        geometry.append({"pool_height": window[0], "pool_width": window[1]})
+
+    if step.is_depthwise and isinstance(epilogue, Requantization):
+        fields["weight"] = draft.table("uint32_t", f"{name}_weight", pack_depthwise(module.weight))
+        fields["epilogue"] = draft.requantization(step, epilogue)
+        draft.describe("layer", step, *geometry, fields, {"tap": f"{step.op}_tap"})
+        draft.use(f"{step.op}_tap")
+        draft.reserve(step, None, channels)
+        function, scratch = "run_depthwise_layer", "(int32_t *)({})"
+    else:
+        largest = max(step.largest, int(module.weight.max()))
+        four_bits = step.op == "adder" and largest < 16
+        kind = "adder4" if four_bits else step.op
+        if kind == "adder":
+            draft.adder_max = max(draft.adder_max, largest)
+        packed = pack(step.op, module.weight, module.groups, four_bits)
+        fields["weight"] = draft.table("uint32_t", f"{name}_weight", packed.words)
+        if isinstance(epilogue, Requantization):
+            fields["epilogue"] = draft.requantization(step, epilogue)
+        sizes: dict[str, object] = {"values": packed.values, "steps": packed.steps, "block_words": packed.block_words}
+        draft.describe("layer", step, *geometry, sizes, fields, {"patch": f"{kind}_patch", "tile": f"{kind}_tile"})
+        draft.use(kind)
+        draft.reserve(step, (kind, packed.steps), filters if pooling else 0)
+        function, scratch = "run_pooled_layer" if pooling else "run_layer", "{}"
+
+    pooled = f", largest of {window[0]} x {window[1]}" if pooling else ""
+    sizes_text = f"{_sizes(step.shape_in, result.shape_out)}: {step.op}, {step.kernel[0]} x {step.kernel[1]}{pooled}"
     if isinstance(epilogue, Logits):
-        draft.reserve(step, words)
         draft.use("run_last_layer")
-        fields = {
+        logits = {
             "multiplier": draft.table("int32_t", "logit_multiplier", draft.multiplier),
             "offset": draft.table("int32_t", "logit_offset", draft.offset),
             "shift": draft.shift,
         }
-        draft.tables.append(f"static const logit_epilogue logits_of_sums = {initializer(fields)};\n")
+        draft.tables.append(f"static const logit_epilogue logits_of_sums = {initializer(logits)};\n")
         return lambda: (
-            f"  {comment}\n"
+            f"  /* {sizes_text} */\n"
             f"  return run_last_layer(&{name}, &logits_of_sums, {draft.value(source)}, {draft.scratch(step)}, logits);"
         )
-    if pooling:
-        draft.reserve(step, words, filters)
-        draft.use("run_pooled_layer")
-        values = source, result.number + 1
-        return lambda: (
-            f"  {comment}\n  run_pooled_layer(&{name}, {', '.join(map(draft.value, values))}, {draft.scratch(step)});"
-        )
-    draft.reserve(step, words)
-    draft.use("run_layer")
-    return lambda: (
-        f"  {comment}\n"
-        f"  run_layer(&{name}, {draft.value(source)}, {draft.value(shortcuts[0]) if shortcuts else 'NULL'}, "
-        f"{draft.value(step.number + 1)}, {draft.scratch(step)});"
-    )
+    draft.use(function)
+
+    def call() -> str:
+        shortcut = [] if pooling else [draft.value(shortcuts[0]) if shortcuts else "NULL"]
+        values = [draft.value(source), *shortcut, draft.value(result.number + 1), scratch.format(draft.scratch(step))]
+        return f"  /* {sizes_text} */\n  {function}(&{name}, {', '.join(values)});"
+
+    return call
 
 
-def max_pool(draft: Draft, step: Step) -> Callable[[], str]:
-    (channels, height, width), (_, rows, columns), module = step.shape_in, step.shape_out, step.module
-    name = draft.describe(
-        "max_pooling",
-        step,
+def pool(draft: Draft, step: Step) -> Callable[[], str]:
+    """Translate a pooling: the largest value or the mean of each window."""
+    (channels, height, width), (_, rows, columns) = step.shape_in, step.shape_out
+    parts: list[dict[str, object]] = [
         {"height": height, "width": width, "channels": channels},
         {"out_height": rows, "out_width": columns},
-        {"kernel": module.kernel, "stride": module.stride, "padding": module.padding},
+        {"kernel_height": step.kernel[0], "kernel_width": step.kernel[1]},
+        {"stride_y": step.stride[0], "stride_x": step.stride[1]},
+        {"padding_y": step.padding[0], "padding_x": step.padding[1]},
+    ]
+    if step.op == "average_pool":
+        unit = mean_unit(pixels_of_windows((height, width), step.kernel, step.stride, step.padding))
+        parts.append({"unit": unit, "epilogue": draft.requantization(step, step.module.epilogue)})
+    name = draft.describe(f"{step.op}ing", step, *parts)
+    draft.use(step.op)
+    values = step.sources[0], step.number + 1
+    return lambda: (
+        f"  /* {_sizes(step.shape_in, step.shape_out)} */\n  {step.op}(&{name}, {', '.join(map(draft.value, values))});"
     )
-    draft.use("max_pool")
-    return _pooling(draft, step, name)
-
-
-def average_pool(draft: Draft, step: Step) -> Callable[[], str]:
-    (channels, _, width), (_, rows, columns), module = step.shape_in, step.shape_out, step.module
-    name = draft.describe(
-        "average_pooling",
-        step,
-        {"width": width, "channels": channels, "out_height": rows, "out_width": columns},
-        {"kernel_height": module.kernel[0], "kernel_width": module.kernel[1]},
-        {"stride_y": module.stride[0], "stride_x": module.stride[1]},
-        {"epilogue": draft.requantization(step, module.epilogue)},
-    )
-    draft.use("average_pool")
-    return _pooling(draft, step, name)
 
 
 def table(draft: Draft, step: Step) -> Callable[[], str]:
@@ -265,18 +286,11 @@ TRANSLATED: dict[str, Callable[[Draft, Step], Callable[[], str]]] = {
     "adder": layer,
     "conv": layer,
     "binary": layer,
-    "max_pool": max_pool,
-    "average_pool": average_pool,
+    "max_pool": pool,
+    "average_pool": pool,
     "table": table,
     "concat": concat,
 }
-
-
-def _pooling(draft: Draft, step: Step, name: str) -> Callable[[], str]:
-    values = step.sources[0], step.number + 1
-    return lambda: (
-        f"  /* {_sizes(step.shape_in, step.shape_out)} */\n  {step.op}(&{name}, {', '.join(map(draft.value, values))});"
-    )
 
 
 def _sizes(*shapes: Shape) -> str:

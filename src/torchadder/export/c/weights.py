@@ -28,9 +28,12 @@ class Packed:
         return int(self.words[0].size)
 
 
-def pack(op: str, weight: Tensor, four_bits: bool) -> Packed:
-    """Pack weights (C_out, C_in, kh, kw). ``four_bits``: two weights of an adder layer share a byte."""
+def pack(op: str, weight: Tensor, groups: int, four_bits: bool) -> Packed:
+    """Pack weights (C_out, C_in / groups, kh, kw). ``four_bits``: two weights of an adder layer share a byte."""
     filters = weight.permute(0, 2, 3, 1).flatten(1).numpy()
+    if groups > 1:  # whole blocks for each group
+        of_groups = filters.reshape(groups, -1, filters.shape[1])
+        filters = np.pad(of_groups, ((0, 0), (0, -of_groups.shape[1] % BLOCK), (0, 0))).reshape(-1, filters.shape[1])
     if op == "binary":
         rows = np.packbits(_padded(filters == 1, 32), axis=1, bitorder="little")
         return _interleaved(rows, values=8 * rows.shape[1])
@@ -41,6 +44,12 @@ def pack(op: str, weight: Tensor, four_bits: bool) -> Packed:
     halves = values.reshape(len(values), -1, 2, 4)
     rows = (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(values), -1)
     return _interleaved(rows, values=values.shape[1], header=True, sums=values)
+
+
+def pack_depthwise(weight: Tensor) -> np.ndarray:
+    """Pack weights (C, 1, kh, kw): bytes [taps][C], as words."""
+    taps = weight.permute(2, 3, 0, 1).flatten().numpy().view(np.uint8)
+    return np.pad(taps, (0, -len(taps) % 4)).view("<u4")
 
 
 def _padded(filters: np.ndarray, multiple: int) -> np.ndarray:

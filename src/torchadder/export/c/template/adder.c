@@ -1,5 +1,6 @@
 /* Adder layers: accumulator = sum |x - w|, over unsigned bytes. Four filters' weights of 4 values each are adjacent; a
  * block begins with the sum of each filter's weights. */
+#include "halves.c"
 #include "patch.c"
 
 #ifndef ADDER_MAX
@@ -8,8 +9,9 @@
 
 #if defined(TORCHADDER_DSP)
 
-static void adder_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
-  copy_patch(l, source, row, column, (uint8_t *)to);
+static void adder_patch(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column,
+                        uint32_t *to) {
+  copy_patch(l, source, channel, row, column, to);
 }
 
 /* Step i of a round: 4 values of both patches with 4 filters. */
@@ -28,7 +30,9 @@ static void adder_patch(const layer *l, const uint8_t *source, int32_t row, int3
     b3 = __usada8(b, w3, b3);                                      \
   }
 
-static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
+static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
+                       int32_t sum[8]) {
+  (void)pixels, (void)filters; /* all 8 are computed */
   uint32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
   const uint32_t *const end = x + l->steps;
   for (weight += 4; x < end; x += 4, weight += 16) {
@@ -45,13 +49,16 @@ static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight
 
 #elif defined(TORCHADDER_SCALAR)
 
-static void adder_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
-  copy_patch(l, source, row, column, (uint8_t *)to);
+static void adder_patch(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column,
+                        uint32_t *to) {
+  copy_patch(l, source, channel, row, column, to);
 }
 
 static int32_t distance(int32_t x, int32_t w) { return x > w ? x - w : w - x; }
 
-static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
+static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
+                       int32_t sum[8]) {
+  (void)pixels, (void)filters; /* all 8 are computed */
   const uint8_t *a = (const uint8_t *)x, *b = (const uint8_t *)(x + PATCH_WORDS), *w = (const uint8_t *)(weight + 4);
   memset(sum, 0, 8 * sizeof *sum);
   for (int32_t step = 0; step < l->steps; ++step, a += 4, b += 4)
@@ -75,46 +82,47 @@ static uint32_t positive_differences(uint32_t x, uint32_t w) {
   return difference & (is_positive - (is_positive >> 7));
 }
 
-/* The sums of the even and of the odd bytes, two 16-bit numbers in a word: first and third, second and fourth. */
-static uint32_t byte_pairs(uint32_t bytes) { return (bytes & EVEN) + ((bytes >> 8) & EVEN); }
+/* The sum of the bytes of words: `even` sums their first and third bytes, two 16-bit numbers, and `above` the words
+ * without the first byte. There the third byte stands next to the second, too: take it away. */
+static uint32_t sum_of_bytes(uint32_t even, uint32_t above) { return sum_of_halves(even + above - (even >> 16 << 8)); }
 
 /* Writes minus the sum of the patch, and its values. */
-static void adder_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
+static void adder_patch(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column,
+                        uint32_t *to) {
   uint32_t total = 0, *const words = to + 1;
-  copy_patch(l, source, row, column, (uint8_t *)words);
-  for (int32_t i = 0; i < l->steps; ++i) {
-    const uint32_t pairs = byte_pairs(words[i]);
-    total += (pairs & 0xFFFFu) + (pairs >> 16);
-    words[i] |= ABOVE;
+  copy_patch(l, source, channel, row, column, words);
+  for (int32_t i = 0; i < l->steps; i += 2) {
+    const uint32_t bytes = words[i] + words[i + 1];
+    total += sum_of_bytes(bytes & EVEN, bytes >> 8);
+    words[i] |= ABOVE, words[i + 1] |= ABOVE;
   }
   to[0] = 0u - total;
 }
 
-static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
-  for (int32_t f = 0; f < 4; f += 2) { /* two filters at a time: 4 accumulators */
-    uint32_t a0 = 0, a1 = 0, b0 = 0, b1 = 0;
-    const uint32_t *a = x + 1, *b = a + PATCH_WORDS, *w = weight + 4 + f;
-    const uint32_t *const end = a + l->steps;
-    while (a < end) {
-      /* Two differences fit into a byte. After 256 words a pair may hold 128 * 2 * 2 * 127, nearly all that it can. */
-      const uint32_t *const full = end - a > 256 ? a + 256 : end;
-      uint32_t pairs_a0 = 0, pairs_a1 = 0, pairs_b0 = 0, pairs_b1 = 0;
-      for (; a < full; a += 2, b += 2, w += 8) {
-        pairs_a0 += byte_pairs(positive_differences(a[0], w[0]) + positive_differences(a[1], w[4]));
-        pairs_b0 += byte_pairs(positive_differences(b[0], w[0]) + positive_differences(b[1], w[4]));
-        pairs_a1 += byte_pairs(positive_differences(a[0], w[1]) + positive_differences(a[1], w[5]));
-        pairs_b1 += byte_pairs(positive_differences(b[0], w[1]) + positive_differences(b[1], w[5]));
-      }
-      a0 += (pairs_a0 & 0xFFFFu) + (pairs_a0 >> 16);
-      a1 += (pairs_a1 & 0xFFFFu) + (pairs_a1 >> 16);
-      b0 += (pairs_b0 & 0xFFFFu) + (pairs_b0 >> 16);
-      b1 += (pairs_b1 & 0xFFFFu) + (pairs_b1 >> 16);
-    }
-    sum[f] = (int32_t)(2 * a0 + x[0] + weight[f]);
-    sum[f + 1] = (int32_t)(2 * a1 + x[0] + weight[f + 1]);
-    sum[4 + f] = (int32_t)(2 * b0 + x[PATCH_WORDS] + weight[f]);
-    sum[5 + f] = (int32_t)(2 * b1 + x[PATCH_WORDS] + weight[f + 1]);
+/* Adds 2 * max(x - w, 0) for the words of a patch up to `end`, at most 256, and two filters. Two differences fit into a
+ * byte, and four bytes sum to 128 * 4 * 2 * 127 at most, so that a half holds the sum of two. */
+static void add_differences(const uint32_t *x, const uint32_t *end, const uint32_t *weight, uint32_t total[2]) {
+  uint32_t even0 = 0, even1 = 0, above0 = 0, above1 = 0;
+  for (; x < end; x += 2, weight += 8) {
+    const uint32_t bytes0 = positive_differences(x[0], weight[0]) + positive_differences(x[1], weight[4]);
+    const uint32_t bytes1 = positive_differences(x[0], weight[1]) + positive_differences(x[1], weight[5]);
+    even0 += bytes0 & EVEN, above0 += bytes0 >> 8;
+    even1 += bytes1 & EVEN, above1 += bytes1 >> 8;
   }
+  total[0] += 2 * sum_of_bytes(even0, above0);
+  total[1] += 2 * sum_of_bytes(even1, above1);
+}
+
+static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
+                       int32_t sum[8]) {
+  for (; pixels > 0; --pixels, x += PATCH_WORDS, sum += 4)
+    for (int32_t f = 0; f < filters; f += 2) {
+      const uint32_t *a = x + 1, *w = weight + 4 + f, *const end = a + l->steps;
+      uint32_t total[2] = {x[0] + weight[f], x[0] + weight[f + 1]};
+      for (; end - a > 256; a += 256, w += 1024) add_differences(a, a + 256, w, total);
+      add_differences(a, end, w, total);
+      sum[f] = (int32_t)total[0], sum[f + 1] = (int32_t)total[1];
+    }
 }
 
 #undef ABOVE
@@ -134,48 +142,39 @@ static uint32_t positive_differences(uint32_t x, uint32_t w) {
 }
 
 /* Writes minus the sum of the patch, and its values: of 4 the first and third, then the second and fourth. */
-static void adder_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
+static void adder_patch(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column,
+                        uint32_t *to) {
   uint32_t total = 0, *const words = to + 1;
-  copy_patch(l, source, row, column, (uint8_t *)words);
+  copy_patch(l, source, channel, row, column, words);
   for (int32_t i = l->steps - 1; i >= 0; --i) {
-    const uint32_t x = words[i], even = x & LOW, odd = (x >> 8) & LOW, both = even + odd;
-    total += (both & 0xFFFFu) + (both >> 16);
+    const uint32_t x = words[i], even = x & LOW, odd = (x >> 8) & LOW;
+    total += sum_of_halves(even + odd);
     words[2 * i] = even | ABOVE;
     words[2 * i + 1] = odd | ABOVE;
   }
   to[0] = 0u - total;
 }
 
-static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
-  for (int32_t f = 0; f < 4; f += 2) { /* two filters at a time: 4 accumulators */
-    uint32_t a0 = 0, a1 = 0, b0 = 0, b1 = 0;
-    const uint32_t *a = x + 1, *b = a + PATCH_WORDS, *w = weight + 4 + f;
-    const uint32_t *const end = a + 2 * l->steps;
-    while (a < end) {
-      /* After 128 steps a lane may hold 128 * 2 * 255, which is nearly all that it can. */
-      const uint32_t *const full = end - a > 256 ? a + 256 : end;
-      uint32_t lanes_a0 = 0, lanes_a1 = 0, lanes_b0 = 0, lanes_b1 = 0;
-      for (; a < full; a += 2, b += 2, w += 4) {
-        const uint32_t w0 = w[0], w1 = w[1];
-        lanes_a0 += positive_differences(a[0], w0 & LOW);
-        lanes_b0 += positive_differences(b[0], w0 & LOW);
-        lanes_a1 += positive_differences(a[0], w1 & LOW);
-        lanes_b1 += positive_differences(b[0], w1 & LOW);
-        lanes_a0 += positive_differences(a[1], (w0 >> 8) & LOW);
-        lanes_b0 += positive_differences(b[1], (w0 >> 8) & LOW);
-        lanes_a1 += positive_differences(a[1], (w1 >> 8) & LOW);
-        lanes_b1 += positive_differences(b[1], (w1 >> 8) & LOW);
+static void adder_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
+                       int32_t sum[8]) {
+  for (int32_t p = 0; p < pixels; ++p, x += PATCH_WORDS, sum += 4)
+    for (int32_t f = 0; f < filters; f += 2) { /* two filters at a time */
+      uint32_t total0 = 0, total1 = 0;
+      const uint32_t *a = x + 1, *w = weight + 4 + f, *const end = a + 2 * l->steps;
+      while (a < end) {
+        /* After 128 steps a lane may hold 128 * 2 * 255, which is nearly all that it can. */
+        const uint32_t *const full = end - a > 256 ? a + 256 : end;
+        uint32_t lanes0 = 0, lanes1 = 0;
+        for (; a < full; a += 2, w += 4) {
+          lanes0 += positive_differences(a[0], w[0] & LOW) + positive_differences(a[1], (w[0] >> 8) & LOW);
+          lanes1 += positive_differences(a[0], w[1] & LOW) + positive_differences(a[1], (w[1] >> 8) & LOW);
+        }
+        total0 += sum_of_halves(lanes0);
+        total1 += sum_of_halves(lanes1);
       }
-      a0 += (lanes_a0 & 0xFFFFu) + (lanes_a0 >> 16);
-      a1 += (lanes_a1 & 0xFFFFu) + (lanes_a1 >> 16);
-      b0 += (lanes_b0 & 0xFFFFu) + (lanes_b0 >> 16);
-      b1 += (lanes_b1 & 0xFFFFu) + (lanes_b1 >> 16);
+      sum[f] = (int32_t)(2 * total0 + x[0] + weight[f]);
+      sum[f + 1] = (int32_t)(2 * total1 + x[0] + weight[f + 1]);
     }
-    sum[f] = (int32_t)(2 * a0 + x[0] + weight[f]);
-    sum[f + 1] = (int32_t)(2 * a1 + x[0] + weight[f + 1]);
-    sum[4 + f] = (int32_t)(2 * b0 + x[PATCH_WORDS] + weight[f]);
-    sum[5 + f] = (int32_t)(2 * b1 + x[PATCH_WORDS] + weight[f + 1]);
-  }
 }
 
 #undef ABOVE

@@ -1,13 +1,15 @@
 /* Adder layers whose values and weights have 4 bits: a word holds 8 weights of a filter, the first four in the low
  * halves of its bytes. A block begins with the sum of each filter's weights. */
+#include "halves.c"
 #include "patch.c"
 
 #define LOW 0x0F0F0F0Fu /* a value in each byte */
 
 #if defined(TORCHADDER_DSP)
 
-static void adder4_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
-  copy_patch(l, source, row, column, (uint8_t *)to);
+static void adder4_patch(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column,
+                         uint32_t *to) {
+  copy_patch(l, source, channel, row, column, to);
 }
 
 /* Step i of a round: 8 values of both patches with 4 filters, by halves. */
@@ -28,7 +30,9 @@ static void adder4_patch(const layer *l, const uint8_t *source, int32_t row, int
     HALF(x[2 * i + 1], x[PATCH_WORDS + 2 * i + 1], 4)              \
   }
 
-static void adder4_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
+static void adder4_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
+                        int32_t sum[8]) {
+  (void)pixels, (void)filters; /* all 8 are computed */
   uint32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
   const uint32_t *const end = x + 2 * l->steps;
   for (weight += 4; x < end; x += 4, weight += 8) {
@@ -44,13 +48,16 @@ static void adder4_tile(const layer *l, const uint32_t *x, const uint32_t *weigh
 
 #elif defined(TORCHADDER_SCALAR)
 
-static void adder4_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
-  copy_patch(l, source, row, column, (uint8_t *)to);
+static void adder4_patch(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column,
+                         uint32_t *to) {
+  copy_patch(l, source, channel, row, column, to);
 }
 
 static int32_t distance4(int32_t x, int32_t w) { return x > w ? x - w : w - x; }
 
-static void adder4_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
+static void adder4_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
+                        int32_t sum[8]) {
+  (void)pixels, (void)filters; /* all 8 are computed */
   const uint8_t *a = (const uint8_t *)x, *b = (const uint8_t *)(x + PATCH_WORDS), *w = (const uint8_t *)(weight + 4);
   memset(sum, 0, 8 * sizeof *sum);
   for (int32_t step = 0; step < l->steps; ++step, a += 8, b += 8)
@@ -75,15 +82,13 @@ static uint32_t positive_differences4(uint32_t x, uint32_t w) {
 }
 
 /* The sum of four bytes. */
-static uint32_t bytes_sum(uint32_t bytes) {
-  const uint32_t pairs = (bytes & EVEN) + ((bytes >> 8) & EVEN);
-  return (pairs & 0xFFFFu) + (pairs >> 16);
-}
+static uint32_t bytes_sum(uint32_t bytes) { return sum_of_halves((bytes & EVEN) + ((bytes >> 8) & EVEN)); }
 
 /* Writes minus the sum of the patch, and its values. */
-static void adder4_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
+static void adder4_patch(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column,
+                         uint32_t *to) {
   uint32_t total = 0, *const words = to + 1;
-  copy_patch(l, source, row, column, (uint8_t *)words);
+  copy_patch(l, source, channel, row, column, words);
   for (int32_t i = 0; i < 2 * l->steps; ++i) {
     total += bytes_sum(words[i]);
     words[i] |= ABOVE;
@@ -91,36 +96,26 @@ static void adder4_patch(const layer *l, const uint8_t *source, int32_t row, int
   to[0] = 0u - total;
 }
 
-static void adder4_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
-  for (int32_t f = 0; f < 4; f += 2) { /* two filters at a time: 4 accumulators */
-    uint32_t a0 = 0, a1 = 0, b0 = 0, b1 = 0;
-    const uint32_t *a = x + 1, *b = a + PATCH_WORDS, *w = weight + 4 + f;
-    const uint32_t *const end = a + 2 * l->steps;
-    while (a < end) {
-      /* After 8 steps a byte may hold 8 * 2 * 15, which is nearly all that it can. */
-      const uint32_t *const full = end - a > 16 ? a + 16 : end;
-      uint32_t bytes_a0 = 0, bytes_a1 = 0, bytes_b0 = 0, bytes_b1 = 0;
-      for (; a < full; a += 2, b += 2, w += 4) {
-        const uint32_t w0 = w[0], w1 = w[1];
-        bytes_a0 += positive_differences4(a[0], w0 & LOW);
-        bytes_b0 += positive_differences4(b[0], w0 & LOW);
-        bytes_a1 += positive_differences4(a[0], w1 & LOW);
-        bytes_b1 += positive_differences4(b[0], w1 & LOW);
-        bytes_a0 += positive_differences4(a[1], (w0 >> 4) & LOW);
-        bytes_b0 += positive_differences4(b[1], (w0 >> 4) & LOW);
-        bytes_a1 += positive_differences4(a[1], (w1 >> 4) & LOW);
-        bytes_b1 += positive_differences4(b[1], (w1 >> 4) & LOW);
+static void adder4_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
+                        int32_t sum[8]) {
+  for (int32_t p = 0; p < pixels; ++p, x += PATCH_WORDS, sum += 4)
+    for (int32_t f = 0; f < filters; f += 2) { /* two filters at a time */
+      uint32_t total0 = 0, total1 = 0;
+      const uint32_t *a = x + 1, *w = weight + 4 + f, *const end = a + 2 * l->steps;
+      while (a < end) {
+        /* After 8 steps a byte may hold 8 * 2 * 15, which is nearly all that it can. */
+        const uint32_t *const full = end - a > 16 ? a + 16 : end;
+        uint32_t bytes0 = 0, bytes1 = 0;
+        for (; a < full; a += 2, w += 4) {
+          bytes0 += positive_differences4(a[0], w[0] & LOW) + positive_differences4(a[1], (w[0] >> 4) & LOW);
+          bytes1 += positive_differences4(a[0], w[1] & LOW) + positive_differences4(a[1], (w[1] >> 4) & LOW);
+        }
+        total0 += bytes_sum(bytes0);
+        total1 += bytes_sum(bytes1);
       }
-      a0 += bytes_sum(bytes_a0);
-      a1 += bytes_sum(bytes_a1);
-      b0 += bytes_sum(bytes_b0);
-      b1 += bytes_sum(bytes_b1);
+      sum[f] = (int32_t)(2 * total0 + x[0] + weight[f]);
+      sum[f + 1] = (int32_t)(2 * total1 + x[0] + weight[f + 1]);
     }
-    sum[f] = (int32_t)(2 * a0 + x[0] + weight[f]);
-    sum[f + 1] = (int32_t)(2 * a1 + x[0] + weight[f + 1]);
-    sum[4 + f] = (int32_t)(2 * b0 + x[PATCH_WORDS] + weight[f]);
-    sum[5 + f] = (int32_t)(2 * b1 + x[PATCH_WORDS] + weight[f + 1]);
-  }
 }
 
 #undef ABOVE

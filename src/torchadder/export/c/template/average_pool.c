@@ -1,25 +1,31 @@
-/* Pooling: the requantized sum of each window. */
+/* Pooling: the requantized mean of each window, of those pixels that are no padding. */
+#include "inside.c"
 #include "requantize.c"
 
 typedef struct {
-  int32_t width, channels; /* of the source */
-  int32_t out_height, out_width, kernel_height, kernel_width, stride_y, stride_x;
+  int32_t height, width, channels; /* of the source */
+  int32_t out_height, out_width, kernel_height, kernel_width, stride_y, stride_x, padding_y, padding_x;
+  int32_t unit; /* an accumulator is the mean times this number, which the counts of pixels of all windows divide */
   requantization epilogue;
 } average_pooling;
 
 static void average_pool(const average_pooling *p, const uint8_t *source, uint8_t *result) {
-  const int32_t row_bytes = p->width * p->channels;
-  for (int32_t oy = 0; oy < p->out_height; ++oy)
-    for (int32_t ox = 0; ox < p->out_width; ++ox, result += p->channels) {
-      const uint8_t *const window = source + oy * p->stride_y * row_bytes + ox * p->stride_x * p->channels;
+  int32_t top = -p->padding_y;
+  for (int32_t oy = 0; oy < p->out_height; ++oy, top += p->stride_y) {
+    const int32_t first_row = inside(top, p->height), rows = inside(top + p->kernel_height, p->height) - first_row;
+    int32_t left = -p->padding_x;
+    for (int32_t ox = 0; ox < p->out_width; ++ox, left += p->stride_x) {
+      const int32_t first = inside(left, p->width), columns = inside(left + p->kernel_width, p->width) - first;
+      const int32_t weight = p->unit / (rows * columns);
       for (int32_t c = 0; c < p->channels; ++c) {
-        const uint8_t *row = window + c;
+        const uint8_t *row = source + (first_row * p->width + first) * p->channels + c;
         int32_t sum = 0;
-        for (int32_t y = 0; y < p->kernel_height; ++y, row += row_bytes) {
+        for (int32_t y = 0; y < rows; ++y, row += p->width * p->channels) {
           const uint8_t *value = row;
-          for (int32_t x = 0; x < p->kernel_width; ++x, value += p->channels) sum += *value;
+          for (int32_t x = 0; x < columns; ++x, value += p->channels) sum += *value;
         }
-        result[c] = requantize(&p->epilogue, sum, c, 0);
+        *result++ = requantize(&p->epilogue, multiply(sum, weight), c, 0);
       }
     }
+  }
 }

@@ -4,14 +4,15 @@
 
 /* Writes the number of values inside the image, and for 32 values a word of signs, x >= zero_point, and a word that
  * says which of them lie inside. */
-static void binary_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to) {
+static void binary_patch(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column,
+                         uint32_t *to) {
   uint32_t signs = 0, inside = 0, bit = 1, count = 0;
   uint32_t *word = to + 1;
-  for (int32_t y = row; y < row + l->kernel_height; ++y)
-    for (int32_t x = column; x < column + l->kernel_width; ++x) {
+  for (int32_t y = row; y < row + l->window_height; y += l->dilation_y)
+    for (int32_t x = column; x < column + l->window_width; x += l->dilation_x) {
       const int is_inside = y >= 0 && y < l->height && x >= 0 && x < l->width;
       const uint8_t *const pixel = is_inside ? source + (y * l->width + x) * l->channels : NULL;
-      for (int32_t c = 0; c < l->channels; ++c) {
+      for (int32_t c = channel; c < channel + l->group_channels; ++c) {
         if (pixel) {
           inside |= bit;
           if (pixel[c] >= l->zero_point[c]) signs |= bit;
@@ -52,8 +53,10 @@ static uint32_t add_bytes(uint32_t sum, uint32_t bytes) {
 
 #endif
 
-static void binary_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]) {
-  for (int32_t f = 0; f < 4; ++f) {
+static void binary_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
+                        int32_t sum[8]) {
+  (void)pixels;
+  for (int32_t f = 0; f < filters; ++f) {
     uint32_t differing_a = 0, differing_b = 0;
     const uint32_t *a = x + 1, *b = a + PATCH_WORDS, *w = weight + f;
     const uint32_t *const end = a + 2 * l->steps;

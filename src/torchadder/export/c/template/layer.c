@@ -17,6 +17,11 @@
 #include <arm_acle.h>
 #endif
 
+/* Cores without a multiplier: GCC and clang say what a RISC-V core has. All Cortex-M have one. */
+#if defined(__riscv) && !defined(__riscv_mul)
+#define TORCHADDER_NO_MULTIPLIER
+#endif
+
 /* Shifts of negative numbers to the right keep the sign, as with all compilers for these processors. */
 typedef char shift_keeps_sign[(-1 >> 1) == -1 ? 1 : -1];
 
@@ -37,18 +42,28 @@ typedef struct layer layer;
 struct layer {
   int32_t height, width, channels;                  /* of the source; a pixel's channels are adjacent bytes */
   int32_t out_height, out_width, filters;           /* of the result */
-  int32_t kernel_height, kernel_width;              /* pixels, as are the next four */
-  int32_t stride_y, stride_x, padding_y, padding_x; /* padding above and at the left; the size says the rest */
+  int32_t group_channels, group_filters;            /* of one group, all where there are no groups */
+  int32_t kernel_height, kernel_width;              /* taps */
+  int32_t window_height, window_width;              /* pixels of the source that a dilated kernel spans */
+  int32_t stride_y, stride_x, padding_y, padding_x; /* pixels; padding above and at the left; the size says the rest */
+  int32_t dilation_y, dilation_x;                   /* pixels from a tap to the next */
+  int32_t row_step, tap_step;                       /* bytes of the source from a tap to the next */
+  int32_t adjacent;                                 /* bytes of a row of taps; 0 where other bytes lie between them */
   int32_t pool_height, pool_width;                  /* of a layer whose values are pooled: pixels of a window */
   int32_t values;                                   /* of a patch, rounded up to whole rounds of the tile's loop */
   int32_t steps;                                    /* words of weight of one filter */
   int32_t block_words;                              /* of the weights of 4 filters */
   const uint8_t *zero_point; /* [channels]: the value that stands for 0; NULL where nothing needs it */
-  const uint32_t *weight;    /* [blocks of 4 filters][steps][4] */
+  const uint32_t *weight;    /* [blocks of 4 filters][steps][4], or bytes [taps][channels] of a depthwise layer */
   requantization epilogue;
 
-  /* Writes the patch whose first row and column are given as words. */
-  void (*patch)(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint32_t *to);
-  /* Writes the accumulators of patches x and x + PATCH_WORDS with the 4 filters of a block: sum[0..3], sum[4..7]. */
-  void (*tile)(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t sum[8]);
+  /* Writes the patch whose first row and column are given as words: the channels of the group that begins at one. */
+  void (*patch)(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column, uint32_t *to);
+  /* Writes the accumulators of patches x and x + PATCH_WORDS with the filters of a block: sum[0..3], sum[4..7]; those
+   * of the first `pixels` patches and `filters` filters are needed. */
+  void (*tile)(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
+               int32_t sum[8]);
+  /* In place of them, of a depthwise layer: adds one tap to the accumulator of each channel. `x` is the pixel there, or
+   * NULL outside the image; the weights of a tap are adjacent bytes. */
+  void (*tap)(const layer *l, const uint8_t *x, const uint8_t *weight, int32_t *sum);
 };

@@ -1,30 +1,31 @@
 #include "layer.c"
 
-/* Fills pixels of the padding with the value that stands for 0. */
-static uint8_t *fill_padding(const layer *l, uint8_t *to, int32_t pixels) {
-  for (; pixels > 0; --pixels, to += l->channels) memcpy(to, l->zero_point, (size_t)l->channels);
+static uint8_t *copy_bytes(uint8_t *to, const uint8_t *from, int32_t count) {
+  for (; count >= 4; count -= 4, to += 4, from += 4) memcpy(to, from, 4); /* no call: a word or four bytes */
+  for (; count > 0; --count) *to++ = *from++;
   return to;
 }
 
-static int32_t clamp(int32_t value, int32_t low, int32_t high) {
-  return value < low ? low : value > high ? high : value;
-}
-
-/* Copies a patch as bytes: rows from top to bottom, pixels from left to right, their channels. */
-static void copy_patch(const layer *l, const uint8_t *source, int32_t row, int32_t column, uint8_t *to) {
-  const uint8_t *const end = to + l->values;
-  const int32_t width = l->kernel_width, row_bytes = l->width * l->channels;
-  const int32_t first = clamp(-column, 0, width), last = clamp(l->width - column, first, width); /* inside the image */
-  const int32_t bytes = (last - first) * l->channels;
-  int32_t at = row * row_bytes + (column + first) * l->channels;
-  for (int32_t y = row; y < row + l->kernel_height; ++y, at += row_bytes) {
-    if (y < 0 || y >= l->height || bytes == 0) {
-      to = fill_padding(l, to, width);
-      continue;
-    }
-    to = fill_padding(l, to, first);
-    memcpy(to, source + at, (size_t)bytes);
-    to = fill_padding(l, to + bytes, width - last);
+/* Copies a patch as bytes: rows from top to bottom, taps from left to right, the channels of the group. */
+static void copy_patch(const layer *l, const uint8_t *source, int32_t channel, int32_t row, int32_t column,
+                       uint32_t *words) {
+  const int32_t bottom = row + l->window_height, right = column + l->window_width;
+  const int is_inside = row >= 0 && bottom <= l->height && column >= 0 && right <= l->width;
+  int32_t at = (row * l->width + column) * l->channels + channel;
+  uint8_t *to = (uint8_t *)words;
+  uint32_t *const end = words + l->values / 4;
+  end[-4] = end[-3] = end[-2] = end[-1] = 0; /* what is no part of the patch: the weights are 0 there, too */
+  if (is_inside && l->adjacent) {
+    const int32_t bytes = l->adjacent, step = l->row_step;
+    const uint8_t *from = source + at;
+    for (int32_t y = l->kernel_height; y > 0; --y, from += step) to = copy_bytes(to, from, bytes);
+    return;
   }
-  while (to < end) *to++ = 0; /* the weights are 0 there, too */
+  for (int32_t y = row; y < bottom; y += l->dilation_y, at += l->row_step) {
+    int32_t tap = at;
+    for (int32_t x = column; x < right; x += l->dilation_x, tap += l->tap_step) {
+      const int is_pixel = y >= 0 && y < l->height && x >= 0 && x < l->width;
+      to = copy_bytes(to, is_pixel ? source + tap : l->zero_point + channel, l->group_channels);
+    }
+  }
 }
