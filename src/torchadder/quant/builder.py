@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -53,12 +53,14 @@ KINDS: dict[str, Kind] = {
     "torchadder::binary_conv": "binary",
 }
 ARITHMETIC = ("aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div")
-KEEP_SCALE = ("aten::max_pool1d", "aten::max_pool2d", "aten::pad", "aten::slice")
+MOVES = ("aten::index", "aten::index_select", "aten::flip", "aten::roll", "aten::repeat", "aten::expand")
+KEEP_SCALE = ("aten::max_pool1d", "aten::max_pool2d", "aten::pad", "aten::slice", "aten::channel_shuffle", *MOVES)
 PASSTHROUGH = ("aten::reshape", *IDENTITIES)
 # These stand in while obstacles are looked for.
 WITHOUT_DATA = Statistics(*(torch.tensor([number], device="cpu") for number in (-1.0, 1.0, 1.0)))
 
 Value = QuantizedValue | Accumulator
+Kept = Literal["repeats", "margin", "selection"]
 
 
 class Obstacle(Exception):  # noqa: N818  it is collected; the error is raised for all of them
@@ -129,8 +131,12 @@ class Builder:
         recenter: bool,
     ) -> Accumulator:
         """Return the accumulators of a layer; one without stride is fully connected. ``padding`` has four sides."""
-        # A binary layer takes the sign of a zero, which its own padding has not.
-        x = self.materialize(x_node, repeats=not stride and kind == "conv", margin=kind != "binary")
+        kept: list[Kept] = [] if kind == "binary" else ["margin"]  # it takes the sign of a zero, but not of its padding
+        if kind == "conv" and not stride:
+            kept.append("repeats")
+        if kind == "conv" and groups == 1 and weight.shape[2:] == (1, 1):  # more zeros in larger kernels cost too much
+            kept.append("selection")
+        x = self.materialize(x_node, *kept)
         self.sources[node], weight = x, weight.double()
         if not stride:  # a fully connected layer has a kernel as large as its input
             if len(sizes(x_node)) != 1:
@@ -175,6 +181,8 @@ class Builder:
         zero_point = x.zero_point.ceil() if kind == "binary" else (x.zero_point + 0.5).floor()
         zero_point = zero_point.expand(x.shape[0]) if len(zero_point) == 1 else zero_point[: x.shape[0]]
         zero_point = zero_point.clamp(0, 255).to(torch.uint8)
+        if x.selection is not None:  # the weights of the other channels are 0
+            q, zero_point = (q.movedim(1, -1) @ x.selection).movedim(-1, 1), zero_point @ x.selection.to(torch.uint8)
         return Accumulator(
             lambda sources, epilogue: Layer(kind, sources, q, zero_point, stride, sides, epilogue, dilation, groups),
             (x.index,),
@@ -189,7 +197,7 @@ class Builder:
         """Return the accumulators of a layer that computes ``x``, with channels of zeros before and after."""
         x = self.by_pixel(x)
         scale, bias = x.scale.expand(x.shape[0]), (-x.scale * x.zero_point).expand(x.shape[0])
-        if not before and not after:
+        if not before and not after and x.selection is None:
             ones = torch.ones(x.shape[0], 1, 1, 1, dtype=torch.int8)
             return self._accumulator("conv", node, x, ones, scale, bias, groups=x.shape[0])
         eye = pad(torch.eye(x.shape[0], dtype=torch.int8), (0, 0, before, after)).view(-1, x.shape[0], 1, 1)
@@ -201,7 +209,7 @@ class Builder:
         # The values may be images, which have 8 bits whatever those of the program.
         epilogue = requantization(x.scale, x.bias, x.largest, like.scale, like.zero_point, 255)
         self.append(x.node, x.step(x.sources, epilogue))
-        return replace(like, index=len(self.steps), shape=x.shape, margin=(0, 0, 0, 0))
+        return replace(like, index=len(self.steps), shape=x.shape, margin=(0, 0, 0, 0), selection=None)
 
     def by_pixel(self, x: QuantizedValue) -> QuantizedValue:
         """Return ``x`` where all pixels of a channel have one scale."""
@@ -250,18 +258,20 @@ class Builder:
         self.steps.append(step)
         self.origins.append(node)
 
-    def value(self, node: Any, repeats: bool = False, margin: bool = False) -> Value:
+    def value(self, node: Any, *kept: Kept) -> Value:
         """Return the value of a node.
 
-        Only with ``repeats`` may it be one pixel for what is an image of equal ones. Only with ``margin`` may it lack
-        the zeros at its margin; else a step adds them.
+        Only with "repeats" may it be one pixel for what is an image of equal ones. Only with "margin" may it lack the
+        zeros at its margin, and only with "selection" have more channels; else a layer computes what it stands for.
         """
         value = self.values.get(node) if isinstance(node, fx.Node) else None
         if value is None:
             raise Obstacle("of values that do not depend on the image")
-        if not repeats and math.prod(value.shape) != math.prod(sizes(node)):
+        if "repeats" not in kept and math.prod(value.shape) != math.prod(sizes(node)):
             raise Obstacle("of one pixel that was repeated", "flatten it for a fully connected layer")
-        if isinstance(value, QuantizedValue) and any(value.margin) and not margin:
+        if isinstance(value, QuantizedValue) and (
+            (any(value.margin) and "margin" not in kept) or (value.selection is not None and "selection" not in kept)
+        ):
             value = self.values[node] = self.requantize_as(self.identity_layer(node, value), value)
         return value
 
@@ -286,9 +296,9 @@ class Builder:
             raise Obstacle(f"with a constant of shape {tuple(c.shape)}", "take one number, or one for each channel")
         return c.reshape(-1)
 
-    def materialize(self, node: Any, repeats: bool = False, margin: bool = False) -> QuantizedValue:
+    def materialize(self, node: Any, *kept: Kept) -> QuantizedValue:
         """Return the quantized value of a node; an accumulator is requantized once, for all its readers. See value."""
-        x = self.value(node, repeats, margin)
+        x = self.value(node, *kept)
         if isinstance(x, Accumulator):
             x = self.values[node] = self.requantize(x)
         return x

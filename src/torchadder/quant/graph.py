@@ -26,6 +26,7 @@ from torchadder.functional import autocast
 BATCH = 2  # images of the example: torch.export takes a batch of one for a network that runs on single images only
 RESHAPES = ("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::squeeze", "aten::unsqueeze")
 IDENTITIES = ("aten::clone", "aten::contiguous", "aten::alias", "aten::detach")
+SPLITS = ("aten::split", "aten::split_with_sizes")
 SOFTMAX = ("aten::log_softmax", "aten::softmax", "aten::_log_softmax", "aten::_softmax")
 CLAMPS = ("aten::relu", "aten::relu6", "aten::hardtanh", "aten::clamp", "aten::clip")
 BATCH_NORM = torch.ops.aten.batch_norm.default
@@ -321,6 +322,7 @@ def _simplify(network: Network) -> None:
             source = source.args[0] if operator_of(source) == "aten::reshape" else source
             node.target, node.kwargs = torch.ops.aten.reshape.default, {}
             node.args = (source, [-1, *values[1:]])
+            _take_channel_shuffle(node)
         elif name == "aten::mean" and values is not None and len(values) == 2 and node.args[1] in ([2], [-1]):
             image = source.args[0]  # (N, C, H, W), of which source is (N, C, H * W), or a mean over the last axis
             is_mean = operator_of(source) == "aten::mean" and source.args[1] in ([3], [-1])
@@ -332,6 +334,8 @@ def _simplify(network: Network) -> None:
             *tensors, momentum, eps = norm.args
             node.target, node.args = BATCH_NORM, (*tensors, False, momentum, eps, False)
             graph.erase_node(norm)
+        elif name == "getitem" and operator_of(source) in SPLITS:
+            _take_slice(node)
         elif name == "getitem" and node.args[1] == 0:
             _take_max_pool(node)
         if operator_of(node) in CLAMPS or (
@@ -353,6 +357,33 @@ def _take_max_pool(node: fx.Node) -> None:
     elif name != "aten::max_pool2d_with_indices":
         return
     node.target, node.args = torch.ops.aten.max_pool2d.default, args
+
+
+def _take_slice(node: fx.Node) -> None:
+    """Make a slice of one part of a split, where it splits no batch."""
+    args: Any = node.args
+    split, number = args
+    x, _, axis = (*split.args, 0)[:3]
+    axis = axis % (len(sizes(x)) + 1)
+    if axis:
+        *before, length = (part.shape[axis] for part in split.meta["val"][: number + 1])
+        node.target, node.args = torch.ops.aten.slice.Tensor, (x, axis, sum(before), sum(before) + length)
+
+
+def _take_channel_shuffle(node: fx.Node) -> None:
+    """Make a channel shuffle of a reshape that ends one: its channels were split in two axes, which were exchanged."""
+    exchange: Any = node.args[0]
+    while operator_of(exchange) in IDENTITIES:
+        exchange = exchange.args[0]
+    if operator_of(exchange) not in ("aten::transpose", "aten::permute"):
+        return
+    split = exchange.args[0]
+    axes = [*range(1, len(sizes(split)) + 2)]
+    is_exchange = [*exchange.target(torch.empty(axes), *exchange.args[1:]).shape] == [1, 3, 2, *axes[3:]]
+    if is_exchange and operator_of(split) == "aten::reshape":
+        image = split.args[0]
+        if sizes(image) == sizes(node) and sizes(split)[2:] == sizes(image)[1:]:
+            node.target, node.args = torch.ops.aten.channel_shuffle.default, (image, sizes(split)[0])
 
 
 def _move_before_max_pool(node: fx.Node) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from torchadder.errors import UserError
 from torchadder.quant import file
-from torchadder.quant.builder import ARITHMETIC, KINDS, PASSTHROUGH, Builder, Obstacle, Value
+from torchadder.quant.builder import ARITHMETIC, KINDS, MOVES, PASSTHROUGH, Builder, Obstacle, Value
 from torchadder.quant.graph import image_shape, is_random, operator_of, sizes
 from torchadder.quant.program import Concat, Logits, MaxPool, Program, Sides, fewest, four_sides
 from torchadder.quant.values import Accumulator, QuantizedValue
@@ -328,18 +329,40 @@ class Lowering(Builder):
     def _slice(
         self, node: fx.Node, x_node: fx.Node, axis: int = 0, start: int | None = None, end: Any = None, step: int = 1
     ) -> Value:
-        """Lower a slice that takes every pixel, or every second one, as a pooling of one pixel that keeps the scale."""
+        """Lower a slice of channels, or of every second pixel, by a pooling of one pixel that keeps the scale."""
         whole = (sys.maxsize, *sizes(x_node))[axis]
         is_whole = not start and (end is None or (isinstance(end, int) and end >= whole))
-        if not is_whole or (step > 1 and axis not in (2, 3)):
+        if is_whole and step == 1:
+            return self._passthrough(node, x_node)
+        if axis == 1:
+            return self._move(node, x_node, axis, start, end, step)
+        if not is_whole or axis not in (2, 3):
             end = "the end" if end == sys.maxsize else end
             raise Obstacle(f"of axis {axis} from {start or 0} to {end}", "take whole axes, or every second pixel")
-        if step == 1:
-            return self.value(x_node)
         x = self.materialize(x_node)
         is_height = axis == 2 and len(sizes(x_node)) == 3
         pooled = self.pooled(node, x, (1, 1), (step, 1) if is_height else (1, step))
         return self.requantize_as(pooled, x)
+
+    def _move(self, node: fx.Node, x_node: fx.Node, *args: Any, **kwargs: Any) -> QuantizedValue:
+        """Lower an operator that selects channels, or exchanges them: applied to numbers, it says which."""
+        x, shape = self.by_pixel(self.materialize(x_node, "margin", "selection")), sizes(x_node)
+        if x.shape != image_shape(shape):
+            raise Obstacle("of flattened values", "select channels before flattening")
+        operator: Any = node.target
+        args, kwargs = map_arg((args, kwargs), self.constant)
+        numbers = torch.arange(2 * math.prod(shape)).view(2, *shape)  # of two images, whose order stays
+        moved = operator(numbers, *args, **kwargs)
+        pixels = math.prod(shape[1:])
+        channels = moved[0].flatten()[::pixels] // pixels % shape[0]
+        if not len(channels) or not torch.equal(moved, numbers[:, channels]):
+            raise Obstacle
+        selection = torch.eye(shape[0], dtype=torch.int8) if x.selection is None else x.selection
+        scale, zero_point = (t if len(t) == 1 else t[channels] for t in (x.scale, x.zero_point))
+        selected = (len(channels), *x.shape[1:])
+        x = replace(x, shape=selected, scale=scale, zero_point=zero_point, selection=selection[channels])
+        is_repeated = len(channels.unique()) < len(channels)  # the weights of a repeated channel would be added up
+        return self.requantize_as(self.identity_layer(node, x), x) if is_repeated else x
 
     def _pad(
         self, node: fx.Node, x: fx.Node, pad: Sequence[int], mode: str = "constant", value: float | None = None
@@ -354,7 +377,7 @@ class Lowering(Builder):
             if any(pad[:4]):
                 raise Obstacle(f"of {mode} {tuple(pad)}", "pad channels by themselves")
             return self.identity_layer(node, self.materialize(x), before, after)
-        known = self.materialize(x, margin=True)
+        known = self.materialize(x, "margin")
         shape = (known.shape[0], known.shape[1] + top + bottom, known.shape[2] + left + right)
         margin = zip(known.margin, (top, left, bottom, right), strict=True)
         return replace(known, shape=shape, margin=four_sides([a + b for a, b in margin]))
@@ -365,10 +388,10 @@ class Lowering(Builder):
         is_flat = after in (before, (math.prod(before),))
         if not is_flat and (len(after) > 3 or image_shape(after) != self.value(x).shape):
             raise Obstacle(f"from {('N', *before)} to {('N', *after)}", "flatten all axes but the first")
-        return self.value(x, repeats=True)
+        return self.value(x, "repeats")
 
     def _passthrough(self, node: fx.Node, x: fx.Node, *args: Any, **kwargs: Any) -> Value:
-        return self.value(x, repeats=True, margin=True)
+        return self.value(x, "repeats", "margin", "selection")
 
     def _output(self, node: fx.Node) -> None:
         x = self.value(node)
@@ -444,6 +467,7 @@ HANDLERS: dict[str, Callable[..., Value]] = {
     "aten::amax": Lowering._largest,
     "aten::cat": Lowering._concatenate,
     "aten::slice": Lowering._slice,
+    **dict.fromkeys((*MOVES, "aten::channel_shuffle"), Lowering._move),
     "aten::pad": Lowering._pad,
     **dict.fromkeys(PASSTHROUGH, Lowering._passthrough),
     "aten::reshape": Lowering._reshape,

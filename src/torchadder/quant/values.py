@@ -24,7 +24,8 @@ class QuantizedValue:
     """Describe value ``index`` of the program, of ``shape`` (C, H, W): real = scale * (q - zero_point).
 
     scale and zero_point are float64 (1,) or (C,); (C * H * W,) where a normalisation of flattened values was folded.
-    The outermost pixels of ``shape`` may be zeros that the program's value lacks, ``margin`` of them at each side.
+    The outermost pixels of ``shape`` may be zeros that the program's value lacks, ``margin`` of them at each side. With
+    ``selection``, the channels are some of the program's value: int8 (C, its channels), a 1 in each row.
     """
 
     index: int
@@ -32,6 +33,7 @@ class QuantizedValue:
     scale: Tensor
     zero_point: Tensor
     margin: Sides = (0, 0, 0, 0)
+    selection: Tensor | None = None
 
     def by_filter(self, numbers: Tensor, weight: Tensor) -> Tensor:
         """Return ``numbers``, of the length of a scale, in a shape that broadcasts to that of filters."""
