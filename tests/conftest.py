@@ -1,9 +1,11 @@
 """Define what several folders of tests share: a tiny data set with a recipe, finished runs, a browser."""
 
+import errno
 import json
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,24 @@ def own_compilations(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
+
+
+@pytest.fixture
+def fill_disk(monkeypatch):
+    """Return a function that lets the next write to files of a name fail as on a full disk."""
+
+    def fill(name):
+        replace = os.replace
+
+        def fail(source, target):
+            if Path(target).name != name:
+                return replace(source, target)
+            monkeypatch.setattr(os, "replace", replace)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "replace", fail)
+
+    return fill
 
 
 @contextmanager

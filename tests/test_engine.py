@@ -1,5 +1,6 @@
 """Test that the engine equals the torch program bit for bit, on every instruction set, for any shape and threads."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,7 @@ def test_uint8_images_are_pixels_where_the_file_knows_mean_and_std(tmp_path):
         (torch.zeros(1, 1, 1, 1, device="meta"), False, TypeError, "expected images on the CPU, got meta"),
         (torch.zeros(1, 1, 1, 1).to_sparse(), False, TypeError, "expected images in a dense tensor"),
         (([[1.0]], [2]), False, TypeError, "expected an array of images, got a tuple of several"),
+        (np.zeros((1, 1, 1, 1), np.longdouble), False, TypeError, "expected images of .* uint8, got float128"),
         (np.full((1, 1, 1, 1), None), False, TypeError, "expected images of floating point or uint8, got object"),
     ],
 )
@@ -205,6 +207,29 @@ def test_wrong_images_are_refused(images, quantized, error, words):
     if isinstance(images, torch.Tensor) and images.is_cpu:
         with pytest.raises((TypeError, ValueError), match=r"quantized=True|expected images"):
             program(images, quantized=quantized)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda engine, x: torch.func.vmap(engine)(x[None]),
+        lambda engine, x: torch.func.grad(lambda y: engine(y).sum())(x),
+        lambda engine, x: torch.export.export(Calls(engine), (x,)),
+    ],
+)
+def test_images_without_numbers_are_refused(call):
+    program = Maker(2).program()
+    with pytest.raises(TypeError, match=r"images hold no numbers: an engine does not run under torch.func, export"):
+        call(Engine(program, threads=1), torch.ones(1, *program.shape))
+
+
+class Calls(torch.nn.Module):
+    def __init__(self, engine):
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, x):
+        return self.engine(x)
 
 
 def overflowing():
@@ -227,6 +252,10 @@ def overflowing():
         ("page.tadder", {}, r"^page.tadder is not a valid program: .* no .tadder file, or a part of one"),
         (None, {}, r"^source is of type NoneType: expected a .tadder file, as quantize makes one"),
         (nn.Linear(1, 1), {}, r"^source is of type Linear: expected a .tadder file"),
+        (b"\x89PNG\r\n", {}, r"it is a PNG image, expected FILE.tadder, which quantize makes of a checkpoint"),
+        (b"\xff\xd8\xff\xe0", {}, r"it is a JPEG image, expected FILE.tadder"),
+        (b"PK\3\4", {}, r"it is a checkpoint or another zip archive, expected FILE.tadder"),
+        (pickle.dumps([0]), {}, r"it is a checkpoint or another pickle, expected FILE.tadder"),
         (bytearray(), {}, r"^the program is not a valid program: .* 0 bytes"),
         (b"", {}, r"^the program is not a valid program: .* 0 bytes"),
         ("net.tadder", {"threads": 0}, "^threads=0 is out of range: expected 1 to 1024"),

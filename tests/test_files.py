@@ -20,6 +20,14 @@ def test_the_content_is_replaced(tmp_path):
         assert [*tmp_path.iterdir()] == [path]
 
 
+def test_the_file_is_as_open_makes_one_and_no_other_is_touched(tmp_path):
+    (tmp_path / "a.json.tmp").write_bytes(b"of the user")
+    (tmp_path / "plain").touch()
+    files.write_bytes(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "a.json.tmp").read_bytes() == b"of the user"
+
+
 def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_bytes(b"old")

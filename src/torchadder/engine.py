@@ -173,7 +173,13 @@ class Engine:
         logits = torch.empty(count, self.classes, dtype=torch.float32, device="cpu")
         native = _library()
         run = native.torchadder_engine_run_u8 if quantized else native.torchadder_engine_run_f32
-        if run(handle, images.data_ptr(), count, logits.data_ptr(), seconds):
+        try:
+            pointers = images.data_ptr(), logits.data_ptr()
+        except RuntimeError:
+            pointers = 0, 0
+        if count and not all(pointers):
+            raise TypeError("images hold no numbers: an engine does not run under torch.func, export or a fake mode")
+        if run(handle, pointers[0], count, pointers[1], seconds):
             raise RuntimeError(_last_error())
         return logits
 
@@ -184,7 +190,7 @@ class Engine:
                 array = np.asarray(images)
             except ValueError as error:  # as for the images and labels of a loader
                 raise TypeError(f"expected an array of images, got a {type(images).__name__} of several") from error
-            if array.dtype.kind not in "fu":
+            if array.dtype.kind not in "fu" or array.dtype.itemsize > 8:  # torch has no longdouble
                 raise TypeError(f"expected images of floating point or uint8, got {array.dtype}")
             # torch takes no other byte order and no negative strides, and warns of arrays that it cannot write.
             images = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ("C", "W")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from torchadder.errors import UserError
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Replace the content of ``path`` by ``data``, also when the disk is full or the process is killed.
 
-    Writes a temporary file in the same folder, calls fsync, then renames it. Raises OSError (full disk, no
-    permission); ``path`` then keeps its old content.
+    Writes a temporary file of a new name in the same folder, calls fsync, then renames it. Raises OSError (full disk,
+    no permission); ``path`` then keeps its old content. A killed process may leave a ``.torchadder-*.tmp``.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".torchadder-{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with open(temporary, "xb") as f:
             f.write(data)
             f.flush()
             sync(f.fileno())

@@ -279,9 +279,8 @@ def test_data_set_with_other_classes(run, capsys, monkeypatch):
     assert_one_line(capsys, "knows 10 classes; --dataset other has 1 and 100: choose another")
 
 
-def test_full_disk_is_one_line(capsys, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "last.pt.tmp").symlink_to("/dev/full")
+def test_full_disk_is_one_line(capsys, fill_disk):
+    fill_disk("last.pt")
     assert main(TRAIN) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: cannot write to run: No space left on device; there is no checkpoint yet: ")

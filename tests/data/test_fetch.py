@@ -165,10 +165,9 @@ def test_offline_advice(cache, monkeypatch, capsys):
     assert not cache.exists()
 
 
-def test_a_full_disk_leaves_no_partial_file(mirror, cache):
+def test_a_full_disk_leaves_no_partial_file(mirror, cache, fill_disk):
     folder = cache / "cifar10"
-    folder.mkdir(parents=True)
-    (folder / "cifar-10-binary.tar.gz.tmp").symlink_to("/dev/full")
+    fill_disk("cifar-10-binary.tar.gz")
     with pytest.raises(UserError, match=r"cannot write cifar-10-binary.tar.gz to .*cifar10: No space left on device$"):
         load_dataset("cifar10")
     assert not [*folder.iterdir()]

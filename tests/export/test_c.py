@@ -258,6 +258,7 @@ def test_files_for_build_systems(exported):
         ({"max_ram": 1000}, "max_ram=1000: the network needs "),
         ({"directory": "full"}, "holds other files (other.c); choose another folder"),
         ({"directory": "full/other.c"}, "is a file; choose another folder"),
+        ({"directory": "a\0b"}, "expected a path without NUL"),
         ({"directory": "n" * 5000}, "cannot be written (File name too long)"),
     ],
 )

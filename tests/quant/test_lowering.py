@@ -217,6 +217,8 @@ COMBINED = [  # modules, the kinds of steps before the last layer
     ([Branches(lambda a, b: torch.cat([a, b], 1)), nn.BatchNorm2d(8), nn.ReLU()], "Layer Layer Concat"),
     ([Branches(lambda a, b: torch.cat([a.flatten(1), b.flatten(1)], 1))], "Layer Layer Concat"),
     ([nn.Sequential(nn.Conv2d(3, 3, 1)), Branches(lambda a, b: a.amax((2, 3)))], "Layer Layer MaxPool"),
+    ([Branches(lambda a, b: a.flatten(2).max(-1)[0])], "Layer MaxPool"),
+    ([Branches(lambda a, b: a.amax(-1).amax(2))], "Layer MaxPool"),
 ]
 
 
@@ -242,12 +244,15 @@ class Rows(nn.Module):
             *(nn.Conv1d(3, 8, 1), nn.Conv1d(8, 8, 5, padding="same", bias=False), nn.BatchNorm1d(8), nn.ReLU()),
             nn.MaxPool1d(3, 2, 1),
             *(AdderConv1d(8, 8, 3, padding=2, dilation=2), nn.BatchNorm1d(8), nn.ReLU6(), nn.AvgPool1d(2)),
-            *(AdderConv1d(8, 8, 2, groups=8), nn.BatchNorm1d(8), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()),
-            nn.Linear(8, 4),
+            *(AdderConv1d(8, 8, 2, groups=8), nn.BatchNorm1d(8), nn.ReLU()),
         )
+        self.pools = nn.AdaptiveAvgPool1d(1), nn.AdaptiveMaxPool1d(1)
+        self.last = nn.Linear(32, 4)
 
     def forward(self, x):
-        return self.layers(x)
+        x = self.layers(x)
+        pooled = torch.cat([pool(x) for pool in self.pools], 1).squeeze(2)
+        return self.last(torch.cat([pooled, x.amax(-1), x.mean(2)], 1))
 
 
 class Autoencoder(nn.Sequential):
@@ -364,7 +369,10 @@ REFUSED = [  # network, the message after "cannot quantize "
         [nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(128, 3)],
         "0, Conv2d of circular (1, 1, 1, 1): pad zeros",
     ),
-    ([nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), *HEAD], f"1, BatchNorm2d: {NO_FORM}"),
+    (
+        [nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), *HEAD],
+        "1, BatchNorm2d without running statistics: set track_running_stats=True and train it",
+    ),
     (
         [nn.MaxPool2d(2, dilation=2), nn.Flatten(), nn.Linear(18, 3)],
         "0, MaxPool2d with dilation=(2, 2): take dilation=1",

@@ -191,11 +191,11 @@ def test_torn_metrics_are_mended(whole, tiny_recipe, tmp_path, tail):
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
-def test_full_disk_keeps_the_last_checkpoint(whole, tiny_recipe, tmp_path, name):
+def test_full_disk_keeps_the_last_checkpoint(whole, tiny_recipe, tmp_path, fill_disk, name):
     class FillDisk(Progress):
         def epoch_done(self, row):
-            if row["epoch"] == 1:  # every write to this file fails with ENOSPC
-                (tmp_path / "run" / f"{name}.tmp").symlink_to("/dev/full")
+            if row["epoch"] == 1:
+                fill_disk(name)
 
     recipe = dataclasses.replace(tiny_recipe, epochs=3)
     with pytest.raises(UserError, match=r"No space left on device; the checkpoint of epoch [12] is intact") as caught:

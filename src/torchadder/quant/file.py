@@ -44,6 +44,12 @@ from torchadder.data.registry import Normalization
 from torchadder.errors import UserError, in_one_line
 
 FORMAT, VERSION, SUFFIX = "tadder", 2, ".tadder"  # files of version 1 are read, too
+OTHERS = {  # how files begin that people take for a program
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"PK": "a checkpoint or another zip archive",
+    b"\x80": "a checkpoint or another pickle",
+}
 MAX_HEAD = 1 << 26  # bytes; no head of a program is as long
 MAX_PATH = 4096  # characters; no system opens a longer one
 ByChannel = float | Sequence[float] | Tensor
@@ -98,8 +104,10 @@ def refusal(content: bytes) -> str:
 def check(content: bytes, path: str | Path) -> None:
     """Raise UserError where ``content``, read from ``path``, is not a program that the native engine accepts."""
     if reason := refusal(content):
-        if (content[:2] == b"PK" or content[8:9] == b"{") and not _begins_program(io.BytesIO(content)):
-            reason = f"it is a checkpoint, of which quantize makes one, FILE{SUFFIX}"
+        kind = next((kind for begin, kind in OTHERS.items() if content.startswith(begin)), "")
+        kind = "a checkpoint" if content[8:9] == b"{" else kind
+        if kind and not _begins_program(io.BytesIO(content)):
+            reason = f"it is {kind}, expected FILE{SUFFIX}, which quantize makes of a checkpoint"
         raise UserError(f"{path} is not a valid program: {reason}")
 
 
@@ -142,10 +150,11 @@ def describe_images(
         if part not in (WHOLE, CENTRE):
             raise UserError(f"part={part!r} is unknown: expected {WHOLE} or {CENTRE}")
         numbers = _numbers("mean", mean, channels), _numbers("std", std, channels)
+        advice = "of pixels / 255; divide those of pixels 0..255 by 255"
         if not 0 <= min(numbers[0]) <= max(numbers[0]) <= 1:
-            raise UserError(f"mean={numbers[0]} is out of range: expected numbers from 0 to 1, of pixels / 255")
+            raise UserError(f"mean={numbers[0]} is out of range: expected numbers from 0 to 1, {advice}")
         if not 0 < min(numbers[1]) <= max(numbers[1]) <= 1:
-            raise UserError(f"std={numbers[1]} is out of range: expected numbers above 0 and up to 1, of pixels / 255")
+            raise UserError(f"std={numbers[1]} is out of range: expected numbers above 0 and up to 1, {advice}")
         about = Preprocessing(Normalization.of(*numbers), part).to_dict()
     if classes is not None:
         names: list[object] = [name.rstrip("\r\n") if isinstance(name, str) else name for name in classes]

@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,13 @@ RESHAPES = ("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten"
 IDENTITIES = ("aten::clone", "aten::contiguous", "aten::alias", "aten::detach")
 SPLITS = ("aten::split", "aten::split_with_sizes")
 SOFTMAX = ("aten::log_softmax", "aten::softmax", "aten::_log_softmax", "aten::_softmax")
+REDUCTIONS = ("aten::mean", "aten::amax")
 CLAMPS = ("aten::relu", "aten::relu6", "aten::hardtanh", "aten::clamp", "aten::clip")
 BATCH_NORM = torch.ops.aten.batch_norm.default
+MAX_POOLS = {
+    "aten::max_pool1d": torch.ops.aten.max_pool1d.default,
+    "aten::max_pool2d": torch.ops.aten.max_pool2d.default,
+}
 
 _exporting = threading.Lock()
 
@@ -314,6 +319,10 @@ def _simplify(network: Network) -> None:
     batch = str(_sizes(network.images)[0])  # type: ignore[index]
     constants = network.constants()
     for node in list(graph.nodes):
+        if operator_of(node) == "getitem":
+            _take_output(node, output := node.all_input_nodes[0], node.args[1])
+            if not output.users:
+                graph.erase_node(output)
         name, values = operator_of(node), _sizes(node)
         source: Any = node.args[0] if node.args else None
         if name == "aten::select" and str(source.meta["val"].shape[node.args[1]]) == "1":
@@ -323,51 +332,38 @@ def _simplify(network: Network) -> None:
             node.target, node.kwargs = torch.ops.aten.reshape.default, {}
             node.args = (source, [-1, *values[1:]])
             _take_channel_shuffle(node)
-        elif name == "aten::mean" and values is not None and len(values) == 2 and node.args[1] in ([2], [-1]):
-            image = source.args[0]  # (N, C, H, W), of which source is (N, C, H * W), or a mean over the last axis
-            is_mean = operator_of(source) == "aten::mean" and source.args[1] in ([3], [-1])
-            is_flat = operator_of(source) == "aten::reshape" and sizes(image)[:1] == sizes(source)[:1]
-            if len(sizes(image)) == 3 and (is_mean or is_flat):
-                node.args = (image, [2, 3])
-        elif name == "getitem" and operator_of(node.args[0]) == "aten::_native_batch_norm_legit_no_training":
-            norm = node.args[0]
-            *tensors, momentum, eps = norm.args
-            node.target, node.args = BATCH_NORM, (*tensors, False, momentum, eps, False)
-            graph.erase_node(norm)
-        elif name == "getitem" and operator_of(source) in SPLITS:
-            _take_slice(node)
-        elif name == "getitem" and node.args[1] == 0:
-            _take_max_pool(node)
-        if operator_of(node) in CLAMPS or (
+        elif name in REDUCTIONS and values is not None and len(values) == 2 and node.args[1] in ([2], [-1]):
+            # Of images (N, C, H, W), source is (N, C, H * W), or reduced over the last axis.
+            is_reduced = operator_of(source) == name and source.args[1] in ([3], [-1])
+            is_flat = operator_of(source) == "aten::reshape" and sizes(source.args[0])[:1] == sizes(source)[:1]
+            if (is_reduced or is_flat) and len(sizes(source.args[0])) == 3:
+                node.args = (source.args[0], [2, 3])
+        elif name in CLAMPS or (
             node.target is BATCH_NORM and bool((constants.get(node.args[1], torch.ones(1)) > 0).all())
         ):
             _move_before_max_pool(node)
     graph.eliminate_dead_code()
 
 
-def _take_max_pool(node: fx.Node) -> None:
-    """Make a max pooling of the first output of one that also returns indices, also of an adaptive one."""
-    pool: Any = node.args[0]
-    name, args = operator_of(pool), pool.args
-    if name == "aten::adaptive_max_pool2d":
-        size, wanted = sizes(args[0])[1:], args[1]
-        if any(a % b for a, b in zip(size, wanted, strict=True)):
-            return  # windows of several sizes
-        args = args[0], [a // b for a, b in zip(size, wanted, strict=True)]
-    elif name != "aten::max_pool2d_with_indices":
-        return
-    node.target, node.args = torch.ops.aten.max_pool2d.default, args
-
-
-def _take_slice(node: fx.Node) -> None:
-    """Make a slice of one part of a split, where it splits no batch."""
-    args: Any = node.args
-    split, number = args
-    x, _, axis = (*split.args, 0)[:3]
-    axis = axis % (len(sizes(x)) + 1)
-    if axis:
-        *before, length = (part.shape[axis] for part in split.meta["val"][: number + 1])
+def _take_output(node: fx.Node, source: fx.Node, number: Any) -> None:
+    """Make an operator of one output of output ``number`` of one that has several, where there is one."""
+    name, args = operator_of(source).removesuffix("_with_indices"), cast(tuple[Any, ...], source.args)
+    x = args[0]
+    if name == "aten::_native_batch_norm_legit_no_training":
+        *tensors, momentum, eps = args
+        node.target, node.args = BATCH_NORM, (*tensors, False, momentum, eps, False)
+    elif name in SPLITS and (axis := (*args, 0)[2] % (len(sizes(x)) + 1)):  # not of the images themselves
+        *before, length = (part.shape[axis] for part in source.meta["val"][: number + 1])
         node.target, node.args = torch.ops.aten.slice.Tensor, (x, axis, sum(before), sum(before) + length)
+    elif name == "aten::max" and number == 0:
+        node.target, node.args = torch.ops.aten.amax.default, (x, [args[1]], *args[2:])
+    elif name in MAX_POOLS and number == 0:
+        node.target, node.args = MAX_POOLS[name], args
+    elif name.startswith("aten::adaptive_max_pool") and number == 0:
+        windows = [*zip(sizes(x)[1:], args[1], strict=True)]
+        if all(side % count == 0 for side, count in windows):
+            kernel = [side // count for side, count in windows]
+            node.target, node.args = MAX_POOLS[name.replace("adaptive_", "")], (x, kernel)
 
 
 def _take_channel_shuffle(node: fx.Node) -> None:
@@ -389,7 +385,7 @@ def _take_channel_shuffle(node: fx.Node) -> None:
 def _move_before_max_pool(node: fx.Node) -> None:
     """Exchange a rising function and the max pooling before it, which changes no number: it then follows a layer."""
     pool = node.args[0]
-    if not isinstance(pool, fx.Node) or operator_of(pool) != "aten::max_pool2d" or len(pool.users) > 1:
+    if not isinstance(pool, fx.Node) or operator_of(pool) not in MAX_POOLS or len(pool.users) > 1:
         return
     node.replace_all_uses_with(pool)
     source = pool.all_input_nodes[0]

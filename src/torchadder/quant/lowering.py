@@ -146,6 +146,9 @@ class Lowering(Builder):
         shift = torch.zeros_like(scale) if bias is None else self.constant(bias).double()
         return self._affine(node, x, self.constant(mean).double(), scale, shift)
 
+    def _batch_normalise(self, node: fx.Node, *args: Any) -> Value:
+        raise Obstacle("without running statistics", "set track_running_stats=True and train it")
+
     def _affine(self, node: fx.Node, x_node: fx.Node, mean: Tensor, scale: Tensor, bias: Tensor) -> Value:
         """Lower y = (x - mean) * scale + bias; the constants are float64 (C,), (1,), or (F,) of flattened values.
 
@@ -266,9 +269,7 @@ class Lowering(Builder):
         return replace(x, index=len(self.steps), shape=shape)
 
     def _largest(self, node: fx.Node, x: fx.Node, axes: Sequence[int] = (), keepdim: bool = False) -> Value:
-        """Lower the maximum over height and width."""
-        if len(sizes(x)) != 3 or sorted(axis % 4 for axis in axes) != [2, 3]:
-            raise Obstacle(f"over axes {[*axes]}", "only a maximum over height and width has an integer form")
+        _check_axes(x, axes, "maximum")
         return self._max_pool(node, x, sizes(x)[1:])
 
     def _average_pool(
@@ -308,9 +309,7 @@ class Lowering(Builder):
         return self._average_pool(node, x, [a // b for a, b in zip(size, wanted, strict=True)])
 
     def _mean(self, node: fx.Node, x: fx.Node, axes: Sequence[int] = (), keepdim: bool = False, **kwargs: Any) -> Value:
-        dims = len(sizes(x))
-        if dims < 2 or sorted(axis % (dims + 1) for axis in axes) != [2, 3][: dims - 1]:
-            raise Obstacle(f"over axes {[*axes]}", "only a mean over height and width has an integer form")
+        _check_axes(x, axes, "mean")
         known = self.value(x)
         if known.shape != image_shape(sizes(x)) and known.shape[1:] != (1, 1):
             raise Obstacle("of flattened values", "take the mean before flattening")
@@ -417,6 +416,12 @@ class Lowering(Builder):
         return four_sides((*before, *after)), shape
 
 
+def _check_axes(x: fx.Node, axes: Sequence[int], what: str) -> None:
+    dims = len(sizes(x))
+    if dims < 2 or sorted(axis % (dims + 1) for axis in axes) != [2, 3][: dims - 1]:
+        raise Obstacle(f"over axes {[*axes]}", f"only a {what} over height and width has an integer form")
+
+
 def _all(numbers: Any) -> Sequence[int]:
     return (numbers,) if isinstance(numbers, int) else numbers
 
@@ -452,6 +457,7 @@ HANDLERS: dict[str, Callable[..., Value]] = {
     **dict.fromkeys((name for name in KINDS if name != "aten::linear"), Lowering._convolution),
     "aten::linear": Lowering._linear,
     "aten::batch_norm": Lowering._normalise,
+    "aten::_native_batch_norm_legit": Lowering._batch_normalise,
     "aten::relu": Lowering._relu,
     "aten::relu6": Lowering._relu6,
     "aten::hardtanh": Lowering._hardtanh,

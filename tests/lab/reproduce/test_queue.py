@@ -81,9 +81,9 @@ def test_killed_in_the_middle_of_writing(table, one):
     folder = Path("runs/reproduce") / f"{CNN}0"
     with open(folder / "metrics.jsonl", "a") as f:
         f.write('{"epoch": 2, "test_acc')
-    (folder / "last.pt.tmp").write_bytes(b"torn")
+    (folder / ".torchadder-0.tmp").write_bytes(b"torn")
     (Path("runs/reproduce") / f"{ADDER}0").mkdir()
-    Path("results/reproduce-tiny.json.tmp").write_text("{")
+    Path("results/.torchadder-0.tmp").write_text("{")
     log = Log()
     assert reasons(Queue(table, seeds=1).run(report=log)) == []
     assert log.epochs == [("CNN", 0, 2), ("AdderNet", 0, 1), ("AdderNet", 0, 2)]
@@ -229,11 +229,6 @@ def blocked_by_folder(path):
     path.mkdir(parents=True)
 
 
-def blocked_by_device(path):
-    path.parent.mkdir(parents=True)
-    path.with_name(path.name + ".tmp").symlink_to("/dev/full")
-
-
 @pytest.mark.parametrize(("block", "reason"), [(blocked_by_file, "is no folder"), (blocked_by_folder, "is a folder")])
 def test_a_record_that_cannot_be_written_is_refused_before_the_first_run(table, block, reason):
     queue = Queue(table, results=Path("there/results"))
@@ -246,13 +241,13 @@ def test_a_record_that_cannot_be_written_is_refused_before_the_first_run(table, 
     assert reason in str(refusal.value)
 
 
-def test_a_disk_that_is_full_when_the_record_is_written(table, monkeypatch):
+def test_a_disk_that_is_full_when_the_record_is_written(table, fill_disk):
     queue = Queue(table, seeds=1, epochs=1)
-    blocked_by_device(queue.record_path)
+    fill_disk(queue.record_path.name)
     with pytest.raises(UserError, match=r"^cannot write .*reproduce-tiny-epochs-1\.json: No space left on device"):
         queue.run()
     log = Log()
-    queue.run(report=log)  # files.write_bytes has taken the link away
+    queue.run(report=log)
     assert log.epochs == [("AdderNet", 0, 1)]
 
 

@@ -61,6 +61,8 @@ def export_c(
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name, re.ASCII) or name in RESERVED:
         raise UserError(f"name={name!r}: expected letters, digits and _ that are no word of C and no standard header")
+    if "\0" in str(directory):
+        raise UserError(f"directory={str(directory)!r}: expected a path without NUL")
     network = Network.of(source)
     draft = Draft(network)
     for limit, value, needed, what in (
