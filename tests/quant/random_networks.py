@@ -80,7 +80,7 @@ class RandomNetwork(nn.Module):
         return self.random.choice([nn.ReLU(inplace=self.random.random() < 0.5), *clamps[:2], *clamps, *functions])
 
     def unary(self):
-        """Add what keeps the shape, or takes every second pixel, selects channels, or adds channels of zeros."""
+        """Add what keeps the shape, or takes every second pixel, or adds channels of zeros."""
         channels, height, width = shape = self.shapes[-1]
         name = self.parameter(*self.random.choice([(1,), (channels, 1, 1), (1, channels, 1, 1)]))
         choices = [
@@ -95,8 +95,6 @@ class RandomNetwork(nn.Module):
             (lambda x: 1 - x / self.get_parameter(name), shape),
             (lambda x: (x - self.get_parameter(name)) / 2, shape),
             (lambda x: x[:, :, ::2, ::2], (channels, -(-height // 2), -(-width // 2))),
-            (lambda x: x[:, ::2], (-(-channels // 2), height, width)),
-            (lambda x: x.roll(1, 1).split([1, channels - 1], 1)[channels > 1], (max(1, channels - 1), height, width)),
             (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), (channels + 3, height, width)),
             (nn.ZeroPad2d((0, 1, 2, 0)), (channels, height + 2, width + 1)),
         ]
