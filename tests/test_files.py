@@ -28,6 +28,26 @@ def test_the_file_is_as_open_makes_one_and_no_other_is_touched(tmp_path):
     assert (tmp_path / "a.json.tmp").read_bytes() == b"of the user"
 
 
+def test_a_link_and_permissions_are_kept(tmp_path):
+    target, link = tmp_path / "a.json", tmp_path / "latest.json"
+    link.symlink_to("a.json")
+    for content in (b"first", b"second"):  # the target is missing at first
+        files.write_bytes(link, content)
+        assert link.is_symlink()
+        assert target.read_bytes() == content
+        target.chmod(0o600)
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_bytes(pipe, b"new")
+    assert os.read(descriptor, 10) == b"new"
+    os.close(descriptor)
+    assert pipe.is_fifo()
+
+
 def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_bytes(b"old")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,15 +17,23 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
     Writes a temporary file of a new name in the same folder, calls fsync, then renames it. Raises OSError (full disk,
     no permission); ``path`` then keeps its old content. A killed process may leave a ``.torchadder-*.tmp``.
+
+    A file keeps its permissions, and a symbolic link leads to the file that is written. A device or pipe is written to.
     """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path = Path(os.path.realpath(path))
+    mode = path.stat().st_mode if path.exists() else None
+    if mode is not None and not stat.S_ISREG(mode):
+        with open(path, "wb") as device:  # a folder raises IsADirectoryError
+            device.write(data)
+        return
     temporary = path.with_name(f".torchadder-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as f:
             f.write(data)
             f.flush()
             sync(f.fileno())
+        if mode is not None:
+            os.chmod(temporary, stat.S_IMODE(mode))
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
