@@ -34,10 +34,10 @@ def test_hash_recipe_and_accuracy(name, digest, accuracy, recipe):
     assert f"{100 * right.item() / len(test):.2f}" == accuracy
 
 
-@pytest.mark.parametrize(("name", "flash"), [("pico.tadder", 16_000)])
+@pytest.mark.parametrize(("name", "flash"), [("pico.tadder", 16_000), ("pico_wide.tadder", 32_000)])
 def test_memory_on_a_microcontroller(name, flash, tmp_path):
-    """The code for any core has less than 3,000 bytes."""
+    """The code for any core has less than 3,500 bytes."""
     draft = export_c(FOLDER / name, tmp_path / "net")
-    assert draft.flash + 3000 <= flash
+    assert draft.flash + 3500 <= flash
     if name == "pico.tadder":
         assert 32 * 32 + draft.arena <= 2048

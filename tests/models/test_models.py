@@ -17,7 +17,7 @@ NETWORKS = [  # name, parameters, layers of the operator, ordinary layers, produ
     ("lenetpp", 799_436, 8, 0, 105_680_916, 0),
     ("lenetpp_3d", 801_496, 8, 0, 105_682_974, 0),
     ("pico", 18_560, 4, 0, 131_892, 0),
-    ("pico_wide", 48_572, 4, 0, 354_368, 0),
+    ("pico_wide", 45_932, 4, 0, 504_832, 0),
     ("vgg_small", 4_660_116, 5, 2, 607_600_640, 3_620_864),
     ("ds_cnn", 23_192, 8, 2, 2_656_768, 320_768),
     ("mobilenetv1_025", 213_588, 26, 2, 7_489_664, 498_176),
@@ -69,7 +69,7 @@ OUTERMOST = {  # products of the first and the last layer, where only the binary
     "lenetpp": 32 * 32 * 32 * 25 + 2 * 10,
     "lenetpp_3d": 32 * 32 * 32 * 25 + 3 * 10,
     "pico": 15 * 15 * 10 * 16 + 96 * 10,
-    "pico_wide": 15 * 15 * 16 * 16 + 128 * 10,
+    "pico_wide": 15 * 15 * 24 * 16 + 112 * 10,
 }
 
 

@@ -51,4 +51,4 @@ def pico(layers: Layers, num_classes: int, in_chans: int) -> Model:
 
 @register("pico_wide", num_classes=10, in_chans=1, size=32)
 def pico_wide(layers: Layers, num_classes: int, in_chans: int) -> Model:
-    return Pico(layers, num_classes, in_chans, widths=(16, 36, 128))
+    return Pico(layers, num_classes, in_chans, widths=(24, 36, 112))
