@@ -14,7 +14,8 @@ from torchadder.engine import Classifier, Engine
 from torchadder.errors import UserError
 from torchadder.models import create_model
 from torchadder.quant import quantize
-from torchadder.quant.program import Layer, Logits, Program
+from torchadder.quant.program import Program
+from torchadder.quant.steps import Layer, Logits
 
 
 def runs_here(isa):

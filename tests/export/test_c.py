@@ -20,7 +20,8 @@ from torchadder.export import export_c
 from torchadder.export.c.sources import logits as expected_logits
 from torchadder.models import create_model
 from torchadder.quant import quantize
-from torchadder.quant.program import MaxPool, Program
+from torchadder.quant.program import Program
+from torchadder.quant.steps import MaxPool
 
 needs_compiler = pytest.mark.skipif(not COMPILERS, reason="needs a C compiler")
 

@@ -4,13 +4,13 @@ import random
 
 import torch
 
-from torchadder.quant.program import (
+from torchadder.quant.program import Program
+from torchadder.quant.steps import (
     AveragePool,
     Concat,
     Layer,
     Logits,
     MaxPool,
-    Program,
     Requantization,
     Table,
     fewest,

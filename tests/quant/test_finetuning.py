@@ -21,7 +21,7 @@ from torchadder.quant.calibration import Recorder, observe
 from torchadder.quant.finetuning import FakeQuantized, fake_quantize, run_layer
 from torchadder.quant.graph import capture
 from torchadder.quant.lowering import Lowering
-from torchadder.quant.program import Layer
+from torchadder.quant.steps import Layer
 from torchadder.quant.values import QuantizedValue
 
 

@@ -14,7 +14,7 @@ from torchadder.engine import Engine
 from torchadder.errors import UserError
 from torchadder.nn import AdderConv2d
 from torchadder.quant import obstacles, quantize
-from torchadder.quant.program import AveragePool, MaxPool
+from torchadder.quant.steps import AveragePool, MaxPool
 
 
 def images(size=8, channels=2):

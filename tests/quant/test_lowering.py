@@ -13,7 +13,7 @@ from torchadder.errors import UserError
 from torchadder.models import create_model
 from torchadder.nn import AdderConv1d, AdderConv2d, BinaryConv2d
 from torchadder.quant import quantize
-from torchadder.quant.program import AveragePool, Layer, Logits, MaxPool
+from torchadder.quant.steps import AveragePool, Layer, Logits, MaxPool
 from torchadder.quant.values import QuantizedValue, requantization
 
 

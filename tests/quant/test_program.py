@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from torchadder.errors import UserError
-from torchadder.quant.program import (
+from torchadder.quant.program import Program
+from torchadder.quant.steps import (
     AveragePool,
     Concat,
     Layer,
     Logits,
     MaxPool,
-    Program,
     Requantization,
-    accumulate,
 )
 
 CASES = [  # n, c_in, c_out, size, kernel, stride, padding, dilation and groups
@@ -58,6 +57,10 @@ def reference(kind, x, weight, zero_point, stride, padding, dilation=(1, 1), gro
     return torch.from_numpy(found.astype(np.int64))
 
 
+def layer(kind, weight, zero_point, stride, padding, *axes):
+    return Layer(kind, [0], weight, zero_point, stride, padding, Logits(torch.ones(1), torch.zeros(1)), *axes)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["adder", "conv", "binary"])
 def test_accumulators_equal_the_reference(kind, case):
@@ -69,7 +72,7 @@ def test_accumulators_equal_the_reference(kind, case):
         "conv": numbers(-127, 127, *filters, seed=2).char(),
         "binary": numbers(0, 1, *filters, seed=2).mul(2).sub(1).char(),
     }[kind]
-    found = accumulate(kind, x, weight, zero_point, *axes)
+    found = layer(kind, weight, zero_point, *axes).accumulate(x)
     assert found.dtype == torch.int32
     assert torch.equal(found.long(), reference(kind, x, weight, zero_point, *axes))
 
@@ -79,7 +82,7 @@ def test_the_largest_accumulators_are_exact(kind):
     """Extremes of 512 channels and 3x3: 1.2 million for an adder layer, 149 million for an ordinary one."""
     x = torch.full((1, 512, 3, 3), 255, dtype=torch.uint8)
     weight = torch.zeros(1, 512, 3, 3, dtype=torch.uint8) if kind == "adder" else torch.full((1, 512, 3, 3), 127).char()
-    found = accumulate(kind, x, weight, torch.zeros(512, dtype=torch.uint8), (1, 1), (0, 0))
+    found = layer(kind, weight, torch.zeros(512, dtype=torch.uint8), (1, 1), (0, 0)).accumulate(x)
     assert found.item() == 512 * 9 * 255 * (1 if kind == "adder" else 127)
 
 

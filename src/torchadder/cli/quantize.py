@@ -80,7 +80,7 @@ def quantize(
         matching_dataset,
         recipe_of,
     )
-    from torchadder.quant.program import Layer
+    from torchadder.quant.steps import Layer
     from torchadder.train import Recipe
     from torchadder.train.images import check_images
     from torchadder.train.loop import labels_of

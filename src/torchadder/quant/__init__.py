@@ -4,7 +4,8 @@
     program.save("net.tadder", mean=..., std=..., classes=...) # for Engine, the command line and C
     program = quant.Program.load("net.tadder")
 
-The data flows through the files in this order: graph, calibration, lowering (with builder and values), program, file.
+The data flows through the files in this order: graph, calibration, lowering (with builder and values), program (of
+steps), file.
 finetuning and deploy use them.
 """
 

@@ -20,7 +20,7 @@ from torchadder.errors import UserError
 from torchadder.ops.geometry import Geometry
 from torchadder.quant.calibration import METHODS, Method, Statistics
 from torchadder.quant.graph import IDENTITIES, Network, operator_of, sizes
-from torchadder.quant.program import (
+from torchadder.quant.steps import (
     AveragePool,
     Concat,
     Kind,
@@ -29,20 +29,11 @@ from torchadder.quant.program import (
     Step,
     Table,
     fewest,
-    four_sides,
     largest_accumulator,
     mean_unit,
     pixels_of_windows,
 )
-from torchadder.quant.values import (
-    TINY,
-    Accumulator,
-    QuantizedValue,
-    quantize_adder_weight,
-    quantize_conv_weight,
-    requantization,
-    scale_and_zero_point,
-)
+from torchadder.quant.values import TINY, Accumulator, QuantizedValue, requantization, scale_and_zero_point
 
 LARGEST_RANGE = 1 << 26  # quantized values before the clamp: 32-bit arithmetic leaves a few fraction bits below them
 KINDS: dict[str, Kind] = {
@@ -117,50 +108,7 @@ class Builder:
             zero_point = -low / scale
         return QuantizedValue(0, self.network.shape, scale, zero_point)
 
-    def layer(
-        self,
-        kind: Kind,
-        node: fx.Node,
-        x_node: fx.Node,
-        weight: Tensor,
-        bias: Tensor,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-        recenter: bool,
-    ) -> Accumulator:
-        """Return the accumulators of a layer; one without stride is fully connected. ``padding`` has four sides."""
-        kept: list[Kept] = [] if kind == "binary" else ["margin"]  # it takes the sign of a zero, but not of its padding
-        if kind == "conv" and not stride:
-            kept.append("repeats")
-        if kind == "conv" and groups == 1 and weight.shape[2:] == (1, 1):  # more zeros in larger kernels cost too much
-            kept.append("selection")
-        x = self.materialize(x_node, *kept)
-        self.sources[node], weight = x, weight.double()
-        if not stride:  # a fully connected layer has a kernel as large as its input
-            if len(sizes(x_node)) != 1:
-                raise Obstacle(f"of inputs {('N', *sizes(x_node))}", "flatten all axes but the first")
-            if x.shape[1:] == (1, 1) and weight.shape[1] != x.shape[0]:  # its pixel is repeated
-                weight = weight.view(len(weight), x.shape[0], -1).sum(2)
-            weight, stride, padding, dilation = weight.view(len(weight), *x.shape), (1, 1), (0, 0, 0, 0), (1, 1)
-        bias = bias.double().expand(len(weight))
-        if kind == "adder":
-            if len(x.scale) > 1:
-                raise Obstacle("of images that another layer reads", "let adder layers or other ones read them")
-            q, clipped = quantize_adder_weight(weight, x, self.qmax)
-            scale, bias = -x.scale.expand(len(weight)), bias - (weight - clipped).abs().sum((1, 2, 3))
-            bias = bias + weight.abs().sum((1, 2, 3)) if recenter else bias
-        elif kind == "binary":
-            q, scale = torch.where(weight >= 0, 1.0, -1.0), weight.abs().mean((1, 2, 3))
-        else:
-            q, scale = quantize_conv_weight(weight, x)
-            bias = bias - scale * (q * x.by_filter(x.zero_point, weight)).sum((1, 2, 3))
-        q = q.to(torch.uint8 if kind == "adder" else torch.int8)
-        axes = (stride[0], stride[1]), four_sides(padding), (dilation[0], dilation[1]), groups
-        return self._accumulator(kind, node, x, q, scale, bias, *axes)
-
-    def _accumulator(
+    def accumulator(
         self,
         kind: Kind,
         node: fx.Node,
@@ -173,6 +121,7 @@ class Builder:
         dilation: tuple[int, int] = (1, 1),
         groups: int = 1,
     ) -> Accumulator:
+        """Return the accumulators of a layer with the quantized weight q: real = scale * accumulator + bias."""
         padded = x.shape[1] + padding[0] + padding[2], x.shape[2] + padding[1] + padding[3]
         height, width = Geometry(stride, (0, 0), dilation, groups).output_size(padded, q.shape[2:])
         top, left, bottom, right = (a + b for a, b in zip(padding, x.margin, strict=True))
@@ -195,14 +144,25 @@ class Builder:
 
     def identity_layer(self, node: fx.Node, x: QuantizedValue, before: int = 0, after: int = 0) -> Accumulator:
         """Return the accumulators of a layer that computes ``x``, with channels of zeros before and after."""
-        x = self.by_pixel(x)
-        scale, bias = x.scale.expand(x.shape[0]), (-x.scale * x.zero_point).expand(x.shape[0])
         if not before and not after and x.selection is None:
-            ones = torch.ones(x.shape[0], 1, 1, 1, dtype=torch.int8)
-            return self._accumulator("conv", node, x, ones, scale, bias, groups=x.shape[0])
+            return self.depthwise_mean(node, x)
+        scale, bias = self.scale_and_bias(x)
         eye = pad(torch.eye(x.shape[0], dtype=torch.int8), (0, 0, before, after)).view(-1, x.shape[0], 1, 1)
         scale, bias = (pad(t, (before, after)) for t in (scale, bias))
-        return self._accumulator("conv", node, x, eye, scale, bias)
+        return self.accumulator("conv", node, x, eye, scale, bias)
+
+    def depthwise_mean(
+        self,
+        node: fx.Node,
+        x: QuantizedValue,
+        kernel: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
+        padding: Sides = (0, 0, 0, 0),
+    ) -> Accumulator:
+        """Return the accumulators of a depthwise layer of ones, the mean of each window with the zeros around x."""
+        scale, bias = self.scale_and_bias(x)
+        scale, ones = scale / math.prod(kernel), torch.ones(len(scale), 1, *kernel, dtype=torch.int8)
+        return self.accumulator("conv", node, x, ones, scale, bias, stride, padding, groups=len(scale))
 
     def requantize_as(self, x: Accumulator, like: QuantizedValue) -> QuantizedValue:
         """Return the quantized value of ``x``, which holds numbers of ``like`` and keeps their scale."""
@@ -217,6 +177,11 @@ class Builder:
             raise Obstacle("of flattened values with a scale for each", "let a layer compute them")
         return x
 
+    def scale_and_bias(self, x: QuantizedValue) -> tuple[Tensor, Tensor]:
+        """Return the numbers of each channel, (C,), with which real = scale * q + bias."""
+        scale = self.by_pixel(x).scale.expand(x.shape[0])
+        return scale, -x.zero_point * scale
+
     def pooled(
         self,
         node: fx.Node,
@@ -229,7 +194,7 @@ class Builder:
 
         The mean is over the pixels of a window that are no padding.
         """
-        channels, x = x.shape[0], self.by_pixel(x)
+        scale, bias = self.scale_and_bias(x)
         counts = pixels_of_windows(x.shape[1:], kernel, stride, padding)
         if not bool((counts > 0).all()):
             raise Obstacle("with windows outside of the image", "take less padding")
@@ -237,20 +202,17 @@ class Builder:
         return Accumulator(
             lambda sources, epilogue: AveragePool(sources, kernel, stride, epilogue, fewest(padding)),
             (x.index,),
-            (channels, *counts.shape),
+            (len(scale), *counts.shape),
             255 * unit,
-            (x.scale / unit).expand(channels),
-            (-x.zero_point * x.scale).expand(channels),
+            scale / unit,
+            bias,
             node,
             is_layer=False,
         )
 
     def concatenated(self, node: fx.Node, values: Sequence[QuantizedValue]) -> Accumulator:
         """Return the values themselves as accumulators, channels after channels."""
-        numbers = []
-        for x in map(self.by_pixel, values):
-            numbers.append([t.expand(x.shape[0]) for t in (x.scale, -x.zero_point * x.scale)])
-        scale, bias = (torch.cat(t) for t in zip(*numbers, strict=True))
+        scale, bias = (torch.cat(numbers) for numbers in zip(*map(self.scale_and_bias, values), strict=True))
         shape = (len(scale), *values[0].shape[1:])
         return Accumulator(Concat, tuple(x.index for x in values), shape, 255, scale, bias, node, is_layer=False)
 

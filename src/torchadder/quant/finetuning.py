@@ -27,7 +27,8 @@ from torchadder.quant.builder import KINDS
 from torchadder.quant.calibration import Method, Recorder, image_batches, observe
 from torchadder.quant.graph import BATCH_NORM, Network, capture, image_shape, kind_of, operator_of, sizes
 from torchadder.quant.lowering import Lowering
-from torchadder.quant.program import Kind, Program
+from torchadder.quant.program import Program
+from torchadder.quant.steps import Kind
 from torchadder.quant.values import QuantizedValue, quantize_adder_weight, quantize_conv_weight
 
 MOMENTUM = 0.1  # of running statistics, where a layer averages over all batches

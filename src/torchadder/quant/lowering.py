@@ -21,10 +21,11 @@ from torch.fx.node import map_arg
 
 from torchadder.errors import UserError
 from torchadder.quant import file
-from torchadder.quant.builder import ARITHMETIC, KINDS, MOVES, PASSTHROUGH, Builder, Obstacle, Value
+from torchadder.quant.builder import ARITHMETIC, KINDS, MOVES, PASSTHROUGH, Builder, Kept, Obstacle, Value
 from torchadder.quant.graph import image_shape, is_random, operator_of, sizes
-from torchadder.quant.program import Concat, Logits, MaxPool, Program, Sides, fewest, four_sides
-from torchadder.quant.values import Accumulator, QuantizedValue
+from torchadder.quant.program import Program
+from torchadder.quant.steps import Concat, Logits, MaxPool, Sides, fewest, four_sides
+from torchadder.quant.values import Accumulator, QuantizedValue, quantize_weight
 
 
 class Lowering(Builder):
@@ -89,14 +90,17 @@ class Lowering(Builder):
 
     def _stand_in(self, node: fx.Node) -> Accumulator:
         """Return a value for a refused node, so that the parts after it are looked at, too."""
-        shape = _stand_in_shape(sizes(node))
+        shape = sizes(node)
+        if not shape or not all(isinstance(side, int) for side in shape):  # it depends on the number of images
+            shape = (1,)
+        shape = image_shape(shape if len(shape) <= 3 else (math.prod(shape),))
         ones = torch.ones(shape[0], dtype=torch.double)
         return Accumulator(Concat, (0,), shape, 1, ones, ones, node)
 
     def _convolution(
         self,
         node: fx.Node,
-        x: fx.Node,
+        x_node: fx.Node,
         weight: fx.Node,
         bias: fx.Node | None = None,
         stride: Sequence[int] = (),
@@ -107,57 +111,57 @@ class Lowering(Builder):
         *rules: str,
     ) -> Accumulator:
         """Lower a convolution of any kind; one without axes is a fully connected layer, one of rows has height 1."""
-        filters = self.constant(weight)
-        dims = filters.dim() - 2
+        kind, filters = KINDS[operator_of(node)], self.constant(weight).double()
+        dims, kernel = filters.dim() - 2, filters.shape[2:]
         # An exported graph leaves out arguments that have their default.
         stride, padding, dilation = stride or (1,) * dims, padding or (0,) * dims, dilation or (1,) * dims
         if dims > 2:
             raise Obstacle(f"in {dims}-d", "take images (N, C, H, W)")
-        kernel = filters.shape[2:]
         if isinstance(padding, str):
             total = [step * (length - 1) * (padding == "same") for length, step in zip(kernel, dilation, strict=True)]
             padding = [*(t // 2 for t in total), *(t - t // 2 for t in total)]
         if dims == 1:
-            filters, before, after = filters.unsqueeze(2), padding[0], padding[-1]
-            stride, padding, dilation = (1, *stride), (0, before, 0, after), (1, *dilation)
-        kind, axes = KINDS[operator_of(node)], (stride, padding, dilation, groups)
-        return self.layer(kind, node, x, filters, self.constant(bias), *axes, recenter)
+            filters, padding = filters.unsqueeze(2), (0, padding[0], 0, padding[-1])
+        kept: list[Kept] = [] if kind == "binary" else ["margin"]  # it takes the sign of a zero, but not of its padding
+        if kind == "conv" and not dims:
+            kept.append("repeats")
+        if kind == "conv" and groups == 1 and filters.shape[2:] == (1, 1):  # zeros in larger kernels cost too much
+            kept.append("selection")
+        x = self.sources[node] = self.materialize(x_node, *kept)
+        if not dims:  # a fully connected layer has a kernel as large as its input
+            if len(sizes(x_node)) != 1:
+                raise Obstacle(f"of inputs {('N', *sizes(x_node))}", "flatten all axes but the first")
+            if x.shape[1:] == (1, 1) and filters.shape[1] != x.shape[0]:  # its pixel is repeated
+                filters = filters.view(len(filters), x.shape[0], -1).sum(2)
+            filters, padding = filters.view(len(filters), *x.shape), (0,)
+        if kind == "adder" and len(x.scale) > 1:
+            raise Obstacle("of images that another layer reads", "let adder layers or other ones read them")
+        q, scale, shift = quantize_weight(kind, filters, x, self.qmax, recenter)
+        (*_, rows, columns), (*_, row, column) = (1, 1, *stride), (1, 1, *dilation)
+        axes = (rows, columns), four_sides(padding), (row, column), groups
+        return self.accumulator(kind, node, x, q, scale, self.constant(bias) + shift, *axes)
 
-    def _linear(self, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None) -> Accumulator:
-        return self._convolution(node, x, weight, bias)
-
-    def _normalise(
-        self,
-        node: fx.Node,
-        x: fx.Node,
-        weight: fx.Node | None,
-        bias: fx.Node | None,
-        mean: fx.Node,
-        var: fx.Node,
-        training: bool,
-        momentum: float,
-        eps: float,
-        cudnn: bool,
-    ) -> Value:
+    def _normalise(self, node: fx.Node, x: fx.Node, *args: Any) -> Value:
+        weight, bias, mean, var, _, _, eps, _ = args
         scale = (self.constant(var).double() + eps).rsqrt()
         scale = scale if weight is None else scale * self.constant(weight).double()
         if not bool(scale.isfinite().all()):
             raise Obstacle("with negative variances", "train it anew")
-        shift = torch.zeros_like(scale) if bias is None else self.constant(bias).double()
-        return self._affine(node, x, self.constant(mean).double(), scale, shift)
+        return self._affine(node, x, self.constant(mean), scale, self.constant(bias))
 
-    def _batch_normalise(self, node: fx.Node, *args: Any) -> Value:
+    def _normalise_by_batch(self, node: fx.Node, *args: Any) -> Value:
         raise Obstacle("without running statistics", "set track_running_stats=True and train it")
 
-    def _affine(self, node: fx.Node, x_node: fx.Node, mean: Tensor, scale: Tensor, bias: Tensor) -> Value:
-        """Lower y = (x - mean) * scale + bias; the constants are float64 (C,), (1,), or (F,) of flattened values.
+    def _affine(self, node: fx.Node, x_node: fx.Node, *constants: Tensor | float) -> Value:
+        """Lower y = (x - mean) * scale + bias; the constants are numbers, or (C,), (1,), or (F,) of flattened values.
 
         It is folded into the layer before it; else into the layers after it, where these do not pad, since 0 is
         another quantized value then; else it becomes a step.
         """
         x = self.value(x_node)
-        length = max(map(len, (mean, scale, bias)))
-        mean, scale, bias = (t.expand(length) for t in (mean, scale, bias))
+        numbers = (torch.as_tensor(constant, dtype=torch.double).view(-1) for constant in constants)
+        mean, scale, bias = torch.broadcast_tensors(*numbers)
+        length = len(scale)
         if isinstance(x, QuantizedValue) or length not in (1, x.shape[0]):
             x = self.materialize(x_node)
             self.ranged.add(node.name)
@@ -188,20 +192,15 @@ class Lowering(Builder):
         factors = 1, alpha if name == "add" else -alpha
         if name in ("add", "sub") and a in self.values and b in self.values:
             return self._add(node, (a, b), factors)
-        one, zero = torch.ones(1, dtype=torch.double), torch.zeros(1, dtype=torch.double)
         if name in ("add", "sub"):  # factor * x + constant
             (x, constant), (factor, other) = ((b, a), factors[::-1]) if b in self.values else ((a, b), factors)
-            return self._affine(node, x, zero, one * factor, self.by_channel(x, constant) * other)
+            return self._affine(node, x, 0, factor, self.by_channel(x, constant) * other)
         if b in self.values:
             if a in self.values or name == "div":
                 raise Obstacle("of two values that depend on the image")
             a, b = b, a
         c = self.by_channel(a, b)
-        return self._affine(node, a, zero, c if name == "mul" else 1 / c, zero)
-
-    def _negative(self, node: fx.Node, x: fx.Node) -> Value:
-        one = torch.ones(1, dtype=torch.double)
-        return self._affine(node, x, 0 * one, -one, 0 * one)
+        return self._affine(node, a, 0, c if name == "mul" else 1 / c, 0)
 
     def _add(self, node: fx.Node, nodes: tuple[fx.Node, fx.Node], factors: tuple[float, float]) -> Accumulator:
         """Make the second operand the shortcut of the first, or the first that of the second."""
@@ -220,15 +219,6 @@ class Lowering(Builder):
         x = self.values[node]
         return isinstance(x, Accumulator) and x.is_layer and not x.shortcut
 
-    def _relu(self, node: fx.Node, x: fx.Node) -> QuantizedValue:
-        return self._clamp(node, x, 0)
-
-    def _relu6(self, node: fx.Node, x: fx.Node) -> QuantizedValue:
-        return self._clamp(node, x, 0, 6)
-
-    def _hardtanh(self, node: fx.Node, x: fx.Node, low: float = -1, high: float = 1) -> QuantizedValue:
-        return self._clamp(node, x, low, high)
-
     def _clamp(self, node: fx.Node, x_node: fx.Node, low: Any = None, high: Any = None) -> QuantizedValue:
         """Lower a clamp to the quantized values of an epilogue, whose range begins at ``low`` or 0; else to a table."""
         low, high = -math.inf if low is None else low, math.inf if high is None else high
@@ -240,9 +230,6 @@ class Lowering(Builder):
         if isinstance(x, QuantizedValue):
             x = self.pooled(node, x)
         return self.requantize(replace(x, node=node), high)
-
-    def _clamp_max(self, node: fx.Node, x: fx.Node, high: Any) -> QuantizedValue:
-        return self._clamp(node, x, None, high)
 
     def _function(self, node: fx.Node, x_node: fx.Node, *args: Any, **kwargs: Any) -> QuantizedValue:
         """Lower a function of each number by a table of its values."""
@@ -260,8 +247,8 @@ class Lowering(Builder):
         dilation: Sequence[int] = (1,),
         ceil_mode: bool = False,
     ) -> QuantizedValue:
-        if any(step != 1 for step in _all(dilation)):
-            raise Obstacle(f"with dilation={tuple(_all(dilation))}", "take dilation=1")
+        if set(dilation) != {1}:
+            raise Obstacle(f"with dilation={tuple(dilation)}", "take dilation=1")
         x, rows = self.materialize(x_node), len(sizes(x_node)) == 2
         size, step = _pair(kernel, rows, 1), _pair(stride or kernel, rows, 1)
         sides, shape = self._windows(node, x, size, step, _pair(padding, rows, 0))
@@ -295,10 +282,7 @@ class Lowering(Builder):
             return self.pooled(node, x, size, step, sides)
         if sides[2:] != before:
             raise Obstacle("with ceil_mode and zeros that count", "take count_include_pad=False")
-        x, count = self.by_pixel(x), math.prod(size)  # a depthwise layer of ones adds the zeros, too
-        ones, scale = torch.ones(x.shape[0], 1, *size, dtype=torch.int8), (x.scale / count).expand(x.shape[0])
-        bias = (-x.scale * x.zero_point).expand(x.shape[0])
-        return self._accumulator("conv", node, x, ones, scale, bias, step, sides, groups=x.shape[0])
+        return self.depthwise_mean(node, x, size, step, sides)
 
     def _adaptive_pool(self, node: fx.Node, x: fx.Node, output: Sequence[int]) -> Value:
         size, wanted = image_shape(sizes(x))[1:], _pair(output, len(sizes(x)) == 2, 1)
@@ -422,13 +406,8 @@ def _check_axes(x: fx.Node, axes: Sequence[int], what: str) -> None:
         raise Obstacle(f"over axes {[*axes]}", f"only a {what} over height and width has an integer form")
 
 
-def _all(numbers: Any) -> Sequence[int]:
-    return (numbers,) if isinstance(numbers, int) else numbers
-
-
-def _pair(value: Any, rows: bool, missing: int) -> tuple[int, int]:
+def _pair(values: Sequence[int], rows: bool, missing: int) -> tuple[int, int]:
     """Return the numbers of the two axes, where one may stand for both; that of height is missing for ``rows``."""
-    values = tuple(_all(value))
     return (missing if rows else values[0]), values[-1]
 
 
@@ -443,29 +422,22 @@ def _pads(layer: fx.Node) -> bool:
     return padding == "same" or any(padding)
 
 
-def _stand_in_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if not shape or not all(isinstance(side, int) for side in shape):  # it depends on the number of images
-        return (1, 1, 1)
-    return image_shape(shape) if len(shape) <= 3 else (math.prod(shape), 1, 1)
-
-
 FUNCTIONS = (
     *("sigmoid", "tanh", "gelu", "silu", "mish", "elu", "selu", "celu", "softplus", "leaky_relu", "prelu"),
     *("hardswish", "hardsigmoid", "log_sigmoid", "softshrink", "hardshrink", "threshold", "abs", "exp"),
 )
 HANDLERS: dict[str, Callable[..., Value]] = {
-    **dict.fromkeys((name for name in KINDS if name != "aten::linear"), Lowering._convolution),
-    "aten::linear": Lowering._linear,
+    **dict.fromkeys(KINDS, Lowering._convolution),
     "aten::batch_norm": Lowering._normalise,
-    "aten::_native_batch_norm_legit": Lowering._batch_normalise,
-    "aten::relu": Lowering._relu,
-    "aten::relu6": Lowering._relu6,
-    "aten::hardtanh": Lowering._hardtanh,
+    "aten::_native_batch_norm_legit": Lowering._normalise_by_batch,
+    "aten::relu": lambda self, node, x: self._clamp(node, x, 0),
+    "aten::relu6": lambda self, node, x: self._clamp(node, x, 0, 6),
+    "aten::hardtanh": lambda self, node, x, low=-1, high=1: self._clamp(node, x, low, high),
     **dict.fromkeys(("aten::clamp", "aten::clip", "aten::clamp_min"), Lowering._clamp),
-    "aten::clamp_max": Lowering._clamp_max,
+    "aten::clamp_max": lambda self, node, x, high: self._clamp(node, x, None, high),
     **dict.fromkeys((f"aten::{name}" for name in FUNCTIONS), Lowering._function),
     **dict.fromkeys(ARITHMETIC, Lowering._arithmetic),
-    "aten::neg": Lowering._negative,
+    "aten::neg": lambda self, node, x: self._affine(node, x, 0, -1, 0),
     **dict.fromkeys(("aten::max_pool1d", "aten::max_pool2d"), Lowering._max_pool),
     **dict.fromkeys(("aten::avg_pool1d", "aten::avg_pool2d"), Lowering._average_pool),
     **dict.fromkeys(("aten::adaptive_avg_pool1d", "aten::adaptive_avg_pool2d"), Lowering._adaptive_pool),

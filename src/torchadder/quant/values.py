@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from torchadder.errors import UserError
-from torchadder.quant.program import Requantization, Sides, Step
+from torchadder.quant.steps import Kind, Requantization, Sides, Step
 
 Shape = tuple[int, int, int]
 
@@ -102,14 +101,27 @@ def requantization(
     )
 
 
+def quantize_weight(
+    kind: Kind, weight: Tensor, x: QuantizedValue, qmax: int, recenter: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return filters (C_out, C_in, kh, kw) quantized, and scale and bias of their accumulators, float64 (C_out,)."""
+    if kind == "adder":
+        q, clipped = quantize_adder_weight(weight, x, qmax)
+        bias = weight.abs().sum((1, 2, 3)) * recenter - (weight - clipped).abs().sum((1, 2, 3))
+        return q.to(torch.uint8), -x.scale.expand(len(weight)), bias
+    if kind == "binary":
+        q, scale = torch.where(weight >= 0, 1, -1), weight.abs().mean((1, 2, 3))
+        return q.to(torch.int8), scale, torch.zeros_like(scale)
+    q, scale = quantize_conv_weight(weight, x)
+    return q.to(torch.int8), scale, -scale * (q * x.by_filter(x.zero_point, weight)).sum((1, 2, 3))
+
+
 def quantize_adder_weight(weight: Tensor, x: QuantizedValue, qmax: int) -> tuple[Tensor, Tensor]:
     """Return filters (C_out, C_in, kh, kw) quantized with the scale of their input x, and clamped to its range.
 
     Clamping loses nothing, since no x lies beyond the range: |x - w| = |x - clip(w)| + |w - clip(w)|. Both results
-    have the shape and dtype of ``weight``. Raises UserError where x has a scale for each channel.
+    have the shape and dtype of ``weight``.
     """
-    if len(x.scale) > 1:
-        raise UserError("cannot quantize a network whose images go to an adder layer and to another one")
     clipped = weight.clamp(float(-x.zero_point * x.scale), float((qmax - x.zero_point) * x.scale))
     return (clipped / x.scale + x.zero_point).round().clamp(0, qmax), clipped
 

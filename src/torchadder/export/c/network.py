@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchadder.data.preprocessing import Preprocessing
 from torchadder.errors import UserError, shortened
 from torchadder.quant import file
-from torchadder.quant.program import Layer, Logits, Program, Requantization, Sides, four_sides
+from torchadder.quant.program import Program
+from torchadder.quant.steps import Layer, Logits, Requantization, Sides, four_sides
 
 Shape = tuple[int, int, int]  # C, H, W
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchadder.export.c.arena import Buffer, assign_offsets
 from torchadder.export.c.network import Network, Shape, Step
 from torchadder.export.c.weights import pack, pack_depthwise
-from torchadder.quant.program import Logits, Requantization, largest_accumulator, mean_unit, pixels_of_windows
+from torchadder.quant.steps import Logits, Requantization, largest_accumulator, mean_unit, pixels_of_windows
 
 LOGIT_BITS = 30  # of the largest logit
 LAYERS = ("adder", "conv", "binary")

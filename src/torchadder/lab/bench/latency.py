@@ -20,7 +20,8 @@ from torchadder.engine import Engine
 from torchadder.errors import UserError
 from torchadder.models import create_model
 from torchadder.quant import quantize
-from torchadder.quant.program import Layer, Program
+from torchadder.quant.program import Program
+from torchadder.quant.steps import Layer
 
 from .candidates import ADDER_U8, CANDIDATES, Candidate, Worker
 from .layers import LayerShape

@@ -23,7 +23,8 @@ from torchadder.data.images import CENTRE as CROP
 from torchadder.data.preprocessing import CENTRE
 from torchadder.engine import Classifier
 from torchadder.errors import UserError
-from torchadder.quant.program import Logits, Program
+from torchadder.quant.program import Program
+from torchadder.quant.steps import Logits
 
 HOST = "127.0.0.1"
 TIMEOUT = 10.0  # seconds that a client may be silent
