@@ -1,5 +1,5 @@
 // An integer program as its file describes it, with every number checked.
-// torchadder/quant/program.py says what a program computes.
+// torchadder/quant/steps.py says what a program computes.
 #pragma once
 #include <algorithm>
 #include <cstdint>
