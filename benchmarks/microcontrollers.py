@@ -55,7 +55,13 @@ CORES = {
 }
 # The element operations of one round of the inner loop, and an instruction with the least number that it has of it.
 DSP_ROUNDS = {"adder": (128, "usada8", 32), "adder4": (64, "usada8", 16), "conv": (64, "smlad", 32)}
-ROUNDS = {"adder": (8, "and", 8), "adder7": (16, "and", 8), "adder4": (16, "and", 8), "conv": (16, "ml?(ul|a)", 16)}
+ROUNDS = {
+    "adder": (8, "and", 8),
+    "adder7": (16, "and", 8),
+    "adder4": (16, "and", 8),
+    "conv": (16, "ml?(ul|a)", 16),
+    "conv_of_one": (8, "mul", 8),  # patch at a time, on Cortex-M0
+}
 
 
 def main() -> int:
@@ -123,6 +129,7 @@ def loops(file: Path, folder: Path) -> Iterator[dict[str, Any]]:
     (kernel,) = kernels
     for name, core in CORES.items():
         kind = "adder7" if kernel == "adder" and not core.has_dsp and draft.adder_max < 128 else kernel
+        kind = "conv_of_one" if kind == "conv" and name == "cortex-m0" else kind
         elements, instruction, count = DSP_ROUNDS[kernel] if core.has_dsp else ROUNDS[kind]
         listing = run(f"{core.tools}objdump", "-d", "--no-show-raw-insn", compile_for(core, folder))
         function = "add_differences" if kind == "adder7" and "<add_differences>:" in listing else f"{kernel}_tile"

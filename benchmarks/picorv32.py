@@ -1,5 +1,7 @@
 """Count the cycles of exported networks on a RISC-V core with and without multiplier: the RTL of PicoRV32.
 
+Without multiplier twice: with the multiplications of the C code, and with those of the compiler's library.
+
     pip install pythondata-cpu-picorv32
     python benchmarks/picorv32.py FILE.tadder...     # writes results/picorv32.json
 
@@ -28,6 +30,10 @@ CORES = {  # parameters of the core, and what the program is compiled for
     "with multiplier": (["-GENABLE_FAST_MUL=1", "-GBARREL_SHIFTER=1"], "-march=rv32im"),
     "without multiplier": (["-GBARREL_SHIFTER=1"], "-march=rv32i"),
 }
+# Without the macro that names the family of the core, the C code multiplies as on any other core, and the compiler puts
+# a function of its library there.
+LIBRARY = "without multiplier, with libgcc's"
+WAYS = CORES | {LIBRARY: (CORES["without multiplier"][0], "-march=rv32i -U__riscv")}
 PLACES = {"CODE": 0, "DATA": 0x80000, "SIZE": 0x80000}
 
 
@@ -38,7 +44,7 @@ def main() -> int:
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for core in CORES:
+        for core in WAYS:
             simulator = build_core(Path(folder), core)
             for file in arguments.files:
                 about = Engine(file).about
@@ -62,7 +68,7 @@ def build_core(place: Path, core: str) -> Path:
     import pythondata_cpu_picorv32  # type: ignore[import-not-found]  # the source of the core
 
     source = Path(pythondata_cpu_picorv32.data_location) / "picorv32.v"
-    folder, (parameters, _) = place / core.partition(" ")[0], CORES[core]
+    folder, (parameters, _) = place / core.partition(" ")[0], WAYS[core]
     options = ["--cc", "--exe", "--build", "-O3", "-Wno-fatal", "-Wno-lint", "-Wno-style", "--top-module", "picorv32"]
     options += ["-CFLAGS", "-O2", "--Mdir", str(folder)]
     run("verilator", *options, *parameters, source, BENCHMARKS / "picorv32.cpp")
@@ -71,7 +77,7 @@ def build_core(place: Path, core: str) -> Path:
 
 def cycles_of_network(simulator: Path, folder: Path, core: str) -> int:
     """Return the cycles of an image on the core. Raises UserError where a test vector comes out wrong."""
-    failures, cycles = map(int, run(simulator, build_program(folder, CORES[core][1])).split())
+    failures, cycles = map(int, run(simulator, build_program(folder, WAYS[core][1])).split())
     if failures:
         raise UserError(f"{failures} test vectors are wrong on a core {core}")
     return cycles
@@ -82,7 +88,7 @@ def build_program(folder: Path, march: str) -> Path:
     sources = [BENCHMARKS / "picorv32.c", folder / "net" / "net.c", folder / "net" / "net_test.c"]
     places = [f"-Wl,--defsym={name}={value}" for name, value in PLACES.items()]
     link = ["--specs=picolibc.specs", "-nostartfiles", *places, "-T", BOARDS / "board.ld"]
-    flags = [march, "-mabi=ilp32", "-O2", "-std=c99", f"-I{folder / 'net'}"]
+    flags = [*march.split(), "-mabi=ilp32", "-O2", "-std=c99", f"-I{folder / 'net'}"]
     run(f"{RISCV}gcc", *flags, *sources, *link, "-o", folder / "program")
     run(f"{RISCV}objcopy", "-O", "binary", "-j", ".text", folder / "program", folder / "program.bin")
     return folder / "program.bin"

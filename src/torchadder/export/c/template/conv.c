@@ -63,6 +63,9 @@ static void conv_patch(const layer *l, const uint8_t *source, int32_t channel, i
   copy_patch(l, source, channel, row, column, to);
 }
 
+#if defined(TORCHADDER_NO_MULTIPLIER) || (defined(__thumb__) && !defined(__thumb2__))
+
+/* One patch at a time, because there are few registers on a Cortex-M0, or the table of products needs them. */
 #if defined(TORCHADDER_NO_MULTIPLIER)
 
 /* Value i of 4 with 2 filters; both products begin at one place of the table. */
@@ -72,6 +75,10 @@ static void conv_patch(const layer *l, const uint8_t *source, int32_t channel, i
     sum0 += quarter[w[i]] - quarter[-w[i]];                       \
     sum1 += quarter[w[4 + i]] - quarter[-w[4 + i]];               \
   }
+
+#else
+#define STEP(i) sum0 += a[i] * w[i], sum1 += a[i] * w[4 + i];
+#endif
 
 static void conv_tile(const layer *l, const uint32_t *x, const uint32_t *weight, int32_t pixels, int32_t filters,
                       int32_t sum[8]) {
