@@ -78,10 +78,10 @@ int main(int argc, char **argv) {
   if (!images || !logits) return error("out of memory", argv[0]);
   for (long c = 0; c < channels; ++c) {
     char *mean_end, *std_end;
-    const double m = strtod(mean, &mean_end), s = strtod(std, &std_end);
+    const float m = strtof(mean, &mean_end), s = strtof(std, &std_end);
     if (mean_end == mean || std_end == std || !(s > 0)) return error("mean or std is not a number", argv[1]);
     mean = mean_end, std = std_end;
-    for (long i = 0; i < area; ++i) images[c * area + i] = (float)((pixels[i * channels + c] / 255.0 - m) / s);
+    for (long i = 0; i < area; ++i) images[c * area + i] = ((float)pixels[i * channels + c] / 255.0f - m) / s;
   }
 
   struct timespec start, end;

@@ -124,8 +124,8 @@ def observe(recorder: Recorder, batches: Sequence[Tensor]) -> dict[str, Statisti
     count = sum(map(len, batches))
     if len(answers) == 1 < recorder.logits[0].numel() and count >= SEVERAL:
         warnings.warn(
-            f"the network gives all {count} calibration images class {answers.pop()}: expected several classes, and "
-            "images prepared as in training (size, mean, std)",
+            f"the network gives all {count} calibration images class {answers.pop()}: a classifier needs images of "
+            "several classes, prepared as in training (size, mean, std)",
             stacklevel=3,
         )
     for values in _values(recorder, batches):

@@ -158,6 +158,8 @@ class Program(nn.Module):
     def load(cls, path: str | Path) -> Program:
         """Return the program of a ``.tadder`` file, which may come from a stranger: the native engine checks it first.
 
+        What the file keeps beside it (mean, std, class names) is in ``Engine(path).about``; pass it to ``save`` again.
+
         Raises UserError where the file cannot be read or is damaged.
         """
         content = file.read(path)
