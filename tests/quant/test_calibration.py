@@ -38,11 +38,12 @@ def test_one_answer_to_all_images_is_warned_of():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     images = torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     model[1].bias.data += torch.tensor([0.0, 9.0, 0.0])
-    for count, words in ((10, ["the network gives all 10 calibration images class 1: a cl"]), (9, [])):
+    expected = "the network gives all 10 calibration images class 1: a classifier needs images of several classes"
+    for count, warned in ((10, True), (9, False)):
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             quantize(model, images[:count].split(4))
-        assert [str(warning.message)[:61] for warning in found] == [line[:61] for line in words]
+        assert [str(warning.message).startswith(expected) for warning in found] == [True] * warned
 
 
 def test_max_covers_all_numbers(statistics):
