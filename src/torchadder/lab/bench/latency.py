@@ -179,7 +179,7 @@ def measure_steps(name: str, op: str, repetitions: int, show: Tell) -> list[dict
     rows = []
     for about, times in zip(steps, seconds, strict=True):
         median = statistics.median(times)
-        rate = about["operations"] / median / 1e9 or None
+        rate = about["operations"] / median / 1e9 if about["operations"] else None  # a pooling may take no time
         rows.append({"model": name, "op": op, **about, "microseconds": median * 1e6, "giga_ops": rate})
     return rows
 
