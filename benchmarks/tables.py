@@ -159,7 +159,7 @@ Sources = tuple[tuple[str, ...], ...]  # files of results/, those that a table t
 ONE_FILE: dict[str, Callable[[Record], str]] = {  # the table NAME of bench-NAME.json
     **dict.fromkeys(("layers", "layers-avx2"), layers_table),
     **dict.fromkeys(("train", "train-avx2", "train-zen3", "train-zen4"), train_table),
-    **dict.fromkeys(("latency", "latency-avx2", "latency-zen1"), latency_table),
+    **dict.fromkeys(("latency", "latency-avx2", "latency-zen1", "latency-zen4"), latency_table),
     "family": family_table,
 }
 LATENCY: Sources = (("bench-latency.json", "bench-latency-avx2.json"),)
