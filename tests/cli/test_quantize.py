@@ -134,9 +134,7 @@ BAD = [  # arguments after quantize, words of the line
 
 @pytest.mark.parametrize(("arguments", "words"), BAD)
 def test_mistakes_are_one_line(folder, refused, monkeypatch, arguments, words):
-    import dataclasses
-
-    other = dataclasses.replace(pixels(), name="other", num_classes=5)
+    other = replace(pixels(), name="other", num_classes=5)
     monkeypatch.setitem(datasets._DATASETS, "other", lambda data_dir: other)
     Path("folder.tadder").mkdir()
     torch.save(load_checkpoint("run").state_dict(), "model.pth")
@@ -156,13 +154,9 @@ def test_eval_of_a_program(folder, capsys):
 
 
 def test_eval_of_a_program_of_other_images(folder, capsys, monkeypatch):
-    import dataclasses
-
     larger = pixels()
-    test = dataclasses.replace(larger.test, pixels=larger.test.pixels.repeat(1, 1, 2, 1))
-    monkeypatch.setitem(
-        datasets._DATASETS, "larger", lambda data_dir: dataclasses.replace(larger, name="larger", test=test)
-    )
+    test = replace(larger.test, pixels=larger.test.pixels.repeat(1, 1, 2, 1))
+    monkeypatch.setitem(datasets._DATASETS, "larger", lambda data_dir: replace(larger, name="larger", test=test))
     assert main(["eval", "run.tadder", "--dataset", "larger"]) == 2
     assert "run.tadder takes images of 32 x 32; those of --dataset larger have 64 x 32" in capsys.readouterr().err
     assert main(["eval", "run", "--threads", "1"]) == 2
@@ -175,6 +169,9 @@ def test_eval_of_a_program_of_other_images(folder, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out.startswith("bare.tadder · pixels test ")
     assert err == ""
+    monkeypatch.setitem(datasets._DATASETS, "unnamed", lambda data_dir=None: replace(pixels(), classes=()))
+    assert main(["eval", "run.tadder", "--dataset", "unnamed"]) == 0
+    assert capsys.readouterr().err == ""
     program.save("other.tadder", mean=0.9, std=0.1, classes=[*reversed(pixels().classes)])
     assert main(["eval", "other.tadder", "--dataset", "pixels"]) == 0
     told = "warning: pixels has not the mean, std, classes of other.tadder: the accuracy counts only where classes"

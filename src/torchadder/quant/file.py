@@ -131,9 +131,9 @@ def head_of(content: bytes, path: str | Path) -> dict[str, Any]:
 def describe_images(
     channels: int,
     outputs: int,
-    mean: ByChannel | None,
-    std: ByChannel | None,
-    classes: Classes | None,
+    mean: ByChannel | None = None,
+    std: ByChannel | None = None,
+    classes: Classes | None = None,
     part: str = WHOLE,
 ) -> dict[str, str]:
     """Return the entries of "about" that say how images are prepared and what the classes are called.
