@@ -201,19 +201,13 @@ void sum_weights(const Step &step, LayerPlan &layer) {
   layer.weight_sum = whole_blocks(layer.weight_sum, layer);
 }
 
-// Returns whether a layer computes the next step as well: a max pooling of 2 x 2 that alone reads the layer's value.
+// Returns whether a layer computes the next step as well: a max pooling of 2 x 2 of the layer's value.
 bool pools(const Program &program, std::size_t number, const Kernels &kernels) {
   const Step &step = program.steps[number];
   if (!step.is_layer() || step.shortcut >= 0 || !kernels.pooling_layer(step)) return false;
-  const int value = static_cast<int>(number) + 1;
-  int readers = 0;
-  for (const Step &other : program.steps)
-    readers += (other.source == value) + (other.shortcut == value) +
-               static_cast<int>(std::count(other.others.begin(), other.others.end(), value));
-  if (readers != 1 || number + 1 == program.steps.size()) return false;
   const Step &next = program.steps[number + 1];
-  return next.op == Op::max_pool && next.source == value && !next.pads() && next.kernel[0] == 2 &&
-         next.kernel[1] == 2 && next.stride[0] == 2 && next.stride[1] == 2;
+  return next.op == Op::max_pool && next.source == static_cast<int>(number) + 1 && !next.pads() &&
+         next.kernel[0] == 2 && next.kernel[1] == 2 && next.stride[0] == 2 && next.stride[1] == 2;
 }
 
 // The ranges [first, last) of kernel taps that lie inside the image along one axis, without repetition, and the class
@@ -279,17 +273,22 @@ Bytes aligned_bytes(int64_t size) {
 Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::move(of)), kernels(chosen) {
   const int count = static_cast<int>(program.steps.size());
   values.push_back(layout_of(program.shape));
-  std::vector<int> last_use(program.steps.size(), 0);
+  std::vector<int> last_use(program.steps.size(), 0), readers(program.steps.size(), 0);
   for (int i = 0; i < count; ++i) {
     const Step &step = program.steps[static_cast<std::size_t>(i)];
-    last_use[static_cast<std::size_t>(step.source)] = i;
-    if (step.shortcut >= 0) last_use[static_cast<std::size_t>(step.shortcut)] = i;
-    for (const int value : step.others) last_use[static_cast<std::size_t>(value)] = i;
+    const auto reads = [&](int value) {
+      last_use[static_cast<std::size_t>(value)] = i;
+      ++readers[static_cast<std::size_t>(value)];
+    };
+    reads(step.source);
+    if (step.shortcut >= 0) reads(step.shortcut);
+    for (const int value : step.others) reads(value);
     if (i + 1 < count) values.push_back(layout_of(step.to));
   }
   add_halos(program, values);
   layers.resize(program.steps.size());
-  for (std::size_t i = 0; i < layers.size(); ++i) layers[i].pools = !keep_values && pools(program, i, *kernels);
+  for (std::size_t i = 0; i + 1 < layers.size(); ++i)
+    layers[i].pools = !keep_values && readers[i + 1] == 1 && pools(program, i, *kernels);
   std::vector<Buffer> buffers;
   for (int v = 0; v < count; ++v) {
     const auto at = static_cast<std::size_t>(v);
