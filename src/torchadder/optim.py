@@ -59,9 +59,13 @@ class _AdderGradientHook:
                 f"{type(self).__name__} found no adder weight in the optimizer: build the optimizer from a "
                 "model with adder layers, or name the weights with params=[...]"
             )
+        self._handle: RemovableHandle | None = None
         self._replace_earlier()
-        self._handle: RemovableHandle | None = optimizer.register_step_pre_hook(self._before_step)
-        _attached.setdefault(optimizer, WeakSet()).add(self)
+        self._attach()
+
+    def _attach(self) -> None:
+        self._handle = self._optimizer.register_step_pre_hook(self._before_step)
+        _attached.setdefault(self._optimizer, WeakSet()).add(self)
 
     def _replace_earlier(self) -> None:
         """Remove earlier hooks of the same weights. Raises UserError for one that has other weights as well."""
@@ -79,9 +83,9 @@ class _AdderGradientHook:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Attach a copy to the copy of the optimiser, which has no hooks."""
-        vars(self).update(state)
-        self._handle = self._optimizer.register_step_pre_hook(self._before_step) if state["_handle"] else None
-        _attached.setdefault(self._optimizer, WeakSet()).add(self)
+        vars(self).update({**state, "_handle": None})
+        if state["_handle"]:
+            self._attach()
 
     def remove(self) -> None:
         """Detach the hook from the optimiser: later steps use the gradients as they are."""

@@ -84,8 +84,7 @@ def finetune(
     steps = _number_of(batches)
     images = image_batches(calibration)
     network = capture(model, images[0])
-    if torch.is_grad_enabled():
-        network.freeze_unreached(images[0])
+    network.freeze_unreached(images[0])
     if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in network.parameters())):
         raise UserError("no parameter has a gradient: call model.requires_grad_(), and leave torch.no_grad()")
     network.warn_of_softmax()
