@@ -39,7 +39,7 @@ quickstart: $(PACKAGE_INSTALLED)  ## train LeNet-5-BN on MNIST as AdderNet and a
 	@$(BIN)/torchadder bench latency lenet5bn --batch 1,64 --threads 1 --repetitions 5 --out $(RUNS)/latency.json
 	@echo
 	@$(BIN)/torchadder report $(RUNS)/adder-$(EPOCHS) $(RUNS)/conv-$(EPOCHS) -o $(RUNS)/report.html
-	@echo "open it in a browser; to draw digits yourself: $(BIN)/torchadder demo $(RUNS)/adder-$(EPOCHS)/int8.tadder"
+	@echo "open it in a browser; to draw digits yourself: $(BIN)/torchadder demo $(RUNS)/adder-$(EPOCHS)/int8.tadder -o $(RUNS)/demo.html"
 
 test: $(DEV_INSTALLED)  ## run the test suite on all cores, against the installed package
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal

@@ -1,9 +1,7 @@
-"""Run `torchadder demo`: serve a local page: draw a digit and see the class that an integer program predicts."""
+"""Run `torchadder demo`: write an HTML page that runs an integer program in a browser."""
 
 from __future__ import annotations
 
-import os
-import threading
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -16,27 +14,25 @@ from torchadder.cli.options import SUFFIX
 
 def demo(
     file: Annotated[
-        Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="A file that quantize wrote.", show_default=False)
-    ],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0: any that is free.")] = 0,
-    show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 1,
+        Path | None,
+        typer.Argument(
+            metavar=f"FILE{SUFFIX}",
+            help="An integer program (default: one for digits).",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE.html", help="The page; an earlier one is replaced.")
+    ] = Path("demo.html"),
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Draw a digit on a local page and see at once what FILE predicts, with its distances and its time.
+    """Write a page that runs FILE in the browser: draw or choose an image, and see the answer and all layers.
 
-    Programs for colour take an image instead. The page is for this machine alone (127.0.0.1) and loads nothing from
-    elsewhere. Ctrl-C ends it.
+    The page is one file. It opens from disk, and needs no server and no network.
     """
-    from torchadder.lab.demo import DemoClassifier, Server
+    from torchadder.export.page import DIGITS, export_page
 
-    classifier = DemoClassifier(file, threads)
-    with Server(classifier, port) as server:
-        about = [console.printable(value) for value in classifier.describe()["about"]]
-        print(" · ".join([file.name, *about]))
-        print(f"draw at {server.url}  (Ctrl-C ends it)", flush=True)
-        if show and any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
-            threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
+    export_page(file or DIGITS, out)
+    print(f"{console.printable(str(out))} · {out.stat().st_size / 1e3:.0f} kB: open it in a browser")
+    if show:
+        webbrowser.open(out.resolve().as_uri())

@@ -1,3 +1,4 @@
+"use strict";
 // Hold a drawing as strokes of points in the unit square, and render it as the pixels of an MNIST digit.
 
 const INK = 20; // pixels: MNIST fits digits into a box of 20 x 20
@@ -5,7 +6,7 @@ const PEN = 2.4; // pixels: width of their strokes
 const FINE = 8; // oversampling in either direction; a pixel is the mean of FINE * FINE values
 const DOT = 0.12; // size in the unit square; a smaller drawing is not enlarged to fill the box
 
-export class Drawing {
+class Drawing {
   strokes = [];
 
   begin(point) {
@@ -77,34 +78,13 @@ function means(values, size) {
   return Uint8Array.from(sums, (sum) => Math.round(sum / FINE ** 2));
 }
 
-// Return the pixels (C, H, W) of an image file, scaled to that size. `crop`: fraction of the shorter side that is used.
-export async function pixelsOfImage(file, [channels, height, width], crop) {
-  const bitmap = await createImageBitmap(file);
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [width, height];
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.imageSmoothingQuality = "high";
-  context.fillRect(0, 0, width, height);
-  const side = crop && crop * Math.min(bitmap.width, bitmap.height);
-  const [w, h] = crop ? [side, side] : [bitmap.width, bitmap.height];
-  context.drawImage(bitmap, (bitmap.width - w) / 2, (bitmap.height - h) / 2, w, h, 0, 0, width, height);
-  bitmap.close();
-  const rgba = context.getImageData(0, 0, width, height).data;
-  const area = width * height;
-  if (channels === 1) { // the weights of Pillow's conversion to grey
-    return Uint8Array.from({ length: area }, (_, i) =>
-      Math.round(0.299 * rgba[4 * i] + 0.587 * rgba[4 * i + 1] + 0.114 * rgba[4 * i + 2]));
-  }
-  return Uint8Array.from({ length: channels * area }, (_, i) => rgba[4 * (i % area) + Math.floor(i / area)]);
-}
-
 const circle = (x, y, rx, ry, from = 0, to = 1) => Array.from({ length: 25 }, (_, i) => {
   const angle = 2 * Math.PI * (from + ((to - from) * i) / 24);
   return [x + rx * Math.sin(angle), y - ry * Math.cos(angle)];
 });
 
 // Sample digits as strokes.
-export const SAMPLES = [
+const SAMPLES = [
   [circle(0.5, 0.5, 0.23, 0.36)],
   [[[0.5, 0.14], [0.49, 0.5], [0.47, 0.86]]],
   [[...circle(0.48, 0.32, 0.2, 0.18, -0.2, 0.36), [0.28, 0.82]], [[0.28, 0.82], [0.74, 0.82]]],
