@@ -118,6 +118,37 @@ def reference_table(record: Record) -> str:
     return f"{markdown(['measured', *isas], lines, left=1)}\n\n{caption}"
 
 
+def onnx_table(record: Record) -> str:
+    """Return the time of networks in ONNX Runtime beside its own CNN, and how exact each network is."""
+    timed = [row for row in record["rows"] if row["what"] == "network"]
+    lines = [[row["name"], row["candidate"], f"{row['median_ms']:.3g}", f"{row['ratio']:.2f}"] for row in timed]
+    compared = [row for row in record["rows"] if row["what"] == "difference"]
+    differences = [[row["name"], f"{row['to_torch']:.1e}", f"{row['torch_to_float64']:.1e}"] for row in compared]
+    parts = [markdown(["network", "candidate", "ms", "of the CNN"], lines, left=2), _onnx_caption(record)]
+    meaning = (
+        "Largest difference of the logits in float32, relative to the largest logit: ONNX Runtime to torch, and torch "
+        "to itself in float64. Weights are random; batch normalisation has the statistics of 64 random images."
+    )
+    header = ["network", "ONNX Runtime to torch", "torch to float64"]
+    return "\n\n".join([*parts, meaning, markdown(header, differences)])
+
+
+def onnx_bodies_table(record: Record) -> str:
+    """Return the time of a layer with each body of its ONNX function, as multiples of that of the first one."""
+    rows = [row for row in record["rows"] if row["what"] == "body"]
+    bodies = list(dict.fromkeys(row["candidate"] for row in rows))
+    ratios = {(row["name"], row["candidate"]): row["ratio"] for row in rows}
+    layers = dict.fromkeys(row["name"] for row in rows)
+    lines = [[layer, *(f"{ratios[layer, body]:.2f}" for body in bodies)] for layer in layers]
+    header = ["layer", *(body.replace("|", "\\|") for body in bodies)]
+    return f"{markdown(header, lines)}\n\n{_onnx_caption(record)}"
+
+
+def _onnx_caption(record: Record) -> str:
+    where = f"{processor(record)}, load average {record['load']:.1f}; ONNX Runtime {record['versions']['onnxruntime']}"
+    return f"{where}; one image, one thread; medians of {record['n']} alternating repetitions; {record['date']}."
+
+
 def limits_u8_table(record: Record) -> str:
     """Return one row for each instruction set, loop and tile."""
     lines = [[row["isa"], row["loop"], row["tile"], f"{row['giga_ops']:.0f}"] for row in record["rows"]]

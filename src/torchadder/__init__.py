@@ -20,6 +20,7 @@ __all__ = [
     "convert",
     "create_model",
     "export_c",
+    "export_onnx",
     "from_pretrained",
     "kernels",
     "list_models",
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from torchadder.convert import convert
     from torchadder.counts import summary
     from torchadder.engine import Engine
-    from torchadder.export import export_c
+    from torchadder.export import export_c, export_onnx
     from torchadder.models import create_model, from_pretrained, list_models
     from torchadder.models.checkpoint import load_checkpoint
     from torchadder.nn import AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear, BinaryConv2d, BinaryLinear
@@ -55,6 +56,7 @@ else:
             "convert": "torchadder.convert",
             **dict.fromkeys(_MODELS, "torchadder.models"),
             "export_c": "torchadder.export",
+            "export_onnx": "torchadder.export",
             "load_checkpoint": "torchadder.models.checkpoint",
             "quantize": "torchadder.quant",
             "summary": "torchadder.counts",

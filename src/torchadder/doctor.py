@@ -28,6 +28,7 @@ OPTIONAL = {
     "images": ("pillow",),
     "plot": ("matplotlib",),
     "report": ("jinja2", "altair", "vl-convert-python"),
+    "onnx": ("onnx", "onnxscript"),
     "bench": ("onnxruntime", "openvino"),
     "log": ("tensorboard",),
     "hf": ("huggingface_hub",),

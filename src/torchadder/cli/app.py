@@ -34,7 +34,7 @@ from torchadder.errors import UserError
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 # Parameters of the library whose flag has another name, as library -> command line.
-ALIASES = {"data_dir": "data", "directory": "out", "lr": "finetune_lr"}
+ALIASES = {"data_dir": "data", "directory": "out", "path": "out", "lr": "finetune_lr"}
 
 # name=value, where value ends before punctuation that ends a part of the sentence, or is quoted.
 _ASSIGNMENT = re.compile(r"""(?<![\w./-])([a-z]\w*)=('[^']*'|"[^"]*"|[^\s'"]\S*?)(?=[.,:;)]*(?:\s|$))""")

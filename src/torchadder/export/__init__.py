@@ -1,6 +1,7 @@
-"""Write a quantized network in a form that runs without Python: c/ makes C99 source code, page/ an HTML page."""
+"""Write networks in forms that run without torchadder: c/ makes C99 code, onnx/ ONNX files, page/ an HTML page."""
 
 from torchadder.export.c import export_c
+from torchadder.export.onnx import export_onnx
 from torchadder.export.page import export_page
 
-__all__ = ["export_c", "export_page"]
+__all__ = ["export_c", "export_onnx", "export_page"]
