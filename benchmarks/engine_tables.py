@@ -107,6 +107,18 @@ def server_table(record: Record) -> str:
     return f"{markdown(header, lines, left=2)}\n\n{caption}"
 
 
+def page_table(record: Record) -> str:
+    """Return one row for each page of torchadder demo."""
+    header = ["network", "page, kB", "first paint, ms", "ms per image", "answers equal to the engine's"]
+    lines = []
+    for row in record["rows"]:
+        times = f"{row['first_paint_ms']:.0f}", f"{row['image_ms']:.2f}"
+        lines.append([row["model"], f"{row['bytes'] / 1e3:.0f}", *times, f"{row['equal']} of {row['images']}"])
+    where = f"{processor(record)}, load average {record['load']:.1f}; {record['browser']}"
+    caption = f"{where}; opened from disk, medians of {record['n']} repetitions; {record['date']}."
+    return f"{markdown(header, lines, left=1)}\n\n{caption}"
+
+
 def reference_table(record: Record) -> str:
     """Return how many times as long the reference takes as each instruction set, one row for each measurement."""
     ratios = {(row["what"], row["isa"]): row["ratio"] for row in record["rows"]}

@@ -158,6 +158,20 @@ def test_images_pixel_for_pixel(visit):
     assert found == expected(DIGITS, *images[:, None])
 
 
+def test_dark_strokes_on_light_paper_are_offered_an_exchange(visit):
+    page = visit("digits")
+    image = np.full((28, 28), 250, np.uint8)
+    image[5:23, 13:15] = 20
+    put(page, png(image))
+    assert [settled(page)] == expected(DIGITS, image[None])
+    assert "drawn on a light ground, the training images on a dark one" in page.inner_text("#ground")
+    page.click("#invert")
+    page.wait_for_function("() => document.body.dataset.answered === '1'")
+    assert [settled(page)] == expected(DIGITS, 255 - image[None])
+    page.click("#clear")
+    assert not page.is_visible("#ground")
+
+
 def test_size_and_position_of_a_drawing_do_not_matter_and_a_dot_stays_small(visit):
     page = visit("digits")
     shape = np.array([(0, 0), (1, 0), (0.4, 1), (0.2, 0.9)])

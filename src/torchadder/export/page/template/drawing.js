@@ -55,26 +55,29 @@ class Drawing {
     context.fillRect(0, 0, side, side);
     Object.assign(context, { strokeStyle: "#fff", lineWidth: PEN * FINE, lineCap: "round", lineJoin: "round" });
     this.trace(context, place);
-    return context.getImageData(0, 0, side, side).data.filter((_, i) => i % 4 === 0);
+    const { data } = context.getImageData(0, 0, side, side);
+    const grey = new Uint8Array(side * side);
+    for (let i = 0; i < grey.length; i += 1) grey[i] = data[4 * i];
+    return grey;
   }
 }
 
 function centreOfMass(values, side) {
   let [mass, x, y] = [0, 0, 0];
-  values.forEach((value, i) => {
-    mass += value;
-    x += value * ((i % side) + 0.5);
-    y += value * (Math.floor(i / side) + 0.5);
-  });
+  for (let i = 0; i < values.length; i += 1) {
+    mass += values[i];
+    x += values[i] * ((i % side) + 0.5);
+    y += values[i] * (Math.floor(i / side) + 0.5);
+  }
   return [x / mass, y / mass];
 }
 
 function means(values, size) {
   const sums = new Float64Array(size * size);
   const side = size * FINE;
-  values.forEach((value, i) => {
-    sums[Math.floor(i / side / FINE) * size + Math.floor((i % side) / FINE)] += value;
-  });
+  for (let i = 0; i < values.length; i += 1) {
+    sums[Math.floor(i / side / FINE) * size + Math.floor((i % side) / FINE)] += values[i];
+  }
   return Uint8Array.from(sums, (sum) => Math.round(sum / FINE ** 2));
 }
 

@@ -11,6 +11,7 @@ const canvas = $("canvas");
 const context = canvas.getContext("2d");
 let drawing = new Drawing();
 let picture = null; // of an image file or the camera, in place of a drawing
+let isInverted = false; // light and dark of pictures
 let pen = null; // position of the keyboard's pen after its first use
 let isDown = false;
 
@@ -18,7 +19,7 @@ function changed() {
   if (picture && drawing.strokes.length) picture = null;
   paint();
   if (!drawing.strokes.length) return reset();
-  return classify({ drawing: { pixels: drawing.pixels(PIXELS), size: PIXELS } });
+  return classify(() => ({ drawing: { pixels: drawing.pixels(PIXELS), size: PIXELS } }));
 }
 
 function paint() {
@@ -49,7 +50,7 @@ function point(event) {
 
 let pointer = null;
 canvas.addEventListener("pointerdown", (event) => {
-  if (!isDrawn() || pointer !== null || event.button !== 0) return;
+  if (!program || !isDrawn() || pointer !== null || event.button !== 0) return;
   stopCamera();
   pointer = event.pointerId;
   canvas.setPointerCapture(pointer);
@@ -69,7 +70,7 @@ for (const name of ["pointerup", "pointercancel"]) {
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 canvas.addEventListener("keydown", (event) => {
-  if (!isDrawn()) return;
+  if (!program || !isDrawn()) return;
   if (event.key in ARROWS) {
     const step = event.shiftKey ? STEP / 4 : STEP;
     pen = (pen ?? [0.5, 0.5]).map((value, i) => Math.min(1, Math.max(0, value + step * ARROWS[event.key][i])));
@@ -162,9 +163,19 @@ function showPicture(source) {
   source.close?.();
   drawing = new Drawing();
   paint();
-  const { data } = pixels.getImageData(0, 0, picture.width, picture.height);
-  return classify({ image: { rgba: data, width: picture.width, height: picture.height } });
+  return classifyPicture();
 }
+
+function classifyPicture() {
+  const { width, height } = picture;
+  const { data } = picture.getContext("2d").getImageData(0, 0, width, height);
+  return classify(() => ({ image: { rgba: data, width, height, isInverted } }));
+}
+
+$("invert").addEventListener("click", () => {
+  isInverted = !isInverted;
+  classifyPicture();
+});
 
 let stream = null;
 
@@ -193,6 +204,7 @@ function stopCamera() {
 
 $("camera").addEventListener("click", () => { if (stream) stopCamera(); else startCamera(); });
 $("choose").addEventListener("click", () => $("file").click());
+canvas.addEventListener("click", () => { if (program && !isDrawn()) $("file").click(); });
 $("file").addEventListener("change", () => { take($("file").files[0]); $("file").value = ""; });
 document.addEventListener("dragover", (event) => { event.preventDefault(); $("stage").classList.add("over"); });
 document.addEventListener("dragleave", () => $("stage").classList.remove("over"));
@@ -204,7 +216,15 @@ document.addEventListener("drop", (event) => {
 
 // ---- start
 
-const embedded = $("program");
-load(Uint8Array.from(atob(embedded.textContent), (letter) => letter.charCodeAt(0)), embedded.dataset.name)
-  .catch((error) => problem(`${embedded.dataset.name} cannot be used: ${error.message}`))
-  .finally(() => { document.body.dataset.ready = ""; });
+async function start() {
+  const { textContent, dataset } = $("program");
+  palette = new Palette();
+  try {
+    await load(Uint8Array.from(atob(textContent), (letter) => letter.charCodeAt(0)), dataset.name);
+  } catch (error) {
+    problem(`${dataset.name} cannot be used: ${error.message}`);
+  }
+  document.body.dataset.ready = "";
+}
+
+requestAnimationFrame(() => setTimeout(start)); // after the first paint

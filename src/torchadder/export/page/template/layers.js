@@ -134,6 +134,7 @@ function showCompared(found) {
   $("not-compared").textContent = found ? "" : isDrawn() ? "Draw something to compare it." : "Choose an image to compare it.";
   const step = program.steps[chosen.step];
   const isAdder = step.kind === "adder";
+  $("compare-title").textContent = isAdder ? "Where filter and patch differ" : "How filter and patch are multiplied";
   $("compare-about").textContent = isAdder
     ? "An adder layer multiplies nothing: each output is the sum of |patch − filter|. The more alike they are, the smaller it is."
     : "This layer is no adder layer: each output is the sum of patch × filter.";
@@ -145,8 +146,7 @@ function showCompared(found) {
     : `value ${answer.values[chosen.step + 1][(row * width + column) * channels + filter]} of 0 to ${step.qmax}`;
   $("sum").replaceChildren(`${grouped(found.terms.length)} ${isAdder ? "differences" : "products"} add up to `,
     element("b", { textContent: grouped(found.sum) }), `, which becomes ${result}.`);
-  for (const mark of document.querySelectorAll("#legend .patch, #legend .filter")) mark.hidden = !isAdder;
-  $("gap").textContent = isAdder ? "difference" : "product";
+  $("legend").hidden = !isAdder;
   const top = Math.max(isAdder ? largestOf(step.sources[0]) : 0, ...found.patch, ...found.filter);
   drawTerms($("terms"), found, isAdder, top, palette);
   $("terms").setAttribute("aria-label", `${found.terms.length} terms, their sum is ${found.sum}`);
@@ -171,6 +171,7 @@ function showPanels(step, found, isAdder, top) {
     const largest = isAdder ? top : Math.max(1, ...values.map(Math.abs));
     const [caption, box] = panels.children[i].children;
     caption.textContent = titles[i];
-    showMaps(box, values, shape, (value) => Math.abs(value) / largest, palette, `${titles[i]}, ${shape.join(" × ")} values`);
+    const count = showMaps(box, values, shape, (value) => Math.abs(value) / largest, palette, `${titles[i]}, ${shape.join(" × ")} values`);
+    box.classList.toggle("few", count <= 3);
   });
 }

@@ -41,7 +41,7 @@ function problem(text) {
 // ---- the program
 
 let program = null; // the worker's answer to load, with `names` of the classes
-let palette = new Palette();
+let palette = null;
 
 async function load(bytes, name) {
   const loaded = await ask("load", { bytes });
@@ -117,15 +117,16 @@ let isBusy = false;
 let sheet = 0; // number of cleared drawings, so that a late result for an old one is not shown
 let answer = null;
 
+// `input` returns the message of an image; it is called only if no newer image has come by then.
 async function classify(input) {
   newest = input;
   if (isBusy) return;
   isBusy = true;
   while (newest) {
-    const [message, current] = [newest, sheet];
+    const [makeMessage, current] = [newest, sheet];
     newest = null;
     try {
-      const found = await ask("classify", message);
+      const found = await ask("classify", makeMessage());
       if (current === sheet) show(found);
       problem("");
     } catch (error) {
@@ -144,6 +145,7 @@ function reset() {
   best.textContent = isDrawn() ? "Nothing drawn yet" : "No image yet";
   $("next").textContent = "The answer appears here.";
   $("why").textContent = "";
+  $("ground").hidden = true;
   showSeen(null);
   showClasses(program.names.length > MANY ? [] : program.names.map((name, label) => ({ label })));
   showSteps();
@@ -167,6 +169,7 @@ function show(found) {
   const listed = order.length > MANY ? order.slice(0, LISTED) : [...order].sort((a, b) => a - b);
   $("why").textContent = why(best, accumulators);
   showSeen(found.pixels);
+  showGround(found.ground);
   if (!chosen.isByUser) choose({ step: program.steps.length - 1, filter: best, row: 0, column: 0 });
   showClasses(listed.map((label) => ({ label, isBest: label === best })));
   showSteps();
@@ -213,6 +216,14 @@ function showSeen(pixels) {
     image.data[4 * i + 3] = 255;
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+// Offer to exchange light and dark where a picture's ground is not that of the training images.
+function showGround(ground) {
+  $("ground").hidden = !(picture && isDrawn() && (ground || isInverted));
+  $("ground-text").textContent = ground
+    ? `It is drawn on a ${ground} ground, the training images on a ${ground === "light" ? "dark" : "light"} one.` : "";
+  $("invert").setAttribute("aria-pressed", isInverted);
 }
 
 let unit = 1; // the largest score so far, so that the bars keep their unit while the user draws

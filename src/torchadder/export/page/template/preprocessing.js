@@ -2,10 +2,11 @@
 // Turn pixels into the input of a program, as torchadder predict does (src/torchadder/data/preprocessing.py).
 //
 //   const preprocessing = new Preprocessing(program);             // throws FileError where the file does not tell how
-//   preprocessing.ofImage(rgba, width, height)                     // an image file or a frame of a camera
+//   preprocessing.ofImage(rgba, width, height, isInverted)         // an image file or a frame of a camera
 //   preprocessing.ofDrawing(pixels, size)                          // grey, size x size, light strokes on dark ground
 //
-// Both return { pixels, q }: uint8 (H, W, C) for the eye, and the quantized values that Executor.run takes.
+// Both return { pixels, q, ground }: uint8 (H, W, C) for the eye, the quantized values that Executor.run takes, and
+// "light" or "dark" where the ground of a grey image is not that of the training images, else null.
 
 const CENTRE = 224 / 256; // a centre crop takes this part of the shorter side
 
@@ -28,8 +29,8 @@ class Preprocessing {
     return this.#quantized(this.isLight ? pixels.map((value) => 255 - value) : pixels, size, size, [0, 0, size, size]);
   }
 
-  ofImage(rgba, width, height) {
-    const pixels = coloursOf(rgba, this.shape[0]);
+  ofImage(rgba, width, height, isInverted = false) {
+    const pixels = coloursOf(rgba, this.shape[0]).map((value) => (isInverted ? 255 - value : value));
     if (!this.crops) return this.#quantized(pixels, width, height, [0, 0, width, height]);
     const side = CENTRE * Math.min(width, height);
     const [left, top] = [(width - side) / 2, (height - side) / 2];
@@ -51,7 +52,14 @@ class Preprocessing {
       const x = Math.fround(Math.fround(Math.fround(values[i] / 255) - this.mean[c]) / this.std[c]);
       q[i] = Math.min(Math.max(rounded(Math.fround(Math.fround(x / this.scale[c]) + this.zeroPoint[c])), 0), this.qmax);
     }
-    return { pixels: Uint8ClampedArray.from(values), q };
+    return { pixels: Uint8ClampedArray.from(values), q, ground: this.#otherGround(values) };
+  }
+
+  // The mean of the training pixels tells their ground where it is below a quarter, or above three quarters.
+  #otherGround(values) {
+    const isLight = values.reduce((sum, value) => sum + value, 0) > 0.5 * 255 * values.length;
+    if (this.shape[0] !== 1 || !(isLight ? this.mean[0] < 0.25 : this.mean[0] > 0.75)) return null;
+    return isLight ? "light" : "dark";
   }
 }
 

@@ -5,7 +5,7 @@
 // A message is { id, name, ...arguments }, its answer { id, result } or { id, error }, a text of one line:
 //
 //   load { bytes }                          -> what the page shows of a program
-//   classify { drawing | image, ... }       -> logits, accumulators, pixels, values of the steps
+//   classify { drawing | image, ... }       -> logits, accumulators, pixels, ground, values of the steps
 //   explain { step, filter, row, column }   -> Executor.explain, for the image that was classified last
 //   benchmark {}                            -> milliseconds of one image
 
@@ -29,11 +29,11 @@ const ANSWERS = {
   },
 
   classify({ drawing, image }) {
-    const { pixels, q } = drawing ? preprocessing.ofDrawing(drawing.pixels, drawing.size)
-      : preprocessing.ofImage(image.rgba, image.width, image.height);
+    const { q, ...prepared } = drawing ? preprocessing.ofDrawing(drawing.pixels, drawing.size)
+      : preprocessing.ofImage(image.rgba, image.width, image.height, image.isInverted);
     const found = executor.run(q);
     values = found.values;
-    return { pixels, ...found };
+    return { ...prepared, ...found };
   },
 
   explain({ step, filter, row, column }) {
