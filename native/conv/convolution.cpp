@@ -70,6 +70,7 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
       (c.op == Op::forward_f32 && isa.forward_reads_sums) || (c.op == Op::grad_input_f32 && isa.grad_input_reads_sums);
   int64_t j = begin % width, i = begin / width % height, d = begin / width / height % depth;
   int64_t n = begin / width / height / depth;
+  const bool is_unread = c.state && part.pixels->steps == 0;  // no output reads these pixels: their gradient is 0
   while (begin < end) {
     const int64_t count = std::min(chunk, end - begin);
     for (int64_t p = 0; p < count; ++p) {
@@ -91,12 +92,18 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
       }
     }
     for (int64_t b = 0; b < part.block_count; ++b) {
+      const Block &block = part.blocks[b];
+      if (is_unread) {
+        for (int64_t p = 0; p < count; ++p)
+          std::memset(result[p] + block.channel, 0, static_cast<std::size_t>(block.lanes) * sizeof(float));
+        continue;
+      }
       const Kernel &kernel = *part.packed[b].kernel;
-      if (reads_sums && (b == 0 || part.blocks[b].source_channel != part.blocks[b - 1].source_channel))
-        isa.source_sums(part.blocks[b], source, count, sums);
+      if (reads_sums && (b == 0 || block.source_channel != part.blocks[b - 1].source_channel))
+        isa.source_sums(block, source, count, sums);
       for (int64_t p = 0; p < count; p += kernel.pixels)
-        kernel.run(part.blocks[b], {source + p, state + p, result + p, sums + p,
-                                    static_cast<int>(std::min<int64_t>(kernel.pixels, count - p))});
+        kernel.run(block, {source + p, state + p, result + p, sums + p,
+                           static_cast<int>(std::min<int64_t>(kernel.pixels, count - p))});
     }
     begin += count;
   }

@@ -132,3 +132,17 @@ def test_infinity_gives_what_the_formula_gives_or_nan(case, where, value, varian
         check(dx, expected, depends.grad_input)
     dw = ops.adder_conv_grad_weight(grad, x, weight, case.geometry, "sign")
     check(dw, truth.grad_weight_sign, depends.grad_weight)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_gradient_of_a_pixel_that_no_output_reads_is_0(value, groups, variant):
+    case = Case(2, 4, 4, size=(5, 6), kernel=(1, 1), stride=(2, 2), groups=groups)
+    x, weight, grad = case.tensors()
+    unread = torch.ones(5, 6, dtype=torch.bool)
+    unread[::2, ::2] = False
+    x[..., unread] = value
+    for rule in ("hardtanh", "sign"):
+        dx = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule)
+        assert not dx[..., unread].any()
+        assert bool(dx[..., ~unread].isfinite().all())
