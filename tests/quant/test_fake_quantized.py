@@ -11,7 +11,6 @@ from tests.quant.test_lowering import correlation, seeded, trained
 
 from torchadder.models import create_model
 from torchadder.nn import AdderConv2d
-from torchadder.quant import quantize
 from torchadder.quant.calibration import Recorder, observe
 from torchadder.quant.fake_quantized import FakeQuantized, fake_quantize, run_layer
 from torchadder.quant.graph import capture
@@ -35,11 +34,11 @@ def test_the_fake_quantized_network_computes_as_the_program(name, op, recenter):
     network = create_model(name, op, recenter=recenter)
     images = torch.randn(10, network.config["in_chans"], 32, 32, generator=seeded())
     trained(network, images)
-    program = quantize(network, [images], 4)
     captured = capture(network, images)
     draft = Lowering(captured, 4, "mse")
     draft.program()
     statistics = observe(Recorder(captured, draft.ranged), [images])
+    program = Lowering(captured, 4, "mse", statistics).program()
     rounded = FakeQuantized(captured, Lowering(captured, 4, "mse", statistics))
     with torch.no_grad():
         logits, expected, unrounded = rounded(images), program(images), network(images)

@@ -5,8 +5,7 @@
     program = quant.Program.load("net.tadder")
 
 The data flows through the files in this order: graph, calibration, lowering (with builder and values), program (of
-steps), file.
-finetuning and deploy use them.
+steps), file. fake_quantized computes in float32 what the program will; normalization and finetuning use it, deploy all.
 """
 
 from __future__ import annotations
@@ -21,7 +20,10 @@ from torchadder.quant.calibration import Method, Recorder, image_batches, observ
 from torchadder.quant.finetuning import finetune
 from torchadder.quant.graph import capture
 from torchadder.quant.lowering import Lowering
+from torchadder.quant.normalization import correct_normalization
 from torchadder.quant.program import Program
+
+CORRECTED_BELOW = 8  # bits: with 8, rounding moves the statistics too little to be measured on few images
 
 __all__ = ["Program", "finetune", "obstacles", "quantize"]
 
@@ -43,6 +45,9 @@ def quantize(
         method: how the range of an activation is chosen: "max" covers all numbers, "percentile" all but 0.01% at
             either end, "mse" has the smallest squared error.
 
+    With fewer than 8 bits the statistics of batch normalisation are corrected for what rounding does to them, on the
+    calibration images.
+
     An adder layer compares its filters with its input, so both have one scale. Its filters are clamped to the range of
     the input; what lies beyond it is a constant for each filter, which the bias takes up without loss.
 
@@ -54,7 +59,10 @@ def quantize(
     draft = Lowering(network, bits, method)
     draft.program()
     network.check_against_original(batches[0])
-    return Lowering(network, bits, method, observe(Recorder(network, draft.ranged), batches)).program()
+    statistics = observe(Recorder(network, draft.ranged), batches)
+    if bits < CORRECTED_BELOW:
+        correct_normalization(network, Lowering(network, bits, method, statistics), batches)
+    return Lowering(network, bits, method, statistics).program()
 
 
 def obstacles(model: nn.Module | ExportedProgram, images: Tensor, bits: int = 8) -> list[str]:
