@@ -137,12 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for layer in LAYERS:
-            rows += bodies(layer, options.repetitions, folder)
-        for name in options.models:
-            rows += networks(name, options.repetitions, folder)
-        for row in rows:
-            print(f"{row['name']}, {row['candidate']}: {row['median_ms']:.3g} ms, {row['ratio']:.2f}", flush=True)
+        timings = [partial(bodies, layer) for layer in LAYERS] + [partial(networks, name) for name in options.models]
+        for timing in timings:
+            for row in timing(options.repetitions, folder):
+                rows.append(row)
+                print(f"{row['name']}, {row['candidate']}: {row['median_ms']:.3g} ms, {row['ratio']:.2f}", flush=True)
         for name in list_models():
             rows.append(row := difference(name, folder))
             print(f"{name}: {row['to_torch']:.1e} to torch, which has {row['torch_to_float64']:.1e}", flush=True)
