@@ -14,6 +14,7 @@ from typing import Any
 from torchadder import files
 from torchadder.data import Dataset, Split
 from torchadder.errors import UserError
+from torchadder.export.page import TEMPLATE as BASE
 from torchadder.lab.report import charts, cost
 from torchadder.lab.report.content import REPETITIONS, Content, Missing, collect
 from torchadder.lab.reproduce.runs import effective
@@ -150,7 +151,7 @@ def render(contents: Sequence[Content]) -> str:
         cost_notes=cost.notes,
         version=__version__,
         policy=_policy(scripts),
-        style=(FOLDER / "page.css").read_text(),
+        style=(BASE / "base.css").read_text() + (FOLDER / "page.css").read_text(),
         scripts=scripts,
     )
     return page.lstrip()  # Macros leave empty lines before the doctype.
