@@ -8,6 +8,7 @@ from torchadder.lab.record import Record
 from torchadder.lab.reproduce.table import machine, markdown
 
 LOOPS = {"adder": "u8 adder", "conv": "u8 conv", "binary": "binary"}  # in results/limits-u8.json, by kind of layer
+PICORV32 = ("with multiplier", "without multiplier")  # the two cores that are simulated
 PRECISIONS = {"float32": ("fp32",), "8 bits": ("int8", "bf16")}  # the precisions that a CNN may compute in
 CNN = "CNN, "  # begins the titles of CNNs
 
@@ -211,9 +212,7 @@ def riscv_table(record: Record) -> str:
         for core in cores:
             line += [f"{cycles[core, network] / 1e6:.2f}", f"{cnn[core] / cycles[core, network]:.2f}"]
         lines.append(line)
-    versions = record["versions"]
-    tools = "; ".join([f"PicoRV32 {versions['picorv32']}", *(v for k, v in versions.items() if k != "picorv32")])
-    return f"{markdown(header, lines)}\n\nMeasured in the simulated RTL of {tools}; {record['date']}."
+    return f"{markdown(header, lines)}\n\nMeasured in the simulated RTL of {_tools(record)}."
 
 
 def exports_table(record: Record) -> str:
@@ -245,14 +244,36 @@ def pico_table(record: Record) -> str:
         line = [f"`{row['model']}`", ", ".join(f"{a:.2f}" for a in accuracy), f"{sum(accuracy) / len(accuracy):.2f}%"]
         line += [f"{sizes[core]['code'] + sizes[core]['tables']:,}" for core in cores]
         line += [f"{row['input']:,} + {sizes['cortex-m0']['arena']:,}"]
-        lines.append(
-            [*line, *(f"{row['cycles'][core] / 1e6:.2f}" for core in ("with multiplier", "without multiplier"))]
-        )
+        lines.append([*line, *(f"{row['cycles'][core] / 1e6:.2f}" for core in PICORV32)])
     bits, images = (record["rows"][0][key] for key in ("bits", "programs"))
     of = f"Integer programs of {bits} bits on {images[0]['images']:,} test images after the last epoch"
+    return f"{markdown(header, lines)}\n\n{of}; flash and memory in bytes, `-O2`; {_tools(record)}."
+
+
+def resnet8_table(record: Record) -> str:
+    """Return accuracy, flash, memory and cycles of AdderNets beside those of their CNN."""
+    header = ["network", "accuracy", "in float32", "flash, Cortex-M4", "input + arena"]
+    cores = [*record["rows"][0]["cycles"]]
+    header += [f"{core}{unit}" for core in cores for unit in (", M cycles", ", CNN / this")]
+    cnn = next(row for row in record["rows"] if row["op"] == "conv")
+    lines = []
+    for row in record["rows"]:
+        program, size = row["programs"][0], next(size for size in row["sizes"] if size["core"] == "cortex-m4")
+        line = [_exported(row), f"{program['accuracy']:.2f}%", f"{program['float_accuracy']:.2f}%"]
+        line += [f"{size['code'] + size['tables']:,}", f"{row['input']:,} + {size['arena']:,}"]
+        for core in cores:
+            cycles = row["cycles"][core]
+            line += [f"{cycles / 1e6:,.1f}", f"{cnn['cycles'][core] / cycles:.2f}"]
+        lines.append(line)
+    of = f"{cnn['programs'][0]['images']:,} test images, one seed; flash and memory in bytes, `-O2`"
+    return f"{markdown(header, lines)}\n\n{of}; {_tools(record)}."
+
+
+def _tools(record: Record) -> str:
+    """Return the versions of core, simulator and compilers, and the date."""
     versions = record["versions"]
     tools = "; ".join([f"PicoRV32 {versions['picorv32']}", *(v for k, v in versions.items() if k != "picorv32")])
-    return f"{markdown(header, lines)}\n\n{of}; flash and memory in bytes, `-O2`; {tools}; {record['date']}."
+    return f"{tools}; {record['date']}"
 
 
 def _exported(row: dict[str, str]) -> str:
@@ -359,5 +380,6 @@ def quantisation_table(*records: Record) -> str:
         ]
         lines.append([place, f"{first['images']:,}", f"{first['float_accuracy']:.2f}", *cells])
     how = f"calibrated with {rows[0]['calibration_images']} training images, method {rows[0]['method']}"
-    caption = f"AdderNets, {how}, no fine-tuning; in brackets points against float32; {records[-1]['date']}."
+    dates = " and ".join(dict.fromkeys(record["date"] for record in records))
+    caption = f"AdderNets, {how}, no fine-tuning; in brackets points against float32; {dates}."
     return f"{caption}\n\n{markdown(header, lines)}"

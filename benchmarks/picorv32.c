@@ -1,4 +1,4 @@
-/* The program that picorv32.cpp runs: the test vectors of an exported network, then one image, timed. */
+/* The program that picorv32.cpp runs: a test of an exported network, then one image, timed. */
 #include "net.h"
 
 static net_arena arena;

@@ -68,7 +68,7 @@ def build_core(place: Path, core: str) -> Path:
     import pythondata_cpu_picorv32  # type: ignore[import-not-found]  # the source of the core
 
     source = Path(pythondata_cpu_picorv32.data_location) / "picorv32.v"
-    folder, (parameters, _) = place / core.partition(" ")[0], WAYS[core]
+    folder, (parameters, _) = place / f"rtl-{core.partition(' ')[0]}", WAYS[core]
     options = ["--cc", "--exe", "--build", "-O3", "-Wno-fatal", "-Wno-lint", "-Wno-style", "--top-module", "picorv32"]
     options += ["-CFLAGS", "-O2", "--Mdir", str(folder)]
     run("verilator", *options, *parameters, source, BENCHMARKS / "picorv32.cpp")
@@ -76,22 +76,32 @@ def build_core(place: Path, core: str) -> Path:
 
 
 def cycles_of_network(simulator: Path, folder: Path, core: str) -> int:
-    """Return the cycles of an image on the core. Raises UserError where a test vector comes out wrong."""
-    failures, cycles = map(int, run(simulator, build_program(folder, WAYS[core][1])).split())
+    """Return the cycles of an image on the core. Raises UserError where the logits of another come out wrong."""
+    failures, cycles = map(int, run(simulator, build_program(folder, core)).split())
     if failures:
-        raise UserError(f"{failures} test vectors are wrong on a core {core}")
+        raise UserError(f"the last test vector is wrong on a core {core}")
     return cycles
 
 
-def build_program(folder: Path, march: str) -> Path:
-    """Return the memory image of the network that is exported to ``folder``/net."""
-    sources = [BENCHMARKS / "picorv32.c", folder / "net" / "net.c", folder / "net" / "net_test.c"]
+def build_program(folder: Path, core: str) -> Path:
+    """Return the memory image, for ``core``, of the network that is exported to ``folder``/net.
+
+    It runs the last test vector only: a large network takes billions of simulated cycles for all of them.
+    """
+    march, place = WAYS[core][1], folder / core
+    place.mkdir(exist_ok=True)
+    every, last = "vector = 0; vector < VECTORS", "vector = VECTORS - 1; vector < VECTORS"
+    test = (folder / "net" / "net_test.c").read_text()
+    if every not in test:
+        raise UserError("net_test.c has another loop over its vectors than this file expects")
+    (place / "net_test.c").write_text(test.replace(every, last))
+    sources = [BENCHMARKS / "picorv32.c", folder / "net" / "net.c", place / "net_test.c"]
     places = [f"-Wl,--defsym={name}={value}" for name, value in PLACES.items()]
     link = ["--specs=picolibc.specs", "-nostartfiles", *places, "-T", BOARDS / "board.ld"]
     flags = [*march.split(), "-mabi=ilp32", "-O2", "-std=c99", f"-I{folder / 'net'}"]
-    run(f"{RISCV}gcc", *flags, *sources, *link, "-o", folder / "program")
-    run(f"{RISCV}objcopy", "-O", "binary", "-j", ".text", folder / "program", folder / "program.bin")
-    return folder / "program.bin"
+    run(f"{RISCV}gcc", *flags, *sources, *link, "-o", place / "program")
+    run(f"{RISCV}objcopy", "-O", "binary", "-j", ".text", place / "program", place / "program.bin")
+    return place / "program.bin"
 
 
 if __name__ == "__main__":

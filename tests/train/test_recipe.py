@@ -33,7 +33,7 @@ def test_conv_has_no_gradient_rule():
     assert get_recipe("lenet5bn-mnist", {"op": "conv"}).gradient_rule is None
 
 
-PAPER = {  # section 4, and the pico networks: recipe -> epochs, Nesterov, weight decay, augmentation, eta
+PAPER = {  # section 4, the pico networks and ResNet-8: recipe -> epochs, Nesterov, weight decay, augmentation, eta
     "lenet5bn-mnist": (50, True, 5e-4, False, 0.1),
     "lenetpp-mnist": (50, True, 5e-4, False, 0.1),
     "lenetpp_3d-mnist": (50, True, 5e-4, False, 0.1),
@@ -42,6 +42,7 @@ PAPER = {  # section 4, and the pico networks: recipe -> epochs, Nesterov, weigh
     "pico_wide-mnist": (30, True, 5e-4, True, 0.1),
     "vgg_small-cifar10": (400, False, 5e-4, True, 0.2),
     "vgg_small-cifar100": (400, False, 5e-4, True, 0.2),
+    "resnet8-cifar10": (400, False, 5e-4, True, 0.2),
     "resnet20-cifar10": (400, False, 5e-4, True, 0.2),
     "resnet20-cifar100": (400, False, 5e-4, True, 0.2),
     "resnet32-cifar10": (400, False, 5e-4, True, 0.2),

@@ -291,6 +291,7 @@ RECIPES: dict[str, Recipe] = {
         ("lenet5bn", "fashion_mnist", _MNIST),
         ("vgg_small", "cifar10", _CIFAR),
         ("vgg_small", "cifar100", _CIFAR),
+        ("resnet8", "cifar10", _CIFAR),
         ("resnet20", "cifar10", _CIFAR),
         ("resnet20", "cifar100", _CIFAR),
         ("resnet32", "cifar10", _CIFAR),

@@ -179,3 +179,22 @@ def test_the_pico_networks(engine_tables):
     record = {"rows": [row], "date": "2026-11-30", "versions": {"verilator": "Verilator 5", "picorv32": "1.0"}}
     line = engine_tables.pico_table(record).splitlines()[2]
     assert line == "| `pico` | 99.00, 99.10 | 99.05% | 12,000 | 12,000 | 12,000 | 1,024 + 900 | 1.50 | 2.00 |"
+
+
+def test_resnet8(engine_tables):
+    rows = [
+        {
+            "op": op,
+            "bits": bits,
+            "input": 3072,
+            "programs": [{"accuracy": 80.0, "float_accuracy": 81.0, "images": 10_000}],
+            "sizes": [{"core": "cortex-m4", "code": 2000, "tables": 80_000, "arena": 40_000}],
+            "cycles": {"with multiplier": cycles * 1_000_000, "without multiplier": 2 * cycles * 1_000_000},
+        }
+        for op, bits, cycles in (("adder", 7, 100), ("conv", 8, 150))
+    ]
+    record = {"rows": rows, "date": "2026-11-30", "versions": {"verilator": "Verilator 5", "picorv32": "1.0"}}
+    lines = engine_tables.resnet8_table(record).splitlines()
+    sizes = "82,000 | 3,072 + 40,000"
+    assert lines[2] == f"| AdderNet, 7 bits | 80.00% | 81.00% | {sizes} | 100.0 | 1.50 | 200.0 | 1.50 |"
+    assert lines[3] == f"| CNN, 8 bits | 80.00% | 81.00% | {sizes} | 150.0 | 1.00 | 300.0 | 1.00 |"

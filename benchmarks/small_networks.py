@@ -1,13 +1,13 @@
-"""Measure the pico networks: accuracy of each seed, and flash, memory and cycles of the exported C of the first.
+"""Measure networks for microcontrollers: accuracy of each seed; flash, memory and cycles of the C of the first.
 
     for seed in 0 1 2; do
       torchadder train pico-mnist --seed $seed
       torchadder quantize runs/pico-mnist-adder-s$seed/last.pt --seed $seed -o pico-s$seed.tadder
     done
-    python benchmarks/pico.py pico-s0.tadder pico-s1.tadder pico-s2.tadder     # writes results/pico.json
+    python benchmarks/small_networks.py pico-s0.tadder pico-s1.tadder pico-s2.tadder -o results/pico.json
 
-Files of several networks are told apart by the name of the model that they hold. Needs what microcontrollers.py and
-picorv32.py need.
+Files of several networks are told apart by model, operator and bits, which they hold. Cycles are those of an image on
+the RTL of PicoRV32, as in picorv32.py. Needs what microcontrollers.py and picorv32.py need.
 """
 
 from __future__ import annotations
@@ -17,60 +17,65 @@ import hashlib
 import math
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from llvm_mca import run
 from microcontrollers import ARM, sizes
-from picorv32 import CORES, build_core, cycles_of_network, versions
-from torchadder.data import load_dataset
+from picorv32 import WAYS, build_core, cycles_of_network, versions
+from torchadder.data import load_dataset, open_batches
 from torchadder.engine import Engine
 from torchadder.export import export_c
 from torchadder.lab import record
-
-ROOT = Path(__file__).resolve().parent.parent
+from torchadder.train.loop import evaluate
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.tadder")
-    parser.add_argument("--data", type=Path, help="folder with the files of MNIST")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "pico.json")
+    parser.add_argument("--dataset", default="mnist", help="data set whose test images give the accuracy")
+    parser.add_argument("--data", type=Path, help="folder with its files")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="e.g. results/pico.json")
     arguments = parser.parse_args()
-    test = load_dataset("mnist", arguments.data).test
-    models: dict[str, list[Path]] = {}
+    test = load_dataset(arguments.dataset, arguments.data).test
+    networks: dict[tuple[str, str, int], list[Path]] = {}
     for file in arguments.files:
-        models.setdefault(Engine(file).about["model"], []).append(file)
+        about = Engine(file).about
+        networks.setdefault((about["model"], about["op"], int(about["bits"])), []).append(file)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
         folder = Path(name)
-        simulators = {core: build_core(folder, core) for core in CORES}
-        for model, programs in models.items():
+        simulators = {core: build_core(folder, core) for core in WAYS}
+        for (model, op, bits), programs in networks.items():
             tested = [{"seed": seed, **accuracy(file, test)} for seed, file in enumerate(programs)]
             draft = export_c(programs[0], folder / "net")
+            cycles = pool.map(lambda core: cycles_of_network(simulators[core], folder, core), WAYS)
             row = {
                 "model": model,
-                "bits": int(draft.network.about["bits"]),
+                "op": op,
+                "bits": bits,
                 "operations": sum(draft.operations.values()),
                 "input": math.prod(draft.network.shapes[0]),
                 "programs": tested,
                 "sizes": list(sizes(programs[0], folder)),
-                "cycles": {core: cycles_of_network(simulators[core], folder, core) for core in CORES},
+                "cycles": dict(zip(WAYS, cycles, strict=True)),
             }
             rows.append(row)
             print(row, flush=True)
     compiler = f"{ARM}gcc"
     tools = {**versions(), compiler: run(compiler, "--version").splitlines()[0].strip()}
-    record.write(arguments.out, record.make("pico", 1, rows, versions=tools))
+    about_test = {"dataset": arguments.dataset, "images": len(test)}
+    record.write(arguments.output, record.make("small-networks", 1, rows, versions=tools, **about_test))
     return 0
 
 
 def accuracy(file: Path, test: Any) -> dict[str, Any]:
     """Return the test accuracies of a program and of the network it was made of, in percent, and its hash."""
     engine = Engine(file)
-    right = (engine(test.images).argmax(1) == test.labels).double().mean().item()
+    scores = evaluate(engine, open_batches(test, 250))
     return {
-        "accuracy": 100 * right,
+        "accuracy": scores.accuracy,
         "float_accuracy": float(engine.about["float_accuracy"]),
         "images": len(test),
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
