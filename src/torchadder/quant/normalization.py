@@ -33,11 +33,13 @@ Moments = tuple[Tensor, Tensor]  # mean and variance by channel, (C,)
 def correct_normalization(network: Network, lowering: Lowering, batches: Iterable[Tensor]) -> None:
     """Change the running statistics of ``network`` to fit its values after rounding, as the mean over ``batches``.
 
-    ``lowering``: a new one of the network; this calls its ``program``. A normalisation that is used at several places
-    keeps its statistics.
+    ``lowering``: a new one of the network; this may call its ``program``. A normalisation that is used at several
+    places keeps its statistics.
     """
     used = Counter(node.args[3] for node in network.nodes if node.target is BATCH_NORM)
     names = {node.name for node in network.nodes if node.target is BATCH_NORM and used[node.args[3]] == 1}
+    if not names:
+        return
     exact, rounded = _Exact(network, names), _Corrected(network, lowering)
     for images in batches:
         exact(images)
