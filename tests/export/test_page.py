@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.contrast import CONTRAST
 from tests.quant.random_programs import Maker
 
 from torchadder.engine import Classifier
@@ -16,34 +17,6 @@ from torchadder.quant import Program
 
 NAMES = ["<b>cat</b>", "dog", "frog"]
 WIDTHS = (320, 360, 768, 1440)
-
-# Lists every text whose contrast with its background is too low.
-CONTRAST = """() => {
-  const context = Object.assign(document.createElement("canvas"), {width: 1, height: 1})
-    .getContext("2d", {willReadFrequently: true});
-  const channels = (color) => {
-    context.clearRect(0, 0, 1, 1);
-    context.fillStyle = color;
-    context.fillRect(0, 0, 1, 1);
-    return [...context.getImageData(0, 0, 1, 1).data];
-  };
-  const luminance = (rgba) => rgba.slice(0, 3).map((c) => c / 255)
-    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const found = channels(getComputedStyle(e).backgroundColor);
-      if (found[3] === 255) return found;
-    }
-  };
-  const texts = [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() && !e.closest("script")
-    && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()));
-  const ratio = (e) => {
-    const [a, b] = [luminance(channels(getComputedStyle(e).color)), luminance(behind(e))];
-    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-  };
-  return {checked: texts.length, low: texts.filter((e) => ratio(e) < 4.5).map((e) => `${e.textContent} ${ratio(e)}`)};
-}"""
 
 
 @pytest.fixture(scope="module")
