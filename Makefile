@@ -34,6 +34,7 @@ quickstart: $(PACKAGE_INSTALLED)  ## train LeNet-5-BN on MNIST as AdderNet and a
 	@echo
 	@$(BIN)/torchadder eval $(RUNS)/conv-$(EPOCHS)/last.pt
 	@$(BIN)/torchadder eval $(RUNS)/adder-$(EPOCHS)/last.pt
+	@$(BIN)/torchadder quantize $(RUNS)/conv-$(EPOCHS)/last.pt -o $(RUNS)/conv-$(EPOCHS)/int8.tadder
 	@$(BIN)/torchadder quantize $(RUNS)/adder-$(EPOCHS)/last.pt -o $(RUNS)/adder-$(EPOCHS)/int8.tadder
 	@echo
 	@$(BIN)/torchadder bench latency lenet5bn --batch 1,64 --threads 1 --repetitions 5 --out $(RUNS)/latency.json

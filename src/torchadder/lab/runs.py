@@ -57,14 +57,19 @@ class TrainedRun:
         return load_dataset(recipe.dataset, data_dir, partial=recipe.partial, on_error=recipe.on_error)
 
     @property
+    def network(self) -> str:
+        """Return "AdderNet", "CNN" or "BNN"."""
+        return {"adder": "AdderNet", "conv": "CNN", "binary": "BNN"}[self.recipe.op]
+
+    @property
     def title(self) -> str:
         """Return operator, gradient and learning-rate scheme: "AdderNet, full gradient, ALR, eta 0.1", or "CNN"."""
         recipe = self.recipe
         if recipe.op != "adder":
-            return {"conv": "CNN", "binary": "BNN"}[recipe.op]
+            return self.network
         rate = recipe.lr_scheme.upper() if recipe.lr_scheme != "plain" else "plain rate"
         eta = f", eta {recipe.eta:g}" if recipe.lr_scheme == "alr" else ""
-        return f"AdderNet, {recipe.weight_grad} gradient, {rate}{eta}"
+        return f"{self.network}, {recipe.weight_grad} gradient, {rate}{eta}"
 
 
 def titles(runs: list[TrainedRun]) -> list[str]:

@@ -1,10 +1,13 @@
 """Test the page in Chromium: it draws, zooms, fits narrow screens, and is accessible by keyboard and screen reader."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from tests.contrast import CONTRAST
 from tests.lab.report.conftest import ATTACK
+
+from torchadder.lab import report
 
 CHARTS = {"one": 7, "two": 12, "bare": 7}
 
@@ -127,6 +130,42 @@ def test_dragging_zooms_both_charts_and_a_pointer_shows_numbers(opened, world):
         assert f"test\t{run.metrics[2]['test_accuracy']:.2f}" in text
     page.get_by_role("button", name="Show all").click()
     wait_for(page, [1, 2, 3], 4)
+
+
+def test_a_chart_in_a_closed_part_is_drawn_when_it_opens(visited, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(report.page, "HISTOGRAMS", 2)
+    report.write([world["adder"]], tmp_path / "page.html", test=False)
+    url = (tmp_path / "page.html").as_uri()
+    page = visited(url, "html[data-drawn]", lambda requested: requested == url)
+    assert page.locator(".histograms svg").count() == 2
+    page.get_by_text("The other 3 layers").click()
+    page.wait_for_function("document.querySelectorAll('.histograms svg').length === 5")
+    assert min(page.eval_on_selector_all(".chart svg", "all => all.map((e) => e.getBoundingClientRect().width)")) > 100
+
+
+def test_one_epoch_has_no_curves_and_no_controls(visited, world, tmp_path):
+    run = replace(world["adder"], metrics=world["adder"].metrics[:1])
+    report.write([run], tmp_path / "page.html", test=False)
+    url = (tmp_path / "page.html").as_uri()
+    page = visited(url, "html[data-drawn]", lambda requested: requested == url)
+    assert page.locator("#controls, [data-figure=accuracy]").count() == 0
+    assert page.get_by_text(f"{run.metrics[0]['test_loss']:.4f}").is_visible()
+    assert page.locator(".histograms svg").count() == 5
+
+
+def test_the_pointer_shows_a_dash_where_a_shorter_run_has_no_number(visited, world, tmp_path):
+    short = replace(world["conv"], metrics=world["conv"].metrics[:2])
+    report.write([world["adder"], short], tmp_path / "page.html", test=False)
+    url = (tmp_path / "page.html").as_uri()
+    page = visited(url, "html[data-drawn]", lambda requested: requested == url)
+    chart = page.locator("[data-figure=accuracy] svg")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + box["height"] / 2)
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    text = page.inner_text("#vg-tooltip-element")
+    assert "CNN, test\t–" in text
+    assert "NaN" not in text
 
 
 def test_every_control_is_reached_by_keys_and_shows_its_focus(opened):

@@ -1,9 +1,15 @@
 "use strict";
 {
   const { specs, shared, figures } = JSON.parse(document.getElementById("charts").textContent);
-  const controls = document.getElementById("controls");
-  const { first, last } = controls.elements;
+  const controls = document.getElementById("controls"); // null where one epoch has no curves
+  const { first, last } = controls?.elements ?? {};
   const curves = [];
+
+  // A run that ends earlier than another has no number for a later epoch.
+  function tooltipText(value) {
+    const text = String(value);
+    return text === "NaN" ? "–" : text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+  }
 
   async function draw(element) {
     const figure = figures[element.dataset.figure];
@@ -14,7 +20,7 @@
       ast: true, // interprets expressions, because the policy of the page forbids eval
       actions: false,
       defaultStyle: false,
-      tooltip: { disableDefaultStyle: true },
+      tooltip: { disableDefaultStyle: true, sanitize: tooltipText },
     });
     if (figure.shared) {
       curves.push(view);
@@ -41,10 +47,12 @@
     }
   }
 
-  controls.addEventListener("input", show);
-  controls.addEventListener("reset", () => setTimeout(show));
-  window.addEventListener("pointerup", () => setTimeout(zoom)); // The chart must handle the event first.
-  controls.hidden = false;
+  if (controls) {
+    controls.addEventListener("input", show);
+    controls.addEventListener("reset", () => setTimeout(show));
+    window.addEventListener("pointerup", () => setTimeout(zoom)); // The chart must handle the event first.
+    controls.hidden = false;
+  }
 
   const theme = document.getElementById("theme");
   const wantsDark = matchMedia("(prefers-color-scheme: dark)");
@@ -58,8 +66,13 @@
   theme.hidden = false;
   label();
 
+  // A chart in a closed part has no width: it is drawn when the part opens.
+  for (const part of document.querySelectorAll("details.more")) {
+    part.addEventListener("toggle", () => { for (const element of part.querySelectorAll(".chart")) draw(element); }, { once: true });
+  }
+
   (async () => {
-    for (const element of document.querySelectorAll("[data-figure]")) await draw(element);
+    for (const element of document.querySelectorAll("[data-figure]")) if (!element.closest("details.more")) await draw(element);
     document.documentElement.dataset.drawn = "all";
   })();
 }

@@ -17,6 +17,7 @@ from torchadder.errors import UserError
 from torchadder.export.page import TEMPLATE as BASE
 from torchadder.lab.report import charts, cost
 from torchadder.lab.report.content import REPETITIONS, Content, Missing, collect
+from torchadder.lab.report.verdict import verdict
 from torchadder.lab.reproduce.runs import effective
 from torchadder.lab.runs import TrainedRun, titles
 from torchadder.train.recipe import Recipe
@@ -32,6 +33,7 @@ SCHEMES = {
 }
 MATRIX = 25  # largest number of classes with a full confusion matrix
 LISTED = 20  # length of the two lists that replace a larger matrix
+HISTOGRAMS = 8  # layers whose weights are shown at once, the others are folded
 UNTESTED = "no confusion matrix, no accuracy by class and no mistakes"
 
 
@@ -121,8 +123,9 @@ def _collect(
                 opened[wanted] = Missing(f"{UNTESTED}: the test images are not available", str(error))
         return opened[wanted]
 
-    named = zip(runs, titles([*runs]), strict=True)
-    return [collect(run, title, dataset_of(run), program, workers) for run, title in named]
+    networks = [run.network for run in runs]
+    names = networks if 1 < len(runs) == len(set(networks)) else titles([*runs])
+    return [collect(run, name, dataset_of(run), program, workers) for run, name in zip(runs, names, strict=True)]
 
 
 def render(contents: Sequence[Content]) -> str:
@@ -140,12 +143,14 @@ def render(contents: Sequence[Content]) -> str:
     scripts = [_bundle(), (FOLDER / "page.js").read_text()]
     page = environment.get_template("page.html.j2").render(
         contents=contents,
+        verdict=verdict(contents),
         heading=contents[0].run.recipe.name if len(contents) == 1 else f"{len(contents)} runs compared",
         schemes=_schemes([content.run.recipe for content in contents]),
         differences=_differences([content.run.recipe for content in contents]),
         charts=_charts(contents),
         matrix=MATRIX,
         listed=LISTED,
+        histograms=HISTOGRAMS,
         repetitions=REPETITIONS,
         cost_cells=cost.cells,
         cost_notes=cost.notes,
