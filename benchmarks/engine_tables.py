@@ -134,16 +134,20 @@ def reference_table(record: Record) -> str:
 def onnx_table(record: Record) -> str:
     """Return the time of networks in ONNX Runtime beside its own CNN, and how exact each network is."""
     timed = [row for row in record["rows"] if row["what"] == "network"]
-    lines = [[row["name"], row["candidate"], f"{row['median_ms']:.3g}", f"{row['ratio']:.2f}"] for row in timed]
+    lines = [[row["name"], row["candidate"], f"{row['median_ms']:.3g}", _times(row["ratio"])] for row in timed]
     compared = [row for row in record["rows"] if row["what"] == "difference"]
     differences = [[row["name"], f"{row['to_torch']:.1e}", f"{row['torch_to_float64']:.1e}"] for row in compared]
-    parts = [markdown(["network", "candidate", "ms", "of the CNN"], lines, left=2), _onnx_caption(record)]
+    parts = [markdown(["network", "candidate", "ms", "times the CNN"], lines, left=2), _onnx_caption(record)]
     meaning = (
         "Largest difference of the logits in float32, relative to the largest logit: ONNX Runtime to torch, and torch "
         "to itself in float64. Weights are random; batch normalisation has the statistics of 64 random images."
     )
     header = ["network", "ONNX Runtime to torch", "torch to float64"]
     return "\n\n".join([*parts, meaning, markdown(header, differences)])
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2f}"
 
 
 def onnx_bodies_table(record: Record) -> str:
