@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from torchadder.data import Dataset, Split
 from torchadder.data import registry as datasets
@@ -29,6 +30,27 @@ def own_compilations(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Return a function (name, make) -> folder, which make(folder) has filled, once for all processes of pytest.
+
+    For what takes many seconds, and tests only read.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if WORKERS > 1 else root
+
+    def folder_of(name, make):
+        folder = root / name
+        with FileLock(f"{folder}.lock"):
+            if not (done := root / f"{name}.done").exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture

@@ -94,17 +94,20 @@ def test_every_kernel_of_this_cpu_equals_its_reference(programs, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def arm(tmp_path_factory):
+def arm(made_once):
     """Build the library for 64-bit Arm; return its path and the command that runs a program for a given CPU."""
     compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
     missing = [tool for tool in (compiler, emulator, "cmake") if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
-    folder = tmp_path_factory.mktemp("arm")
     target = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={compiler}"]
-    run("cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", *target)
-    run("cmake", "--build", folder, "--parallel", os.cpu_count())
-    return folder / "libtorchadder.so", lambda cpu: [emulator, "-L", "/usr/aarch64-linux-gnu", "-cpu", cpu]
+
+    def make(folder):
+        run("cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", *target)
+        run("cmake", "--build", folder, "--parallel", os.cpu_count())
+
+    library = made_once("arm-library", make) / "libtorchadder.so"
+    return library, lambda cpu: [emulator, "-L", "/usr/aarch64-linux-gnu", "-cpu", cpu]
 
 
 @pytest.mark.parametrize(("cpu", "isas"), [("cortex-a53", ["neon"]), ("max", ["neon", "neondot"])])

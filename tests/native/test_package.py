@@ -49,15 +49,17 @@ def test_the_library_runs_on_systems_of_manylinux_2_28():
 
 
 @pytest.fixture(scope="module")
-def static(tmp_path_factory):
+def static(made_once):
     """Build and install a static library without OpenMP for a processor without kernels of its own."""
-    folder = tmp_path_factory.mktemp("static")
     options = ["-DBUILD_SHARED_LIBS=OFF", "-DTORCHADDER_OPENMP=OFF"]
     other = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=other"]
-    succeed("cmake", "-S", ROOT, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release", *options, *other)
-    succeed("cmake", "--build", folder / "build", "--parallel", os.cpu_count())
-    succeed("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
-    return folder / "prefix"
+
+    def make(folder):
+        succeed("cmake", "-S", ROOT, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release", *options, *other)
+        succeed("cmake", "--build", folder / "build", "--parallel", os.cpu_count())
+        succeed("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
+
+    return made_once("static-library", make) / "prefix"
 
 
 @pytest.fixture(params=["static", "package"])

@@ -117,12 +117,14 @@ def train_by_command(folder):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(made_once):
     """Run everything that two processes do without an error: a folder of runs."""
-    folder = tmp_path_factory.mktemp("two")
-    write_images(folder / "cifar-10-batches-bin")
-    torchrun.run_together([train_in_two, train_to_the_second_epoch, train_by_command], folder)
-    return folder
+
+    def make(folder):
+        write_images(folder / "cifar-10-batches-bin")
+        torchrun.run_together([train_in_two, train_to_the_second_epoch, train_by_command], folder)
+
+    return made_once("two-processes", make)
 
 
 @pytest.fixture
@@ -260,11 +262,12 @@ def fail(name, folder):
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("failed")
-    (folder / "recipe.json").write_text(TINY.to_json())
-    torchrun.run_together([partial(fail, name) for name in ERRORS], folder)
-    return folder
+def failed(made_once):
+    def make(folder):
+        (folder / "recipe.json").write_text(TINY.to_json())
+        torchrun.run_together([partial(fail, name) for name in ERRORS], folder)
+
+    return made_once("failing-processes", make)
 
 
 @pytest.mark.parametrize("name", ERRORS)
