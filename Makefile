@@ -8,7 +8,7 @@ JOBS ?= auto
 
 TORCH := torch==2.13.0
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile  # Python compiles what it imports
 
 # Folders are listed too: deleting a file changes the time stamp of its folder.
 SOURCES := pyproject.toml CMakeLists.txt LICENSE \
@@ -87,17 +87,17 @@ $(VENV_MADE):
 
 # Installed before the package, which accepts a range of versions: this one is tested.
 $(TORCH_INSTALLED): $(VENV_MADE) Makefile
-	$(PIP) install $(TORCH)
+	$(INSTALL) $(TORCH)
 	@touch $@
 
 $(PACKAGE_INSTALLED): $(TORCH_INSTALLED) $(SOURCES)
-	$(PIP) install '.[cli,report]'
+	$(INSTALL) '.[cli,report]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(PACKAGE_INSTALLED) pyproject.toml
-	$(PIP) install 'torchadder[bench]'
+	$(INSTALL) 'torchadder[bench]'
 	@touch $@
 
 $(DEV_INSTALLED): $(PACKAGE_INSTALLED) pyproject.toml
-	$(PIP) install 'torchadder[dev]'
+	$(INSTALL) 'torchadder[dev]'
 	@touch $@
