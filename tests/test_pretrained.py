@@ -1,37 +1,89 @@
-"""Test the networks in the package: the hash and the accuracy that their page states, and that they become C."""
+"""Test the networks in the package: hash and accuracy as their page states, by name everywhere, and as C."""
 
 import hashlib
 import re
+import shutil
 from importlib.resources import files
 
 import pytest
+import torch
 
+import torchadder
 from torchadder.data import load_dataset
 from torchadder.data.mnist import MNIST, find_files
 from torchadder.engine import Engine
 from torchadder.export import export_c
+from torchadder.models import pretrained
+from torchadder.models.pretrained import list_pretrained
+from torchadder.models.trained import open_trained
 
 FOLDER = files("torchadder") / "pretrained"
-ROW = re.compile(r"^\| `([\w.]+)` \| `([0-9a-f]{64})` \| ([\d.]+)% \| `([\w-]+)` \|", flags=re.MULTILINE)
+ROW = re.compile(r"^\| `([\w.-]+)` \| `([0-9a-f]{64})` \| ([\d.]+)% \| `([\w-]+)` \|", flags=re.MULTILINE)
 ROWS = ROW.findall((FOLDER / "README.md").read_text())
-NAMES = [name for name, *_ in ROWS]
+SUMS = dict(line.split()[::-1] for line in (FOLDER / "SHA256SUMS").read_text().splitlines())
+CHECKPOINTS = ["lenet5bn-adder", "lenet5bn-binary", "lenet5bn-conv"]
 
 
-def test_the_page_has_every_file():
-    assert sorted(NAMES) == sorted(path.name for path in FOLDER.iterdir() if path.name.endswith(".tadder"))
+def test_page_and_sums_have_every_file():
+    present = {path.name for path in FOLDER.iterdir() if path.name.endswith((".tadder", ".safetensors"))}
+    assert {name: digest for name, digest, *_ in ROWS} == SUMS
+    assert SUMS.keys() == present
+    assert list_pretrained() == CHECKPOINTS
 
 
-@pytest.mark.parametrize(("name", "digest", "accuracy", "recipe"), ROWS, ids=NAMES)
+@pytest.mark.parametrize(("name", "digest", "accuracy", "recipe"), ROWS, ids=[name for name, *_ in ROWS])
 def test_hash_recipe_and_accuracy(name, digest, accuracy, recipe):
     content = (FOLDER / name).read_bytes()
     assert hashlib.sha256(content).hexdigest() == digest
-    engine = Engine(content)
-    assert (f"{engine.about['model']}-{engine.about['dataset']}", int(engine.about["bits"])) == (recipe, 4)
+    if name.endswith(".tadder"):
+        network = Engine(content)
+        assert (f"{network.about['model']}-{network.about['dataset']}", int(network.about["bits"])) == (recipe, 4)
+    else:
+        network, about = open_trained(name.removesuffix(".safetensors"))
+        assert f"{about.model['name']}-{about.dataset}" == recipe
+        assert f"{about.accuracy:.2f}" == accuracy
     if find_files(MNIST, None) is None:
         pytest.skip("needs the files of MNIST in TORCHADDER_DATA or the cache")
     test = load_dataset("mnist").test
-    right = (engine(test.images).argmax(1) == test.labels).sum()
+    with torch.no_grad():
+        predicted = torch.cat([network(images).argmax(1) for images in test.images.split(1000)])
+    right = (predicted == test.labels).sum()
     assert f"{100 * right.item() / len(test):.2f}" == accuracy
+
+
+@pytest.mark.parametrize("op", ["adder", "conv", "binary"])
+def test_a_trained_network_by_name(op):
+    model = torchadder.create_model("lenet5bn", op, pretrained=True)
+    assert not model.training
+    assert model.config == torchadder.create_model("lenet5bn", op).config
+    same = torchadder.from_pretrained(f"lenet5bn-{op}")
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(model(x), same(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("resnet20", {}, "no weights of resnet20-adder in the package, only of lenet5bn-adder, .*; train it"),
+        ("lenet5bn", {"num_classes": 5}, "num_classes=5: the pretrained network has num_classes=10"),
+        ("lenet5bn", {"recenter": True}, "recenter=True: the pretrained network has recenter=False"),
+    ],
+)
+def test_networks_that_the_package_lacks(name, options, words):
+    with pytest.raises(torchadder.errors.UserError, match=words):
+        torchadder.create_model(name, pretrained=True, **options)
+
+
+def test_a_changed_or_lost_file_is_refused(tmp_path, monkeypatch):
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    file = tmp_path / "lenet5bn-conv.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(torchadder.errors.UserError, match="was changed: its hash is not the one in SHA256SUMS"):
+        torchadder.create_model("lenet5bn", "conv", pretrained=True)
+    file.unlink()
+    with pytest.raises(torchadder.errors.UserError, match=r"cannot be read \(No such file or directory\); install"):
+        torchadder.from_pretrained("lenet5bn-conv")
 
 
 @pytest.mark.parametrize(("name", "flash"), [("pico.tadder", 16_000), ("pico_wide.tadder", 32_000)])

@@ -150,7 +150,7 @@ def test_a_model_that_is_not_its_config_is_not_saved(tmp_path, model, change, wo
         ("owner/", None, "neither a directory"),
         ("../name", None, "neither a directory"),
         ("owner/na me", None, "neither a directory"),
-        ("", "main", "revision=main is for the hub, but . is a local path"),
+        ("", "main", "revision=main is for the hub, but . is local"),
         (".", None, "holds no best.safetensors or model.safetensors"),
     ],
 )

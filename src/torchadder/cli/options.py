@@ -31,7 +31,8 @@ SUFFIX = ".tadder"
 
 KINDS = (
     "A run directory or a checkpoint file of one, a directory written by save_pretrained, a safetensors file, a state "
-    "dict, also in the names of the AdderNet authors, or package.module:function, which builds a network of yours"
+    "dict, also in the names of the AdderNet authors, a trained network of the package such as lenet5bn-adder, or "
+    "package.module:function, which builds a network of yours"
 )
 Weights = Annotated[
     Path | None,

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchadder import files
 from torchadder.errors import UserError, first_line, shortened
+from torchadder.models.pretrained import list_pretrained, pretrained_file
 from torchadder.models.registry import Model, create_model, list_models
 from torchadder.models.state_dict import find_state, read_file
 from torchadder.nn import Adder
@@ -31,7 +32,6 @@ from torchadder.nn.adder import SMALL, root_mean_square
 
 BEST, LAST, CONFIG = "best.safetensors", "last.pt", "config.json"
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"  # with CONFIG beside it: what save_pretrained writes
-_KINDS = f"a run directory (or its {BEST} or {LAST}), a directory with {WEIGHTS}, a safetensors file or a state dict"
 _PROBES = {1009: "num_classes", 1013: "in_chans"}  # primes that no tensor of a model has as a size for another reason
 
 
@@ -72,7 +72,8 @@ def load_checkpoint(path: str | Path, op: str = "adder") -> Model:
     - a directory with model.safetensors and config.json, as ``save_pretrained`` writes it;
     - a safetensors file, with its configuration in its metadata or in config.json beside it, or without any;
     - a pickled state dict, in the names of this library or in the published ones, bare or in an envelope
-      ({"state_dict": ...}, {"model": ...}), also with the prefixes of wrappers (module., _orig_mod., model.).
+      ({"state_dict": ...}, {"model": ...}), also with the prefixes of wrappers (module., _orig_mod., model.);
+    - the name of a trained network that the package holds, such as lenet5bn-adder, where no path has it.
 
     The content decides, not the file's name. A file without a configuration is recognised by the names and shapes of
     its tensors. ``op`` is then the operator of the network, unless the names are the published ones
@@ -295,17 +296,26 @@ def _published_names(model: Model) -> dict[str, str]:
 
 
 def _find_file(path: Path) -> Path:
-    """Return ``path`` itself, or the checkpoint file in it where it is a directory."""
+    """Return ``path``, the checkpoint file in it where it is a directory, or the package's file of this name."""
     if not path.is_dir():
         if not path.is_file():
-            raise UserError(f"no checkpoint at {path}; expected {_KINDS}")
+            if str(path) in list_pretrained():
+                return pretrained_file(str(path))
+            raise UserError(f"no checkpoint at {path}; expected {_kinds()}")
         return path
     for name in (BEST, WEIGHTS, PICKLE):
         if (path / name).is_file():
             return path / name
     if any(path.glob("*.index.json")):
         raise UserError(f"{path} holds a model in several files: save it in one, with a larger max_shard_size")
-    raise UserError(f"{path} holds no {BEST} or {WEIGHTS}; expected {_KINDS}")
+    raise UserError(f"{path} holds no {BEST} or {WEIGHTS}; expected {_kinds()}")
+
+
+def _kinds() -> str:
+    return (
+        f"a run directory (or its {BEST} or {LAST}), a directory with {WEIGHTS}, a safetensors file, a state dict, or "
+        f"a trained network of the package ({', '.join(list_pretrained())})"
+    )
 
 
 def _read_config(file: Path, metadata: Mapping[str, str] | None) -> dict[str, Any] | None:

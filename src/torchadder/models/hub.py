@@ -1,6 +1,6 @@
 """Save and load pretrained models: as config.json and model.safetensors in a directory or on the Hugging Face hub.
 
-This file adds the methods save_pretrained, from_pretrained and push_to_hub to Model.
+This file adds the methods save_pretrained, from_pretrained, from_package and push_to_hub to Model.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .checkpoint import (
     create_on_meta,
     load_checkpoint,
 )
+from .pretrained import list_pretrained, pretrained_file
 from .registry import Model
 
 README = "README.md"
@@ -56,18 +57,19 @@ def save_pretrained(model: Model, directory: str | os.PathLike[str]) -> None:
 
 
 def from_pretrained(name: str | os.PathLike[str], revision: str | None = None, op: str = "adder") -> Model:
-    """Load a model from a local path, or from the hub by its name owner/name; a local path has precedence.
+    """Load a model from a local path, from the package, or from the hub by its name owner/name.
 
-    A path may be any checkpoint that load_checkpoint reads. From the hub only config.json and model.safetensors are
+    A path may be any checkpoint that load_checkpoint reads, and has precedence. The package holds the networks of
+    torchadder/pretrained/README.md, such as "lenet5bn-adder". From the hub only config.json and model.safetensors are
     fetched; ``revision`` is a branch, tag or commit there. ``op``: the operator of a model whose files do not name it.
 
     Returns a float32 Model in evaluation mode on the CPU. Raises UserError as load_checkpoint does, and where
     the hub has no such repository, refuses access to it, or cannot be reached.
     """
     path = Path(name)
-    if path.exists():
+    if path.exists() or os.fspath(name) in list_pretrained():
         if revision is not None:
-            raise UserError(f"revision={revision} is for the hub, but {path} is a local path: leave it out")
+            raise UserError(f"revision={revision} is for the hub, but {path} is local: leave it out")
         return load_checkpoint(path, op)
     repo_id = _repo_id(os.fspath(name))
     hub = _huggingface_hub()
@@ -203,6 +205,12 @@ def _from_pretrained(
     return model
 
 
+def _from_package(name: str) -> Model:
+    """Load the trained network of this name that the package holds. Raises UserError as pretrained_file does."""
+    return load_checkpoint(pretrained_file(name))
+
+
+Model.from_package = staticmethod(_from_package)
 Model.save_pretrained = save_pretrained
 Model.push_to_hub = push_to_hub
 Model.from_pretrained = classmethod(_from_pretrained)  # type: ignore[assignment]

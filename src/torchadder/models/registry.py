@@ -29,6 +29,7 @@ class Model(nn.Module):
     save_pretrained: ClassVar[Callable[..., None]]
     push_to_hub: ClassVar[Callable[..., str]]
     from_pretrained: ClassVar[Callable[..., Model]]
+    from_package: ClassVar[Callable[[str], Model]]
 
 
 class Layers(NamedTuple):
@@ -110,8 +111,9 @@ def create_model(
     in_chans: int | None = None,
     grad: GradientRule | Mapping[str, str] | None = None,
     recenter: bool = False,
+    pretrained: bool = False,
 ) -> Model:
-    """Build a network of the paper, freshly initialised.
+    """Build a network of the paper, freshly initialised or trained.
 
     Args:
         name: one of ``list_models()``.
@@ -120,12 +122,13 @@ def create_model(
         num_classes, in_chans: default to the paper's task, e.g. 10 and 1 for lenet5bn.
         grad: gradient rule of the adder layers, a GradientRule or its fields as a mapping.
         recenter: every adder layer adds sum |W| to its outputs, which 16-bit training needs (AdderConv2d).
+        pretrained: take the weights that the package holds for this name and op (torchadder/pretrained/README.md).
 
     Returns a float32 Model in training mode, each layer initialised as its class does it: (N, in_chans, H, W) ->
-    logits (N, num_classes).
+    logits (N, num_classes). A pretrained one is in evaluation mode.
 
-    Raises UserError for an unknown name or op, a count below 1, an unknown gradient rule, and for a rule or
-    recenter=True without adder layers.
+    Raises UserError for an unknown name or op, a count below 1, an unknown gradient rule, for a rule or recenter=True
+    without adder layers, and where the package has no weights for such a network.
     """
     if name not in _MODELS:
         raise UserError(f"model={name} is unknown: expected one of {', '.join(list_models())}")
@@ -133,8 +136,7 @@ def create_model(
     classes = _count("num_classes", builder.num_classes if num_classes is None else num_classes)
     channels = _count("in_chans", builder.in_chans if in_chans is None else in_chans)
     rule = _rule_of(op, grad)
-    model = builder.build(layers_of(op, rule, recenter), classes, channels)
-    model.config = {
+    config = {
         "name": name,
         "op": op,
         "num_classes": classes,
@@ -142,7 +144,21 @@ def create_model(
         "grad": None if rule is None else rule._asdict(),
         "recenter": recenter,
     }
+    layers = layers_of(op, rule, recenter)
+    if pretrained:
+        return _pretrained(config)
+    model = builder.build(layers, classes, channels)
+    model.config = config
     model.input_size = (channels, *builder.size)
+    return model
+
+
+def _pretrained(config: dict[str, Any]) -> Model:
+    """Return the trained network in the package. Raises UserError where there is none of this ``config``."""
+    model = Model.from_package(f"{config['name']}-{config['op']}")
+    for argument, value in config.items():
+        if value != model.config[argument]:
+            raise UserError(f"{argument}={value}: the pretrained network has {argument}={model.config[argument]}")
     return model
 
 
