@@ -106,6 +106,11 @@ class IntegerProgram:
     arena_bytes: int
     about: Mapping[str, Any]
 
+    @property
+    def bits(self) -> str:
+        """Return the bits that the file states, in a few characters; empty where it states none."""
+        return str(self.about.get("bits", ""))[:8]
+
 
 class Missing(NamedTuple):
     """Name a part that the page lacks and the reason. ``details`` may name folders and are not on the page."""

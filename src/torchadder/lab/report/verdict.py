@@ -47,8 +47,8 @@ def _integer(content: Content) -> str:
     """Return accuracy, latency and bits of the run's first integer program."""
     program = content.programs[0]
     accuracy = "" if program.accuracy is None else f"{program.accuracy:.2f} % and "
-    bits = str(program.about.get("bits", "8"))[:8]
-    return f"{accuracy}{1000 * program.seconds:.3f} ms an image ({bits} bits)"
+    bits = f" ({program.bits} bits)" if program.bits else ""
+    return f"{accuracy}{1000 * program.seconds:.3f} ms an image{bits}"
 
 
 def _doubt(one: Content, other: Content) -> str:
