@@ -26,17 +26,17 @@ def pretrained_file(name: str) -> Path:
 
     Raises UserError for a name that list_pretrained does not have, and where the file was changed or lost.
     """
-    if name not in list_pretrained():
+    file, sums = FOLDER / f"{name}{SUFFIX}", _sums()
+    if file.name not in sums:
         raise UserError(
             f"pretrained=True: there are no weights of {name} in the package, only of {', '.join(list_pretrained())}; "
             "train it, and load its run with from_pretrained"
         )
-    file = FOLDER / f"{name}{SUFFIX}"
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); install torchadder again") from error
-    if digest != _sums()[file.name]:
+    if digest != sums[file.name]:
         raise UserError(f"{file} was changed: its hash is not the one in {SUMS}; install torchadder again")
     return file
 
