@@ -13,13 +13,22 @@ CHARTS = {"one": 7, "two": 12, "bare": 7}
 
 
 @pytest.fixture
-def opened(visited, pages):
-    """Open a page by name with all charts drawn; anything that it logs or loads from elsewhere fails the test."""
+def open_file(visited):
+    """Open a page with all charts drawn; anything that it logs or loads from elsewhere fails the test."""
+
+    def open_page(path, **options):
+        url = path.as_uri()
+        return visited(url, "html[data-drawn]", lambda requested: requested == url, **options)
+
+    return open_page
+
+
+@pytest.fixture
+def opened(open_file, pages):
+    """Open a page by name."""
 
     def open_page(name, width=1280, scheme="light", **options):
-        url = pages[name].as_uri()
-        options |= {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
-        return visited(url, "html[data-drawn]", lambda requested: requested == url, **options)
+        return open_file(pages[name], viewport={"width": width, "height": 800}, color_scheme=scheme, **options)
 
     return open_page
 
@@ -132,32 +141,29 @@ def test_dragging_zooms_both_charts_and_a_pointer_shows_numbers(opened, world):
     wait_for(page, [1, 2, 3], 4)
 
 
-def test_a_chart_in_a_closed_part_is_drawn_when_it_opens(visited, world, tmp_path, monkeypatch):
+def test_a_chart_in_a_closed_part_is_drawn_when_it_opens(open_file, world, tmp_path, monkeypatch):
     monkeypatch.setattr(report.page, "HISTOGRAMS", 2)
     report.write([world["adder"]], tmp_path / "page.html", test=False)
-    url = (tmp_path / "page.html").as_uri()
-    page = visited(url, "html[data-drawn]", lambda requested: requested == url)
+    page = open_file(tmp_path / "page.html")
     assert page.locator(".histograms svg").count() == 2
     page.get_by_text("The other 3 layers").click()
     page.wait_for_function("document.querySelectorAll('.histograms svg').length === 5")
     assert min(page.eval_on_selector_all(".chart svg", "all => all.map((e) => e.getBoundingClientRect().width)")) > 100
 
 
-def test_one_epoch_has_no_curves_and_no_controls(visited, world, tmp_path):
+def test_one_epoch_has_no_curves_and_no_controls(open_file, world, tmp_path):
     run = replace(world["adder"], metrics=world["adder"].metrics[:1])
     report.write([run], tmp_path / "page.html", test=False)
-    url = (tmp_path / "page.html").as_uri()
-    page = visited(url, "html[data-drawn]", lambda requested: requested == url)
+    page = open_file(tmp_path / "page.html")
     assert page.locator("#controls, [data-figure=accuracy]").count() == 0
     assert page.get_by_text(f"{run.metrics[0]['test_loss']:.4f}").is_visible()
     assert page.locator(".histograms svg").count() == 5
 
 
-def test_the_pointer_shows_a_dash_where_a_shorter_run_has_no_number(visited, world, tmp_path):
+def test_the_pointer_shows_a_dash_where_a_shorter_run_has_no_number(open_file, world, tmp_path):
     short = replace(world["conv"], metrics=world["conv"].metrics[:2])
     report.write([world["adder"], short], tmp_path / "page.html", test=False)
-    url = (tmp_path / "page.html").as_uri()
-    page = visited(url, "html[data-drawn]", lambda requested: requested == url)
+    page = open_file(tmp_path / "page.html")
     chart = page.locator("[data-figure=accuracy] svg")
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
