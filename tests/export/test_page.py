@@ -12,7 +12,7 @@ from tests.quant.random_programs import Maker
 
 from torchadder.engine import Classifier
 from torchadder.export import export_page
-from torchadder.export.page import DIGITS
+from torchadder.export.page import DIGITS, render
 from torchadder.quant import Program
 
 NAMES = ["<b>cat</b>", "dog", "frog"]
@@ -21,7 +21,7 @@ WIDTHS = (320, 360, 768, 1440)
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Return a folder with digits.html, and colour.html of a program for 3 x 12 x 16 pixels and three classes."""
+    """Return a folder with digits.html, colour.html of a program for 3 x 12 x 16 pixels and three classes."""
     folder = tmp_path_factory.mktemp("pages")
     export_page(DIGITS, folder / "digits.html")
     torch.manual_seed(0)
@@ -36,6 +36,7 @@ def pages(tmp_path_factory):
     program.save(folder / "colour.tadder", classes=NAMES, **normalisation)
     export_page(folder / "colour.tadder", folder / "colour.html")
     (folder / "damaged.tadder").write_bytes((folder / "colour.tadder").read_bytes()[:-1])
+    (folder / "broken.html").write_text(render((folder / "damaged.tadder").read_bytes(), "damaged.tadder"))
     program.save(folder / "other.tadder")  # does not say how to prepare an image
     return folder
 
@@ -300,3 +301,13 @@ def test_names_cannot_add_markup(visit, pages):
     page = visit("named")
     assert page.evaluate("window.pwned") is None
     assert page.title() == f"Choose an image · {name}"
+
+
+def test_a_page_whose_own_program_is_damaged_says_so_and_takes_another(visit):
+    page = visit("broken")
+    assert page.inner_text("#problem").startswith("damaged.tadder cannot be used: ")
+    assert not any(page.is_visible(part) for part in ("#answer-section", "#compare-title", "#inside-title", "footer"))
+    put(page, DIGITS.read_bytes(), "digits.tadder")
+    page.wait_for_selector("#answer-section:visible")
+    draw(page, (0.5, 0.2), (0.5, 0.8))
+    settled(page)

@@ -48,6 +48,7 @@ async function load(bytes, name) {
   program = { ...loaded, name, names: namesOf(loaded) };
   stopCamera();
   describe();
+  document.body.classList.add("loaded");
   clear();
   const milliseconds = await ask("benchmark");
   if (program.name === name) {
