@@ -68,7 +68,7 @@ def evaluate(
     from torchadder.quant.file import describe_images, is_program
     from torchadder.train import evaluate as scores_of
     from torchadder.train.images import check_images
-    from torchadder.train.loop import is_at_chance, labels_of
+    from torchadder.train.loop import class_sizes, is_at_chance
 
     program = checkpoint.endswith(SUFFIX) or is_program(checkpoint)
     if program and weights is not None:
@@ -100,7 +100,7 @@ def evaluate(
     seconds = time.perf_counter() - start
     count = len(images.test)
     correct = round(scores.accuracy * count / 100)
-    if is_at_chance(scores.accuracy, labels_of(images.test)):
+    if is_at_chance(scores.accuracy, class_sizes(images.test)):
         console.warning(f"{checkpoint} is no better than one answer to all {count:,} test images: {TRAIN_MORE}")
     if json:
         result = {

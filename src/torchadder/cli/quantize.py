@@ -83,7 +83,7 @@ def quantize(
     from torchadder.quant.steps import Layer
     from torchadder.train import Recipe
     from torchadder.train.images import check_images
-    from torchadder.train.loop import labels_of
+    from torchadder.train.loop import class_sizes
     from torchadder.version import __version__
 
     if method not in METHODS:
@@ -134,7 +134,7 @@ def quantize(
         about["float_accuracy"] = _accuracy(model, split, workers)
     program.save(out, about=about, **image_metadata(split))
     engine, count = Engine(out), about["calibration_images"]
-    if gives_one_answer(engine, calibration, labels_of(split.train)):
+    if gives_one_answer(engine, calibration, class_sizes(split.train)):
         console.warning(f"{out} gives nearly all {count:,} calibration images the same class: {TRAIN_MORE}")
     result = {
         "file": str(out),

@@ -72,14 +72,14 @@ def calibration_images(dataset: Dataset, count: int = 512, seed: int = 0, worker
     return [images for images, _ in islice(batches, number)]
 
 
-def gives_one_answer(forward: Callable[[Tensor], Tensor], batches: Iterable[Tensor], labels: Tensor) -> bool:
-    """Say whether ``forward`` gives nearly all images of ``batches`` one class, though their ``labels`` are several.
+def gives_one_answer(forward: Callable[[Tensor], Tensor], batches: Iterable[Tensor], sizes: Tensor) -> bool:
+    """Say whether ``forward`` gives nearly all images of ``batches`` one class, though they are of several.
 
-    ``labels``: those of the whole split. Nearly all: the share of the class is nine tenths of the way from that of the
-    most frequent label to 100%. False for fewer than SEVERAL images.
+    ``sizes``: the number of images of each class in the whole split, (K,). Nearly all: the share of the class is nine
+    tenths of the way from that of the largest class to 100%. False for fewer than SEVERAL images.
     """
-    answers, usual = torch.cat([forward(images).argmax(1) for images in batches]), largest_share(labels)
-    return len(answers) >= SEVERAL and usual < 1 and largest_share(answers) >= usual + 0.9 * (1 - usual)
+    answers, usual = torch.cat([forward(images).argmax(1) for images in batches]).bincount(), largest_share(sizes)
+    return int(answers.sum()) >= SEVERAL and usual < 1 and largest_share(answers) >= usual + 0.9 * (1 - usual)
 
 
 def finetuning_batches(dataset: Dataset, checkpoint: Path, seed: int = 0, workers: int | None = None) -> Loader:

@@ -201,7 +201,7 @@ def train_epochs(
         }
         run.end_epoch(row, tested, state)
         progress.epoch_done(row)
-        if epoch in (CHECKED_EPOCH, recipe.epochs) and has_learned_in_vain(row, labels_of(dataset.test)):
+        if epoch in (CHECKED_EPOCH, recipe.epochs) and has_learned_in_vain(row, class_sizes(dataset.test)):
             progress.warned(describe_chance(row, recipe))
 
 
@@ -317,33 +317,33 @@ def evaluate(model: Callable[[Tensor], Tensor], batches: Loader, processes: Proc
     return Scores(loss.item() / batches.count, top1, top5)
 
 
-def labels_of(split: Split | StreamedSplit) -> Tensor:
-    """Return all labels of ``split``, int64 (N,)."""
-    return torch.as_tensor((split if isinstance(split, Split) else split.source).labels)
+def class_sizes(split: Split | StreamedSplit) -> Tensor:
+    """Return the number of images of each class of ``split``, int64 (K,)."""
+    return torch.as_tensor((split if isinstance(split, Split) else split.source).labels).bincount()
 
 
-def largest_share(classes: Tensor) -> float:
-    """Return the share of the most frequent of ``classes``, int64 (N,): the accuracy of one answer to every image."""
-    return classes.bincount().max().item() / len(classes)
+def largest_share(sizes: Tensor) -> float:
+    """Return the share of the largest class, of ``sizes`` (K,): the accuracy of one answer to every image."""
+    return sizes.max().item() / sizes.sum().item()
 
 
-def is_at_chance(accuracy: float, labels: Tensor) -> bool:
-    """Say whether an ``accuracy`` in percent is no better than one answer to all images with these ``labels``.
+def is_at_chance(accuracy: float, sizes: Tensor) -> bool:
+    """Say whether an ``accuracy`` in percent is no better than one answer to all images of classes of these ``sizes``.
 
-    Two standard errors above the accuracy of that answer count as no better. False where all labels are equal.
+    Two standard errors above the accuracy of that answer count as no better. False for a single class.
     """
-    chance = largest_share(labels)
-    return chance < 1 and accuracy / 100 <= chance + 2 * math.sqrt(chance * (1 - chance) / len(labels))
+    chance = largest_share(sizes)
+    return chance < 1 and accuracy / 100 <= chance + 2 * math.sqrt(chance * (1 - chance) / int(sizes.sum()))
 
 
-def has_learned_in_vain(row: dict[str, Any], labels: Tensor) -> bool:
-    """Say whether the test with these ``labels`` is at chance, although the training images are learned.
+def has_learned_in_vain(row: dict[str, Any], sizes: Tensor) -> bool:
+    """Say whether the test on classes of these ``sizes`` is at chance, although the training images are learned.
 
     The training accuracy is then at least a quarter of the way from chance to 100%.
     """
-    chance = largest_share(labels)
+    chance = largest_share(sizes)
     learned = row["train_accuracy"] / 100 >= chance + (1 - chance) / 4
-    return learned and is_at_chance(row["test_accuracy"], labels)
+    return learned and is_at_chance(row["test_accuracy"], sizes)
 
 
 def describe_chance(row: dict[str, Any], recipe: Recipe) -> str:

@@ -23,21 +23,21 @@ def text(*contents):
 
 
 def test_a_run_beside_the_paper():
-    assert text(content(99.0)) == "99.00 % of the test images are classified correctly after 5 epochs."
+    assert text(content(99.0)) == "99.00% of the test images are classified correctly after 5 epochs."
     assert "after 5 epochs of 9." in text(content(99.0, planned=9))
-    assert "0.15 points below the paper's 99.40 %." in text(content(99.25, paper=Paper(99.4, "", 50, -0.15)))
-    assert "0.10 points above the paper's 99.40 %." in text(content(99.5, paper=Paper(99.4, "", 50, 0.10)))
-    assert "The paper has 99.40 % after 50 epochs." in text(content(99.0, paper=Paper(99.4, "", 50, None)))
+    assert "0.15 points below the paper's 99.40%." in text(content(99.25, paper=Paper(99.4, "", 50, -0.15)))
+    assert "0.10 points above the paper's 99.40%." in text(content(99.5, paper=Paper(99.4, "", 50, 0.10)))
+    assert "The paper has 99.40% after 50 epochs." in text(content(99.0, paper=Paper(99.4, "", 50, None)))
 
 
 def test_integer_programs_are_named_with_accuracy_and_latency():
     program = IntegerProgram("int8.tadder", 98.95, 58e-6, 1, 1, {"bits": 7})
-    assert "As integers, on one thread: 98.95 % and 0.058 ms an image (7 bits)." in text(
+    assert "As integers, on one thread: 98.95% and 0.058 ms an image (7 bits)." in text(
         content(99.0, programs=[program])
     )
     untested = IntegerProgram("int8.tadder", None, 58e-6, 1, 1, {})
     both = text(content(99.0, programs=[untested]), content(98.0, "CNN", programs=[program]), content(97.0, "BNN"))
-    assert "thread: AdderNet 0.058 ms an image; CNN 98.95 % and 0.058 ms an image (7 bits)." in both
+    assert "thread: AdderNet 0.058 ms an image; CNN 98.95% and 0.058 ms an image (7 bits)." in both
 
 
 def test_runs_are_ordered_and_small_differences_are_doubted():
@@ -47,8 +47,8 @@ def test_runs_are_ordered_and_small_differences_are_doubted():
         content(99.1, images=10_000),
     )
     assert text(far, near, best) == (
-        "AdderNet classifies 99.10 % of the test images correctly. CNN is 0.10 points behind, at 99.00 %, which is no "
-        "clear difference (10,000 images tell 0.27 points apart). BNN is 9.10 points behind, at 90.00 %."
+        "AdderNet classifies 99.10% of the test images correctly. CNN is 0.10 points behind, at 99.00%, which is no "
+        "clear difference: with 10,000 test images that begins at 0.27 points. BNN is 9.10 points behind, at 90.00%."
     )
     assert "no clear difference" not in text(content(99.0), content(99.1, "CNN"))  # the number of images is not known
     assert "CNN is equal." in text(content(99.0), content(99.0, "CNN", images=1000))
@@ -56,6 +56,6 @@ def test_runs_are_ordered_and_small_differences_are_doubted():
 
 def test_a_test_at_chance_is_explained():
     lagging = content(10.2, images=1000)
-    assert "no better than one answer to every image, that on training images is 90.0 %" in text(lagging)
+    assert "no better than one answer to every image, that on training images is 90.0%" in text(lagging)
     assert "AdderNet: the test accuracy is no better" in text(lagging, content(99.0, "CNN", images=1000))
     assert "no better" not in text(content(20.0, images=1000))
