@@ -25,7 +25,7 @@ FLAGS_OF = {
 }
 ARM = ("kernels_neon", "kernels_neondot")
 FLAGS = [
-    *("-std=c++17", "-g1", "-O1", "-w", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    *("-std=c++17", "-g1", "-Og", "-w", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     *(f"-DTORCHADDER_X86={int(X86)}", f"-I{NATIVE / 'include'}", f"-I{NATIVE}"),
 ]
 
