@@ -15,7 +15,7 @@
 namespace torchadder::engine {
 namespace {
 
-constexpr int64_t kVersion = 2;               // the newest; 1 has fewer kinds of steps
+constexpr int64_t kVersion = 3;               // the newest; 1 has fewer kinds of steps, 2 no packed weights
 constexpr int64_t kLimit = int64_t{1} << 31;  // of a 32-bit number
 constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 16, kMaxSteps = 1 << 12;
 constexpr int64_t kMaxSize = 1 << 28;  // quantized values of one image or of one output
@@ -160,10 +160,7 @@ class Reader {
   }
 
   void read_layer(const Json &fields, Step &step) {
-    const char *const dtype = step.op == Op::adder ? "U8" : "I8";
-    const TensorView weight = take(name("weight"));
-    if (weight.dtype != dtype) reject("weight is %s, expected %s", weight.dtype.c_str(), dtype);
-    if (weight.shape.size() != 4) reject("weight has %zu dimensions, expected 4", weight.shape.size());
+    const TensorView weight = fields.find("filters") ? unpack_weight(fields, step) : take_weight(step);
     if (const Json *groups = fields.find("groups")) step.groups = groups->whole("groups", 1, kMaxChannels);
     if (step.from.channels % step.groups || weight.shape[1] != step.from.channels / step.groups)
       reject("weight takes %lld channels in %lld groups, its source has %lld", printed(weight.shape[1]),
@@ -203,6 +200,41 @@ class Reader {
                printed(step.to.height), printed(step.to.width));
     }
     read_requantization(fields, step, largest);
+  }
+
+  TensorView take_weight(const Step &step) {
+    const char *const dtype = step.op == Op::adder ? "U8" : "I8";
+    TensorView weight = take(name("weight"));
+    if (weight.dtype != dtype) reject("weight is %s, expected %s", weight.dtype.c_str(), dtype);
+    if (weight.shape.size() != 4) reject("weight has %zu dimensions, expected 4", weight.shape.size());
+    return weight;
+  }
+
+  // Unpacks weights of 4 bits, two in a byte, the lower half first; those of an adder layer have no sign.
+  TensorView unpack_weight(const Json &fields, const Step &step) {
+    const TensorView packed = take(name("packed"));
+    if (packed.dtype != "U8" || packed.shape.size() != 1)
+      reject("packed is %s with %zu dimensions, expected U8 with 1", packed.dtype.c_str(), packed.shape.size());
+    TensorView weight{};
+    weight.bytes = 1;
+    const auto &sides = fields.at("filters").list("filters");
+    if (sides.size() != 4) reject("filters has %zu sizes, expected 4", sides.size());
+    for (const Json &side : sides) {
+      weight.shape.push_back(side.whole("a size of filters", 1, kMaxChannels));
+      weight.bytes *= weight.shape.back();
+      if (weight.bytes > 2 * packed.bytes) break;  // before it overflows
+    }
+    if ((weight.bytes + 1) / 2 != packed.bytes)
+      reject("packed has %lld bytes, expected half as many as filters has numbers", printed(packed.bytes));
+    if (weight.bytes % 2 && packed.data[packed.bytes - 1] >> 4) reject("packed ends with half a byte that is not 0");
+    std::vector<uint8_t> &values = program_.unpacked.emplace_back(static_cast<std::size_t>(weight.bytes));
+    const int sign = step.op == Op::adder ? 0 : 8;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const int half = packed.data[i / 2] >> (i % 2 * 4) & 15;
+      values[i] = static_cast<uint8_t>((half ^ sign) - sign);
+    }
+    weight.data = values.data();
+    return weight;
   }
 
   // Returns the largest magnitude of a layer's accumulators, and checks the weights of ordinary and binary layers.

@@ -46,7 +46,7 @@ struct Step {
   int64_t kernel[2], stride[2];
   int64_t padding[4];           // top, left, bottom, right
   int64_t dilation[2], groups;  // layers
-  const uint8_t *weight;        // layers: (C_out, C_in / groups, kh, kw), in the bytes that the program was read from
+  const uint8_t *weight;        // layers: (C_out, C_in / groups, kh, kw), in Program::unpacked or in the file's bytes
   std::vector<uint8_t> zero_point;  // layers: by input channel
   int64_t mean_unit;                // average_pool: an accumulator is a mean times this, which all counts divide
   Requantization requantization;    // all but max_pool, table and the last layer
@@ -77,9 +77,10 @@ struct Program {
   std::vector<float> scale, zero_point;
   int qmax;
   std::vector<Step> steps;
-  std::map<std::string, std::string> notes;  // what the file keeps beside the program, numbers as text
+  std::vector<std::vector<uint8_t>> unpacked;  // the weights of layers that have two in a byte of the file
+  std::map<std::string, std::string> notes;    // what the file keeps beside the program, numbers as text
 
-  // Reads a .tadder file from memory; the weights stay in it. Throws FileError, which names step and value.
+  // Reads a .tadder file from memory; weights of a byte stay in it. Throws FileError, which names step and value.
   static Program read(std::string_view bytes);
 };
 

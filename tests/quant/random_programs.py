@@ -121,10 +121,13 @@ class Maker:
         windows = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
         sizes = [(side - w) // step + 1 for side, w, step in zip(padded, windows, stride, strict=True)]
         filters = c_out, channels // groups, *kernel
+        fits_half_a_byte = channels % 3 == 0 and not self.plain
         if kind == "adder":
             weight = self.numbers(0, 255, *filters).byte()
+            weight = weight & 15 if fits_half_a_byte else weight
         elif kind == "conv":
             weight = self.numbers(-127, 127, *filters).to(torch.int8)
+            weight = weight.clamp(-8, 7) if fits_half_a_byte else weight
         else:
             weight = (2 * self.numbers(0, 1, *filters) - 1).to(torch.int8)
         zero_point = self.numbers(0, 255, channels).byte()

@@ -18,6 +18,7 @@ from torchadder.engine import Classifier, Engine
 from torchadder.errors import UserError
 from torchadder.models import create_model
 from torchadder.quant import Program, quantize
+from torchadder.quant.file import pack_weight, unpack_weight
 
 READERS = [Engine, Program.load]
 
@@ -187,8 +188,17 @@ def tensor(name, value):
     return lambda head, tensors: tensors.update({name: value(tensors[name])})
 
 
+def packed(filters, shape, dtype=torch.uint8):
+    """Replace the weights of step 1 by packed ones."""
+    return lambda head, tensors: (
+        head["steps"][1].update(filters=filters),
+        tensors.pop("1.weight"),
+        tensors.update({"1.packed": torch.full(shape, 17, dtype=dtype)}),
+    )
+
+
 UNSOUND = [  # edit, words of the message
-    (lambda h, t: h.update(version=3), "its version is 3, this torchadder reads 1 to 2"),
+    (lambda h, t: h.update(version=4), "its version is 4, this torchadder reads 1 to 3"),
     (lambda h, t: h.pop("version"), "it lacks 'version'"),
     (lambda h, t: h.pop("input"), "it lacks 'input'"),
     (image(shape=[3, 32]), "input shape has 2 sizes, expected 3"),
@@ -229,6 +239,16 @@ UNSOUND = [  # edit, words of the message
     (tensor("1.weight", lambda t: t[:, :8].contiguous()), "step 1: weight takes 8 channels in 1 groups, its"),
     (tensor("1.weight", lambda t: t[0]), "step 1: weight has 3 dimensions"),
     (tensor("1.weight", lambda t: t[:0]), "step 1: weight has 0 filters"),
+    (step(1, filters=[16, 16, 3, 3]), "step 1: it lacks the tensor '1.packed'"),
+    (packed([16, 16, 3, 3], (1151,)), "step 1: packed has 1151 bytes, expected half as many as filters has"),
+    (packed([16, 16, 3, 3], (1153,)), "step 1: packed has 1153 bytes"),
+    (packed([65536] * 4, (1152,)), "step 1: packed has 1152 bytes"),
+    (packed([16, 16, 3], (384,)), "step 1: filters has 3 sizes, expected 4"),
+    (packed([16, 16, 0, 3], (1152,)), "step 1: a size of filters 0 is out of range: expected 1 to 65536"),
+    (packed([15, 1, 3, 3], (68,)), "step 1: packed ends with half a byte that is not 0"),
+    (packed([16, 16, 3, 3], (2, 576)), "step 1: packed is U8 with 2 dimensions, expected U8 with 1"),
+    (packed([16, 16, 3, 3], (1152,), torch.int8), "step 1: packed is I8 with 1 dimensions"),
+    (packed([16, 8, 3, 3], (576,)), "step 1: weight takes 8 channels in 1 groups"),
     (tensor("0.weight", lambda t: torch.full_like(t, -128)), "step 0: a weight is -128, expected -127 to 127"),
     (lambda h, t: (step(3, op="table")(h, t), t.update({"3.table": torch.zeros(1, 9).byte()})), "step 3: table has 2"),
     (lambda h, t: (step(3, op="table")(h, t), t.update({"3.table": torch.zeros(1, 256)})), "step 3: table is F32, exp"),
@@ -322,3 +342,32 @@ def test_random_changes_of_the_head_are_refused_or_run(seed, tmp_path):
         else:
             images = torch.randint(0, 256, (1, *engine.shape), generator=torch.Generator().manual_seed(seed)).byte()
             assert torch.equal(engine(images, quantized=True), Program.load(file)(images, quantized=True))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_weights_of_4_bits_are_packed_two_in_a_byte(signed):
+    low, high = (-8, 7) if signed else (0, 15)
+    every = torch.arange(low, high + 1, dtype=torch.int8 if signed else torch.uint8)
+    for count in (1, 2, 5, 16):
+        weight = every[-count:].view(1, count, 1, 1)
+        halves = pack_weight(weight)
+        assert halves.dtype == torch.uint8
+        assert halves.shape == (-(-count // 2),)
+        again = unpack_weight(halves, weight.shape, signed)
+        assert again.dtype == weight.dtype
+        assert torch.equal(again, weight)
+    assert pack_weight(every.view(1, 16, 1, 1))[0] == (0x98 if signed else 0x10)
+    for outside in (low - 1, high + 1) if signed else (high + 1,):
+        assert pack_weight(torch.full((1, 2, 1, 1), outside, dtype=every.dtype)) is None
+
+
+def test_a_program_of_4_bits_is_saved_in_half_the_bytes(program, tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    small = quantize(trained(create_model("resnet20"), images), [images], 4)
+    small.save(tmp_path / "small.tadder")
+    assert len(small.to_bytes()) < 0.6 * len(program.to_bytes())
+    packed = [name for name in safetensors.torch.load(small.to_bytes()) if name.endswith(".packed")]
+    assert len(packed) == sum(step.kind == "adder" for step in small.steps)
+    for reader in READERS:
+        assert torch.equal(reader(tmp_path / "small.tadder")(images), small(images))

@@ -2,8 +2,11 @@
 
     metadata   tadder: JSON {"version", "input", "steps", "about"}, called the head here; it is one entry, because
                safetensors does not fix the order of several
-    tensors    input.scale, input.zero float32 (C,); of step i, as its kind needs: i.weight, i.zero, i.multiplier,
-               i.offset, i.shift, i.factor, i.gain, i.bias, i.table
+    tensors    input.scale, input.zero float32 (C,); of step i, as its kind needs: i.weight or i.packed, i.zero,
+               i.multiplier, i.offset, i.shift, i.factor, i.gain, i.bias, i.table
+
+Weights that fit into 4 bits are packed, two in a byte of i.packed, the lower half first: those of an adder layer are 0
+to 15, others -8 to 7. The step then has "filters", the shape of the weights.
 
 In the file zero_point is called "zero", qmax "highest", pre_shift "pre", and the scale of the logits "gain". "about"
 holds text and numbers by name, which the program runs without:
@@ -35,6 +38,7 @@ from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -43,7 +47,7 @@ from torchadder.data.preprocessing import CENTRE, MODES, WHOLE, Preprocessing
 from torchadder.data.registry import Normalization
 from torchadder.errors import UserError, in_one_line
 
-FORMAT, VERSION, SUFFIX = "tadder", 2, ".tadder"  # files of version 1 are read, too
+FORMAT, VERSION, SUFFIX = "tadder", 3, ".tadder"  # older files are read, too
 OTHERS = {  # how files begin that people take for a program
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
@@ -61,6 +65,23 @@ def pack(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     # Clones, because safetensors refuses tensors that share memory.
     own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     return safetensors.torch.save(own, {FORMAT: json.dumps(head)})
+
+
+def pack_weight(weight: Tensor) -> Tensor | None:
+    """Return the weights of a layer, two in a byte, uint8 (half as many,); None where they need more than 4 bits."""
+    low, high = (0, 15) if weight.dtype == torch.uint8 else (-8, 7)
+    if not low <= int(weight.min()) <= int(weight.max()) <= high:
+        return None
+    halves = F.pad(weight.flatten(), (0, weight.numel() % 2)) & 15
+    return (halves[::2] | halves[1::2] << 4).view(torch.uint8)
+
+
+def unpack_weight(packed: Tensor, shape: Sequence[int], signed: bool) -> Tensor:
+    """Return the weights that pack_weight packed, int8 if ``signed``, else uint8."""
+    halves = torch.stack([packed & 15, packed >> 4], 1).flatten()[: math.prod(shape)]
+    if signed:
+        halves = ((halves ^ 8).view(torch.int8) - 8).contiguous()
+    return halves.view(*shape)
 
 
 def is_program(path: str | Path) -> bool:

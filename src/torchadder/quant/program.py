@@ -138,14 +138,18 @@ class Program(nn.Module):
         """Return the content of the program's file; ``about`` is kept in it as it is."""
         self._check_dtype()
         tensors = {"input.scale": self.scale, "input.zero": self.zero_point}
+        descriptions = [_description(step) for step in self.steps]
         for number, step in enumerate(self.steps):
             for name, value in step.named_buffers():
                 name = name.rpartition(".")[2]
+                if name == "weight" and (packed := file.pack_weight(value)) is not None:
+                    descriptions[number]["filters"] = [*value.shape]
+                    name, value = "packed", packed
                 tensors[f"{number}.{ON_DISK.get(name, name)}"] = value
         head = {
             "version": file.VERSION,
             "input": {"shape": [*self.shape], "highest": self.qmax},
-            "steps": [_description(step) for step in self.steps],
+            "steps": descriptions,
             "about": dict(about or {}),
         }
         return file.pack(head, tensors)
@@ -217,6 +221,10 @@ def _step(number: int, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         case "table":
             return Table(sources, own["table"])
         case kind:
-            weight, zero_point = own["weight"], own["zero"]
+            zero_point = own["zero"]
+            if shape := about.get("filters"):
+                weight = file.unpack_weight(own["packed"], shape, signed=kind != "adder")
+            else:
+                weight = own["weight"]
             taps = axes["dilation"] or (1, 1), axes["groups"] or 1
             return Layer(kind, sources, weight, zero_point, stride, padding, epilogue, *taps)

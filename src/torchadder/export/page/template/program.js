@@ -12,7 +12,7 @@
 
 class FileError extends Error {}
 
-const VERSION = 2; // the newest; files of version 1 are read, too
+const VERSION = 3; // the newest; older files are read, too
 const LAYERS = ["adder", "conv", "binary"];
 const LIMIT = 2 ** 31; // of a 32-bit number
 const MAX_SIDE = 2 ** 14;
@@ -183,7 +183,11 @@ function readLayer(fields, step, isLast, shapes, take) {
   step.padding = axes(fields.padding, "padding", 0, 4);
   if (fields.dilation !== undefined) step.dilation = axes(fields.dilation, "dilation", 1, 2);
   if (fields.groups !== undefined) step.groups = whole(fields.groups, "groups", 1, MAX_CHANNELS);
-  step.weight = take("weight", step.kind === "adder" ? "U8" : "I8", [null, channels / step.groups, null, null]);
+  step.weight = fields.filters !== undefined ? unpackedWeight(fields, step, take)
+    : take("weight", step.kind === "adder" ? "U8" : "I8", [null, null, null, null]);
+  if (step.weight.shape[1] !== channels / step.groups) {
+    throw new FileError(`weight takes ${step.weight.shape[1]} channels in ${step.groups} groups, its source has ${channels}`);
+  }
   const [filters, , ...kernel] = step.weight.shape;
   if (filters % step.groups) throw new FileError(`weight has ${filters} filters in ${step.groups} groups`);
   whole(filters, "the number of filters", 1, MAX_CHANNELS);
@@ -206,6 +210,19 @@ function readLayer(fields, step, isLast, shapes, take) {
     throw new FileError(`it adds value ${step.sources[1]} of another shape`);
   }
   readRequantization(fields, step, largest, take);
+}
+
+// Unpack weights of 4 bits, two in a byte, the lower half first; those of an adder layer have no sign.
+function unpackedWeight({ filters }, { kind }, take) {
+  const shape = list(filters, "filters", 4).map((size) => whole(size, "a size of filters", 1, MAX_CHANNELS));
+  const count = shape.reduce((product, size) => product * size, 1);
+  const packed = take("packed", "U8", [Math.ceil(count / 2)]);
+  if (count % 2 && packed.at(-1) >> 4) throw new FileError("packed ends with half a byte that is not 0");
+  const sign = kind === "adder" ? 0 : 8;
+  const weight = new (sign ? Int8Array : Uint8Array)(count);
+  for (let i = 0; i < count; i += 1) weight[i] = (((packed[i >> 1] >> (4 * (i & 1))) & 15) ^ sign) - sign;
+  weight.shape = shape;
+  return weight;
 }
 
 function largestAccumulator(step) {
