@@ -4,10 +4,12 @@ Rounding shifts the mean of a layer's outputs and adds to their variance. The st
 them, and the error adds up from layer to layer. The statistics of the calibration images would not fit either: they are
 few, and not augmented as those of the training were. So the images tell only how far rounding moves the statistics:
 
-    mean' = mean + mean(quantized) - mean(float)
-    var'  = (var + eps) * var(quantized) / var(float) - eps
+    ratio = var(quantized) / var(float)
+    var'  = (var + eps) * ratio - eps
+    mean' = mean(quantized) - (mean(float) - mean) * sqrt(ratio)
 
-over the same batch of images, with all layers before it corrected.
+so that mean and variance after the normalisation are those of the float network over the same batch of images, with
+all layers before it corrected.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ class _Corrected(FakeQuantized):
         (float_mean, float_var), (own_mean, own_var) = self.exact[n.name], _moments(x)
         tiny = torch.finfo(own_var.dtype).tiny
         ratio = ((own_var + tiny) / (float_var + tiny)).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
-        corrected = mean + (own_mean - float_mean), ((var + eps) * ratio - eps).clamp(min=0)
+        corrected = own_mean - (float_mean - mean) * ratio.sqrt(), ((var + eps) * ratio - eps).clamp(min=0)
         running, sums = self.totals.get(n.name, ((mean, var), (torch.zeros_like(mean), torch.zeros_like(var))))
         self.totals[n.name] = running, (sums[0] + corrected[0], sums[1] + corrected[1])
         return BATCH_NORM(x, weight, bias, *corrected, training, momentum, eps, cudnn)
