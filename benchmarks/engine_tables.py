@@ -377,10 +377,10 @@ def quantisation_table(*records: Record) -> str:
     bits = sorted({row["bits"] for row in rows}, reverse=True)
     header = ["model", "test images", "float32, %", *(f"{number} bits" for number in bits)]
     lines = []
-    for model in dict.fromkeys(row["checkpoint"] for row in rows):
-        some = {row["bits"]: row for row in rows if row["checkpoint"] == model}
+    for model, images in dict.fromkeys((row["checkpoint"], row["dataset"]) for row in rows):
+        some = {row["bits"]: row for row in rows if (row["checkpoint"], row["dataset"]) == (model, images)}
         first = next(iter(some.values()))
-        place = f"`{model}` ({first['model']}, {first['dataset']})"
+        place = f"`{model}` ({first['op']}, {images})"
         cells = [
             f"{some[number]['accuracy']:.2f} ({some[number]['accuracy'] - some[number]['float_accuracy']:+.2f})"
             for number in bits
@@ -388,5 +388,5 @@ def quantisation_table(*records: Record) -> str:
         lines.append([place, f"{first['images']:,}", f"{first['float_accuracy']:.2f}", *cells])
     how = f"calibrated with {rows[0]['calibration_images']} training images, method {rows[0]['method']}"
     dates = " and ".join(dict.fromkeys(record["date"] for record in records))
-    caption = f"AdderNets, {how}, no fine-tuning; in brackets points against float32; {dates}."
+    caption = f"{how[0].upper()}{how[1:]}, no fine-tuning; in brackets points against float32; {dates}."
     return f"{caption}\n\n{markdown(header, lines)}"
