@@ -110,7 +110,14 @@ def server_table(record: Record) -> str:
 
 def page_table(record: Record) -> str:
     """Return one row for each page of torchadder demo."""
-    header = ["network", "page, kB", "first paint, ms", "of one word", "ms per image", "answers equal to the engine's"]
+    header = [
+        "network",
+        "page, kB",
+        "first paint, ms",
+        "first paint of one word, ms",
+        "ms per image",
+        "answers equal to the engine's",
+    ]
     lines = []
     for row in record["rows"]:
         paints = f"{row['first_paint_ms']:.0f}", f"{row['one_word_first_paint_ms']:.0f}"
@@ -118,7 +125,7 @@ def page_table(record: Record) -> str:
         lines.append([row["model"], f"{row['bytes'] / 1e3:.0f}", *times, f"{row['equal']} of {row['images']}"])
     where = f"{processor(record)}, load average {record['load']:.1f}; {record['browser']}"
     caption = (
-        f"{where}; opened from disk, in turns with a page of one word; medians of {record['n']}; {record['date']}."
+        f"{where}; opened from disk, alternating with a page of one word; medians of {record['n']}; {record['date']}."
     )
     return f"{markdown(header, lines, left=1)}\n\n{caption}"
 
@@ -377,10 +384,10 @@ def quantisation_table(*records: Record) -> str:
     bits = sorted({row["bits"] for row in rows}, reverse=True)
     header = ["model", "test images", "float32, %", *(f"{number} bits" for number in bits)]
     lines = []
-    for model, images in dict.fromkeys((row["checkpoint"], row["dataset"]) for row in rows):
-        some = {row["bits"]: row for row in rows if (row["checkpoint"], row["dataset"]) == (model, images)}
+    for model, dataset in dict.fromkeys((row["checkpoint"], row["dataset"]) for row in rows):
+        some = {row["bits"]: row for row in rows if (row["checkpoint"], row["dataset"]) == (model, dataset)}
         first = next(iter(some.values()))
-        place = f"`{model}` ({first['op']}, {images})"
+        place = f"`{model}` ({first['op']}, {dataset})"
         cells = [
             f"{some[number]['accuracy']:.2f} ({some[number]['accuracy'] - some[number]['float_accuracy']:+.2f})"
             for number in bits
@@ -388,5 +395,7 @@ def quantisation_table(*records: Record) -> str:
         lines.append([place, f"{first['images']:,}", f"{first['float_accuracy']:.2f}", *cells])
     how = f"calibrated with {rows[0]['calibration_images']} training images, method {rows[0]['method']}"
     dates = " and ".join(dict.fromkeys(record["date"] for record in records))
-    caption = f"{how[0].upper()}{how[1:]}, no fine-tuning; in brackets points against float32; {dates}."
+    caption = (
+        f"Bits of activations and adder filters; {how}, no fine-tuning; in brackets points against float32; {dates}."
+    )
     return f"{caption}\n\n{markdown(header, lines)}"

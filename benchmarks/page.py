@@ -2,11 +2,11 @@
 
     python benchmarks/page.py                                  # writes results/page.json
 
-The page is opened from disk, in turns with a page of one word, whose first paint is the browser's own. Time per image
-is what the page shows: the median of up to 51 samples in its worker. The first test images of MNIST are given to the
-page as PNG files, pixel for pixel, and its logits are compared with those of the engine. The networks are pico_wide,
-which ships, and an untrained LeNet-5-BN: neither size nor time depends on the weights. Needs playwright and a Chromium
-on the PATH.
+The page is opened from disk, alternating with a page of one word, whose first paint is the browser's own. Time per
+image is what the page shows: the median of up to 51 samples in its worker. The first test images of MNIST are given to
+the page as PNG files, pixel for pixel, and its logits are compared with those of the engine. The networks are
+pico_wide, which ships, and an untrained LeNet-5-BN: neither size nor time depends on the weights. Needs playwright and
+a Chromium on the PATH.
 """
 
 from __future__ import annotations

@@ -316,6 +316,7 @@ Plan::Plan(Program of, const Kernels *chosen, bool keep_values) : program(std::m
     weight_bytes += layer.weight_bytes;
     step.weight = nullptr;
   }
+  program.unpacked.clear();
   arena_bytes = assign_offsets(std::move(buffers), !keep_values);
 }
 

@@ -16,6 +16,7 @@ namespace torchadder::engine {
 namespace {
 
 constexpr int64_t kVersion = 3;               // the newest; 1 has fewer kinds of steps, 2 no packed weights
+constexpr int64_t kPacked = 3;                // the first with packed weights
 constexpr int64_t kLimit = int64_t{1} << 31;  // of a 32-bit number
 constexpr int64_t kMaxSide = 1 << 14, kMaxChannels = 1 << 16, kMaxSteps = 1 << 12;
 constexpr int64_t kMaxSize = 1 << 28;  // quantized values of one image or of one output
@@ -30,9 +31,9 @@ class Reader {
   Reader(const Json &head, Safetensors &file) : head_(head), file_(file) {}
 
   Program program() {
-    const int64_t version = head_.at("version").whole("its version", INT64_MIN, INT64_MAX);
-    if (version < 1 || version > kVersion)
-      reject("its version is %lld, this torchadder reads 1 to %lld", printed(version), printed(kVersion));
+    version_ = head_.at("version").whole("its version", INT64_MIN, INT64_MAX);
+    if (version_ < 1 || version_ > kVersion)
+      reject("its version is %lld, this torchadder reads 1 to %lld", printed(version_), printed(kVersion));
     for (const auto &[name, note] : head_.at("about").object("'about'"))
       program_.notes[name] = note.text_or_number("a value of 'about'");
     read_input(head_.at("input"));
@@ -160,7 +161,7 @@ class Reader {
   }
 
   void read_layer(const Json &fields, Step &step) {
-    const TensorView weight = fields.find("filters") ? unpack_weight(fields, step) : take_weight(step);
+    const TensorView weight = version_ >= kPacked && fields.find("filters") ? unpack_weight(fields, step) : take_weight(step);
     if (const Json *groups = fields.find("groups")) step.groups = groups->whole("groups", 1, kMaxChannels);
     if (step.from.channels % step.groups || weight.shape[1] != step.from.channels / step.groups)
       reject("weight takes %lld channels in %lld groups, its source has %lld", printed(weight.shape[1]),
@@ -225,7 +226,8 @@ class Reader {
       if (weight.bytes > 2 * packed.bytes) break;  // before it overflows
     }
     if ((weight.bytes + 1) / 2 != packed.bytes)
-      reject("packed has %lld bytes, expected half as many as filters has numbers", printed(packed.bytes));
+      reject("packed has %lld bytes, which are too %s for filters", printed(packed.bytes),
+             weight.bytes > 2 * packed.bytes ? "few" : "many");
     if (weight.bytes % 2 && packed.data[packed.bytes - 1] >> 4) reject("packed ends with half a byte that is not 0");
     std::vector<uint8_t> &values = program_.unpacked.emplace_back(static_cast<std::size_t>(weight.bytes));
     const int sign = step.op == Op::adder ? 0 : 8;
@@ -349,7 +351,8 @@ class Reader {
   Safetensors &file_;
   Program program_;
   std::vector<Shape> shapes_;  // of the values so far
-  int number_ = 0;             // of the step
+  int64_t version_ = 0;
+  int number_ = 0;  // of the step
   bool is_last_ = false;
 };
 

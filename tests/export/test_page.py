@@ -21,7 +21,7 @@ WIDTHS = (320, 360, 768, 1440)
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Return a folder with digits.html, colour.html of a program for 3 x 12 x 16 pixels and three classes."""
+    """Return a folder with digits.html, colour.html (3 x 12 x 16 pixels, three classes), and a damaged broken.html."""
     folder = tmp_path_factory.mktemp("pages")
     export_page(DIGITS, folder / "digits.html")
     torch.manual_seed(0)
@@ -306,8 +306,10 @@ def test_names_cannot_add_markup(visit, pages):
 def test_a_page_whose_own_program_is_damaged_says_so_and_takes_another(visit):
     page = visit("broken")
     assert page.inner_text("#problem").startswith("damaged.tadder cannot be used: ")
-    assert not any(page.is_visible(part) for part in ("#answer-section", "#compare-title", "#inside-title", "footer"))
+    later = ("#answer-section", "#more", "#compare-title", "#inside-title", "footer")
+    assert not any(page.is_visible(part) for part in later)
     put(page, DIGITS.read_bytes(), "digits.tadder")
     page.wait_for_selector("#answer-section:visible")
+    assert all(page.is_visible(part) for part in later)
     draw(page, (0.5, 0.2), (0.5, 0.8))
     settled(page)

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from tests.quant.random_programs import Maker
+from tests.quant.test_file import UNSOUND, changed
+from tests.quant.test_lowering import trained
 
 from torchadder.data.preprocessing import Preprocessing
 from torchadder.data.registry import Normalization
 from torchadder.engine import Classifier
 from torchadder.export.page import DIGITS, TEMPLATE
-from torchadder.quant import Program, file
+from torchadder.models import create_model
+from torchadder.quant import Program, file, quantize
 
 HERE = Path(__file__).parent
 CORPUS = HERE.parent / "native" / "corpus"
@@ -54,8 +57,20 @@ def test_random_programs(tmp_path):
     check_equal([Maker(seed, plain=seed % 5 == 0).program() for seed in range(50)], tmp_path)
 
 
+def test_every_fault_that_the_native_reader_names_is_refused(tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    program = quantize(trained(create_model("resnet20"), images), [images])
+    paths = [tmp_path / f"{number}.tadder" for number in range(len(UNSOUND))]
+    for path, (edit, _) in zip(paths, UNSOUND, strict=True):
+        program.save(path)
+        changed(path, edit)
+    answers = run([{"file": str(path), "q": []} for path in paths])
+    assert [words for answer, (_, words) in zip(answers, UNSOUND, strict=True) if "error" not in answer] == []
+
+
 def test_files_that_the_native_reader_refuses_are_refused(tmp_path):
-    """Damage the head and the data of files in random places, as the fuzzer does; versions 1 and 2 are read whole."""
+    """Damage the head and the data of files in random places, as the fuzzer does; whole files are read."""
     choose, paths, sound = random.Random(0), [], []
     for path in [*sorted(CORPUS.glob("*.tadder")), DIGITS]:
         content = path.read_bytes()

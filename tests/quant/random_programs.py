@@ -121,7 +121,7 @@ class Maker:
         windows = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
         sizes = [(side - w) // step + 1 for side, w, step in zip(padded, windows, stride, strict=True)]
         filters = c_out, channels // groups, *kernel
-        fits_half_a_byte = channels % 3 == 0 and not self.plain
+        fits_half_a_byte = channels % 3 == 0 and not self.plain  # draws nothing: a seed keeps its program's shapes
         if kind == "adder":
             weight = self.numbers(0, 255, *filters).byte()
             weight = weight & 15 if fits_half_a_byte else weight

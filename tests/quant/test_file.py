@@ -189,8 +189,9 @@ def tensor(name, value):
 
 
 def packed(filters, shape, dtype=torch.uint8):
-    """Replace the weights of step 1 by packed ones."""
+    """Replace the weights of step 1 by packed ones, all of them 1."""
     return lambda head, tensors: (
+        head.update(version=3),
         head["steps"][1].update(filters=filters),
         tensors.pop("1.weight"),
         tensors.update({"1.packed": torch.full(shape, 17, dtype=dtype)}),
@@ -239,10 +240,25 @@ UNSOUND = [  # edit, words of the message
     (tensor("1.weight", lambda t: t[:, :8].contiguous()), "step 1: weight takes 8 channels in 1 groups, its"),
     (tensor("1.weight", lambda t: t[0]), "step 1: weight has 3 dimensions"),
     (tensor("1.weight", lambda t: t[:0]), "step 1: weight has 0 filters"),
-    (step(1, filters=[16, 16, 3, 3]), "step 1: it lacks the tensor '1.packed'"),
-    (packed([16, 16, 3, 3], (1151,)), "step 1: packed has 1151 bytes, expected half as many as filters has"),
-    (packed([16, 16, 3, 3], (1153,)), "step 1: packed has 1153 bytes"),
-    (packed([65536] * 4, (1152,)), "step 1: packed has 1152 bytes"),
+    (
+        lambda h, t: (h.update(version=3), step(1, filters=[16, 16, 3, 3])(h, t)),
+        "step 1: it lacks the tensor '1.packed'",
+    ),
+    (
+        lambda h, t: (packed([16, 16, 3, 3], (1152,))(h, t), h.update(version=2)),
+        "step 1: it lacks the tensor '1.weight'",
+    ),
+    (
+        lambda h, t: (packed([16, 16, 3, 3], (1152,))(h, t), h["steps"][1].pop("filters")),
+        "step 1: it lacks the tensor '1.weight'",
+    ),
+    (lambda h, t: t.update({"1.packed": t["1.weight"].flatten() + 0}), "tensor '1.packed' belongs to no step"),
+    (packed(None, (1152,)), "step 1: filters is null, expected a list"),
+    (packed([16, 16, 3, 3, 1], (1152,)), "step 1: filters has 5 sizes, expected 4"),
+    (packed([16, 16, 3, 3], (0,)), "step 1: packed has 0 bytes, which are too few for filters"),
+    (packed([16, 16, 3, 3], (1151,)), "step 1: packed has 1151 bytes, which are too few for filters"),
+    (packed([16, 16, 3, 3], (1153,)), "step 1: packed has 1153 bytes, which are too many for filters"),
+    (packed([65536] * 4, (1152,)), "step 1: packed has 1152 bytes, which are too few"),
     (packed([16, 16, 3], (384,)), "step 1: filters has 3 sizes, expected 4"),
     (packed([16, 16, 0, 3], (1152,)), "step 1: a size of filters 0 is out of range: expected 1 to 65536"),
     (packed([15, 1, 3, 3], (68,)), "step 1: packed ends with half a byte that is not 0"),
@@ -276,12 +292,26 @@ def test_a_damaged_program_is_refused_and_its_fault_named(path, edit, words):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "native" / "corpus").glob("v1-*.tadder")), ids=str)
-def test_files_of_version_1_are_read(path):
+CORPUS = Path(__file__).parents[1] / "native" / "corpus"
+NAMES_OF = {1: "v1-*.tadder", 2: "[0-9].tadder", 3: "packed.tadder"}
+
+
+@pytest.mark.parametrize(
+    ("version", "path"),
+    [(v, path) for v, names in NAMES_OF.items() for path in sorted(CORPUS.glob(names))],
+    ids=str,
+)
+def test_files_of_all_versions_are_read(version, path):
     program = Program.load(path)
     images = torch.randint(0, 256, (2, *program.shape), generator=torch.Generator().manual_seed(0)).byte()
-    assert b'version\\": 1,' in path.read_bytes()
+    assert f'version\\": {version},'.encode() in path.read_bytes()
     assert torch.equal(Engine(path)(images, quantized=True), program(images, quantized=True))
+
+
+def test_packed_weights_are_read(path):
+    changed(path, packed([16, 16, 3, 3], (1152,)))
+    assert Program.load(path).steps[1].weight.tolist() == torch.ones(16, 16, 3, 3).tolist()
+    Engine(path)
 
 
 def test_files_that_are_no_program(path, tmp_path):
@@ -358,7 +388,8 @@ def test_weights_of_4_bits_are_packed_two_in_a_byte(signed):
         assert torch.equal(again, weight)
     assert pack_weight(every.view(1, 16, 1, 1))[0] == (0x98 if signed else 0x10)
     for outside in (low - 1, high + 1) if signed else (high + 1,):
-        assert pack_weight(torch.full((1, 2, 1, 1), outside, dtype=every.dtype)) is None
+        last = torch.tensor([outside], dtype=every.dtype)
+        assert pack_weight(torch.cat([every, last]).view(1, -1, 1, 1)) is None
 
 
 def test_a_program_of_4_bits_is_saved_in_half_the_bytes(program, tmp_path):

@@ -6,7 +6,8 @@
                i.multiplier, i.offset, i.shift, i.factor, i.gain, i.bias, i.table
 
 Weights that fit into 4 bits are packed, two in a byte of i.packed, the lower half first: those of an adder layer are 0
-to 15, others -8 to 7. The step then has "filters", the shape of the weights.
+to 15, others -8 to 7, among them the signs of binary layers. An odd number ends with half a byte of 0. The step then
+has "filters", the shape of the weights, and the version is 3; a file without packed weights has version 2.
 
 In the file zero_point is called "zero", qmax "highest", pre_shift "pre", and the scale of the logits "gain". "about"
 holds text and numbers by name, which the program runs without:
@@ -47,7 +48,8 @@ from torchadder.data.preprocessing import CENTRE, MODES, WHOLE, Preprocessing
 from torchadder.data.registry import Normalization
 from torchadder.errors import UserError, in_one_line
 
-FORMAT, VERSION, SUFFIX = "tadder", 3, ".tadder"  # older files are read, too
+FORMAT, SUFFIX = "tadder", ".tadder"
+VERSION, PACKED = 2, 3  # of files without and with packed weights; those of version 1 are read, too
 OTHERS = {  # how files begin that people take for a program
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
@@ -80,7 +82,7 @@ def unpack_weight(packed: Tensor, shape: Sequence[int], signed: bool) -> Tensor:
     """Return the weights that pack_weight packed, int8 if ``signed``, else uint8."""
     halves = torch.stack([packed & 15, packed >> 4], 1).flatten()[: math.prod(shape)]
     if signed:
-        halves = ((halves ^ 8).view(torch.int8) - 8).contiguous()
+        halves = (halves ^ 8).view(torch.int8) - 8
     return halves.view(*shape)
 
 

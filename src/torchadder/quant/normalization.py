@@ -9,7 +9,7 @@ few, and not augmented as those of the training were. So the images tell only ho
     mean' = mean(quantized) - (mean(float) - mean) * sqrt(ratio)
 
 so that mean and variance after the normalisation are those of the float network over the same batch of images, with
-all layers before it corrected.
+all layers before it corrected. The result is the mean over all batches.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class _Corrected(FakeQuantized):
         (float_mean, float_var), (own_mean, own_var) = self.exact[n.name], _moments(x)
         tiny = torch.finfo(own_var.dtype).tiny
         ratio = ((own_var + tiny) / (float_var + tiny)).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
-        corrected = own_mean - (float_mean - mean) * ratio.sqrt(), ((var + eps) * ratio - eps).clamp(min=0)
+        corrected_var = ((var + eps) * ratio - eps).clamp(min=0)
+        widening = ((corrected_var + eps) / (var + eps)).sqrt()
+        corrected = own_mean - (float_mean - mean) * widening, corrected_var
         running, sums = self.totals.get(n.name, ((mean, var), (torch.zeros_like(mean), torch.zeros_like(var))))
         self.totals[n.name] = running, (sums[0] + corrected[0], sums[1] + corrected[1])
         return BATCH_NORM(x, weight, bias, *corrected, training, momentum, eps, cudnn)

@@ -147,7 +147,7 @@ class Program(nn.Module):
                     name, value = "packed", packed
                 tensors[f"{number}.{ON_DISK.get(name, name)}"] = value
         head = {
-            "version": file.VERSION,
+            "version": file.PACKED if any("filters" in about for about in descriptions) else file.VERSION,
             "input": {"shape": [*self.shape], "highest": self.qmax},
             "steps": descriptions,
             "about": dict(about or {}),
@@ -222,8 +222,8 @@ def _step(number: int, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
             return Table(sources, own["table"])
         case kind:
             zero_point = own["zero"]
-            if shape := about.get("filters"):
-                weight = file.unpack_weight(own["packed"], shape, signed=kind != "adder")
+            if "packed" in own:
+                weight = file.unpack_weight(own["packed"], about["filters"], signed=kind != "adder")
             else:
                 weight = own["weight"]
             taps = axes["dilation"] or (1, 1), axes["groups"] or 1

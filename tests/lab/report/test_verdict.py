@@ -48,7 +48,7 @@ def test_runs_are_ordered_and_small_differences_are_doubted():
     )
     assert text(far, near, best) == (
         "AdderNet classifies 99.10% of the test images correctly. CNN is 0.10 points behind, at 99.00%, which is no "
-        "clear difference: with 10,000 test images that begins at 0.27 points. BNN is 9.10 points behind, at 90.00%."
+        "clear difference: 10,000 test images show one only from 0.27 points on. BNN is 9.10 points behind, at 90.00%."
     )
     assert "no clear difference" not in text(content(99.0), content(99.1, "CNN"))  # the number of images is not known
     assert "CNN is equal." in text(content(99.0), content(99.0, "CNN", images=1000))

@@ -60,7 +60,7 @@ def _doubt(one: Content, other: Content) -> str:
     limit = ERRORS * math.sqrt(sum(share * (1 - share) / images for share in shares))
     if shares[0] - shares[1] > limit:
         return ""
-    return f", which is no clear difference: with {images:,} test images that begins at {100 * limit:.2f} points"
+    return f", which is no clear difference: {images:,} test images show one only from {100 * limit:.2f} points on"
 
 
 def _problem(content: Content) -> str:

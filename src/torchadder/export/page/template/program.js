@@ -1,8 +1,9 @@
 "use strict";
-// Read a .tadder file: safetensors, with the steps of an integer program as metadata. docs/engine.md describes it.
+// Read a .tadder file: safetensors, with the steps of an integer program as metadata. quant/file.py describes it.
 //
 // A file may come from a stranger: read() checks every length, shape, index and range, by the rules of the native reader
-// (native/engine/program.cpp), and throws FileError, whose message is one line. In the file zero_point is called "zero",
+// (native/engine/program.cpp), and throws FileError, whose message is one line. Only JSON itself may be written in more
+// ways here: 3.0 for 3, a name twice, deep nesting. In the file zero_point is called "zero",
 // qmax "highest", pre_shift "pre", and the scale of the logits "gain".
 //
 //   read(bytes) -> { shape: [C, H, W], qmax, scale, zeroPoint, steps, about }
@@ -13,6 +14,7 @@
 class FileError extends Error {}
 
 const VERSION = 3; // the newest; older files are read, too
+const PACKED = 3; // the first with packed weights
 const LAYERS = ["adder", "conv", "binary"];
 const LIMIT = 2 ** 31; // of a 32-bit number
 const MAX_SIDE = 2 ** 14;
@@ -27,6 +29,9 @@ function read(bytes) {
   const head = parsed(tensors.metadata, "its head");
   const version = whole(head.version, "its version", 1, VERSION);
   const about = object(head.about, "'about'");
+  if (!Object.values(about).every((value) => ["string", "number"].includes(typeof value))) {
+    throw new FileError("a value of 'about' is neither text nor a number");
+  }
   const input = object(head.input, "'input'");
   const shape = list(input.shape, "input shape", 3).map((size) => whole(size, "input size", 1, MAX_SIDE));
   checkSize(shape);
@@ -38,7 +43,7 @@ function read(bytes) {
   const shapes = [shape];
   const steps = list(head.steps, "'steps'").map((fields, number, all) => {
     try {
-      const step = readStep(object(fields, "step"), number, number + 1 === all.length, shapes, tensors);
+      const step = readStep(version, object(fields, "step"), number, number + 1 === all.length, shapes, tensors);
       shapes.push(step.to);
       return step;
     } catch (error) {
@@ -138,7 +143,7 @@ function whole(value, what, low, high) {
 
 // ---- steps
 
-function readStep(fields, number, isLast, shapes, tensors) {
+function readStep(version, fields, number, isLast, shapes, tensors) {
   const kind = fields.op;
   const isLayer = LAYERS.includes(kind);
   if (!isLayer && !["max_pool", "average_pool", "table", "concat"].includes(kind)) {
@@ -152,7 +157,7 @@ function readStep(fields, number, isLast, shapes, tensors) {
   const step = { kind, isLayer, sources, from, to: from, kernel: [1, 1], stride: [1, 1], dilation: [1, 1],
     padding: [0, 0, 0, 0], groups: 1 };
   const take = (name, dtype, shape) => tensors.take(`${number}.${name}`, dtype, shape);
-  if (isLayer) readLayer(fields, step, isLast, shapes, take);
+  if (isLayer) readLayer(version, fields, step, isLast, shapes, take);
   else if (kind === "table") {
     step.entries = take("table", "U8", [null, 256]);
     if (![1, from[0]].includes(step.entries.shape[0])) throw new FileError("table is not one for all channels or each");
@@ -177,13 +182,13 @@ function readStep(fields, number, isLast, shapes, tensors) {
   return step;
 }
 
-function readLayer(fields, step, isLast, shapes, take) {
+function readLayer(version, fields, step, isLast, shapes, take) {
   const [channels, height, width] = step.from;
   step.stride = axes(fields.stride, "stride", 1, 2);
   step.padding = axes(fields.padding, "padding", 0, 4);
   if (fields.dilation !== undefined) step.dilation = axes(fields.dilation, "dilation", 1, 2);
   if (fields.groups !== undefined) step.groups = whole(fields.groups, "groups", 1, MAX_CHANNELS);
-  step.weight = fields.filters !== undefined ? unpackedWeight(fields, step, take)
+  step.weight = version >= PACKED && fields.filters !== undefined ? unpackedWeight(fields, step, take)
     : take("weight", step.kind === "adder" ? "U8" : "I8", [null, null, null, null]);
   if (step.weight.shape[1] !== channels / step.groups) {
     throw new FileError(`weight takes ${step.weight.shape[1]} channels in ${step.groups} groups, its source has ${channels}`);
