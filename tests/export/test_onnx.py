@@ -15,6 +15,8 @@ from torchadder.engine import Engine
 from torchadder.errors import UserError
 from torchadder.export import export_onnx
 from torchadder.export.onnx import functions
+from torchadder.export.page import DIGITS
+from torchadder.models import create_model
 from torchadder.nn import AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear, BinaryConv2d, BinaryLinear
 
 onnx = pytest.importorskip("onnx")
@@ -121,6 +123,26 @@ def test_a_network_of_all_layers(tmp_path):
     assert {opset.domain: opset.version for opset in written.opset_import} == {"": 18, "torchadder": 1}
     axes = written.graph.input[0].type.tensor_type.shape.dim
     assert [axis.dim_param for axis in axes] == ["batch", "", "height", "width"]
+
+
+def test_sizes_are_free_where_the_model_takes_others(tmp_path):
+    """LeNet-5-BN flattens what is left of an image into a layer: 64 x 64 pixels would become 81 answers."""
+    for model, size, axes in (
+        (create_model("lenet5bn"), 32, [1, 32, 32]),
+        (create_model("resnet8"), 32, [3, "height", "width"]),
+        (nn.Sequential(AdderConv1d(2, 3, 3), nn.Flatten(), nn.Linear(18, 4)), 8, [2, 8]),
+    ):
+        images = torch.randn(3, axes[0], *[size] * (len(axes) - 1))
+        export_onnx(model.eval(), images, tmp_path / "net.onnx")
+        shape = onnx.load(tmp_path / "net.onnx").graph.input[0].type.tensor_type.shape.dim
+        assert [axis.dim_param or axis.dim_value for axis in shape] == ["batch", *axes]
+
+
+def test_metadata_of_a_program_say_how_images_are_prepared(tmp_path):
+    export_onnx(DIGITS, None, tmp_path / "net.onnx")
+    found = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
+    assert found == {name: str(value) for name, value in Engine(DIGITS).about.items()}
+    assert {"mean", "std"} <= set(found)
 
 
 @pytest.mark.parametrize("seed", range(24))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from torchadder import files
 from torchadder.errors import UserError, in_one_line
+from torchadder.quant import file
 from torchadder.quant.program import Program
 
 __all__ = ["export_onnx"]
@@ -33,9 +34,11 @@ def export_onnx(model: nn.Module | str | Path, example: Tensor | Sequence[Tensor
         model: a network that torch.export traces; it is exported in evaluation mode and stays as it is. Or an integer
             program: a Program, or the path of a ``.tadder`` file, which may come from a stranger.
         example: a batch of images as the model takes them, (N, C, ...) in float32 or float64, or a tuple of the model's
-            inputs. The file takes any number of images, and any height and width that the model takes. None for an
-            integer program, which has one size of image.
+            inputs. The file takes any number of images, and any height and width where the model runs on images of
+            twice the size. None for an integer program, which has one size of image.
         path: the file, whose name ends in .onnx; an old one is replaced whole or not at all.
+
+    What a ``.tadder`` file keeps beside the program (mean, std, class names) becomes the metadata of the ONNX file.
 
     Raises UserError where onnx or onnxscript is missing, the model does not run on the example or has a part without
     ONNX form, and where the file cannot be written. Nothing is written then.
@@ -55,7 +58,11 @@ def export_onnx(model: nn.Module | str | Path, example: Tensor | Sequence[Tensor
     else:
         from torchadder.export.onnx.program import program_to_onnx
 
-        written = program_to_onnx(model if isinstance(model, Program) else Program.load(model))
+        program = model if isinstance(model, Program) else Program.load(model)
+        written = program_to_onnx(program)
+        if not isinstance(model, Program):
+            about = file.head_of(file.read(model), model)["about"]
+            onnx.helper.set_model_props(written, {name: str(value) for name, value in about.items()})
     onnx.checker.check_model(written, full_check=True)
     try:
         files.write_bytes(path, written.SerializeToString())

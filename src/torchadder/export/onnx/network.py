@@ -74,7 +74,8 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what it calls itself
-            dynamic = tuple({a: Dim.AUTO for a in range(t.dim()) if a != 1} for t in inputs)
+            free = {0, 2, 3, 4} if _takes_other_sizes(model, inputs) else {0}
+            dynamic = tuple({a: Dim.AUTO for a in range(t.dim()) if a in free} for t in inputs)
             traced = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
             return torch.onnx.export(
                 traced,
@@ -87,6 +88,19 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
             )
     finally:
         exporter.setLevel(level)
+
+
+def _takes_other_sizes(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Return whether ``model`` runs on an image of twice the size: what flattens its images into a layer does not.
+
+    torch.export does not tell: it records that only a multiple of the layer's inputs is wrong.
+    """
+    larger = [t[:1].repeat(1, *[1] * (t.dim() > 1), *[2] * (t.dim() - 2)) for t in inputs]
+    try:
+        model(*larger)
+    except Exception:  # a model's own code may raise anything
+        return False
+    return True
 
 
 def _reason(error: BaseException) -> str:
