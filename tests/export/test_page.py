@@ -313,3 +313,21 @@ def test_a_page_whose_own_program_is_damaged_says_so_and_takes_another(visit):
     assert all(page.is_visible(part) for part in later)
     draw(page, (0.5, 0.2), (0.5, 0.8))
     settled(page)
+
+
+def test_another_program_keeps_the_drawing_and_names_its_own_classes(visit, pages):
+    page = visit("digits")
+    draw(page, (0.5, 0.2), (0.5, 0.8))
+    logits = settled(page)
+    program = Program.load(DIGITS)
+    last = program.steps[-1]
+    last.weight, last.epilogue.scale, last.epilogue.bias = (
+        last.weight[:2],
+        last.epilogue.scale[:2],
+        last.epilogue.bias[:2],
+    )
+    program.save(pages / "two.tadder", mean=0.1307, std=0.3081, classes=["disc", "square"])
+    put(page, (pages / "two.tadder").read_bytes(), "two.tadder")
+    assert settled(page) == logits[:2]
+    assert page.evaluate("[...$('filter').options].map((option) => option.textContent)") == ["disc", "square"]
+    assert page.input_value("#filter") == str(int(logits[1] > logits[0]))

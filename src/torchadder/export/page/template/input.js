@@ -102,6 +102,14 @@ function clear() {
   changed();
 }
 
+// Show and classify what is there once more, by another program.
+function again() {
+  if (!picture) return changed();
+  reset();
+  paint();
+  return classifyPicture();
+}
+
 function undo() {
   drawing.strokes.pop();
   [picture, pointer, isDown] = [null, null, false];

@@ -62,6 +62,7 @@ let chosen = { step: 0, filter: 0, row: 0, column: 0, isByUser: false };
 function describeLayers(steps) {
   $("layer").replaceChildren(...steps.map((step, i) => [step, i]).filter(([step]) => step.isLayer).map(([step, i]) => (
     element("option", { value: i, textContent: `${i + 1}. ${titleOf(step)}${i === steps.length - 1 ? ", the classes" : ""}` }))));
+  delete $("filter").dataset.step; // the menu of filters is that of another program
   choose({ step: steps.length - 1, filter: 0, row: 0, column: 0 });
 }
 

@@ -45,11 +45,12 @@ let palette = null;
 
 async function load(bytes, name) {
   const loaded = await ask("load", { bytes });
+  const keepsInput = program && String(program.shape) === String(loaded.shape);
   program = { ...loaded, name, names: namesOf(loaded) };
   stopCamera();
   describe();
   document.body.classList.add("loaded");
-  clear();
+  if (keepsInput) again(); else clear();
   const milliseconds = await ask("benchmark");
   if (program.name === name) {
     program.milliseconds = milliseconds;
@@ -74,7 +75,7 @@ const hasDigits = () => program.names.length === 10 && program.names.every((name
 
 function timeText() {
   const { milliseconds } = program;
-  return milliseconds === undefined ? "" : `${milliseconds.toPrecision(3)} ms per image in this browser, median`;
+  return milliseconds === undefined ? "" : `${milliseconds.toFixed(1)} ms per image in this browser, median`;
 }
 
 function describe() {
@@ -165,7 +166,7 @@ function show(found) {
   const share = (label) => `${((100 * Math.exp(logits[label] - logits[best])) / total).toFixed(1)}%`;
   const { names } = program;
   $("best").className = names[best].length > 8 ? "long" : "";
-  $("best").replaceChildren(names[best], element("span", { className: "share", textContent: share(best) }));
+  $("best").replaceChildren(names[best], " ", element("span", { className: "share", textContent: share(best) }));
   $("next").textContent = second === undefined ? "" : `then ${names[second]}, ${share(second)}`;
   const listed = order.length > MANY ? order.slice(0, LISTED) : [...order].sort((a, b) => a - b);
   $("why").textContent = why(best, accumulators);
