@@ -108,11 +108,14 @@ def read(path: str | Path) -> bytes:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"source is of type {type(path).__name__}: expected a {SUFFIX} file, as quantize makes one")
     if not str(path) or "\0" in str(path) or len(str(path)) > MAX_PATH or os.path.isdir(path):
-        raise UserError(f"cannot read {str(path)[:100]!r}: expected the path of a {SUFFIX} file")
+        raise UserError(
+            f"cannot read {str(path)[:100]!r}: expected the path of a {SUFFIX} file, which torchadder quantize makes"
+        )
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        expected = "" if str(path).endswith(SUFFIX) else f"; expected a {SUFFIX} file, which torchadder quantize makes"
+        raise UserError(f"cannot read {path}: {error.strerror or error}{expected}") from error
 
 
 def refusal(content: bytes) -> str:

@@ -98,7 +98,8 @@ def test_missing_parts_are_listed_without_folders(pages, world, tmp_path):
     lines = report.write([world["conv"]], tmp_path / "untested.html", test=False)
     assert lines == [
         f"{page.UNTESTED}: the test images were left out",
-        "no 8-bit accuracy and latency: the run directory holds no .tadder file",
+        "no 8-bit accuracy and latency: the run directory holds no .tadder file (torchadder quantize "
+        f"{world['conv'].folder} -o {world['conv'].folder}/int8.tadder makes one)",
     ]
     assert "Confusion matrix" not in (tmp_path / "untested.html").read_text()
 

@@ -32,12 +32,12 @@ def test_a_run_beside_the_paper():
 
 def test_integer_programs_are_named_with_accuracy_and_latency():
     program = IntegerProgram("int8.tadder", 98.95, 58e-6, 1, 1, {"bits": 7})
-    assert "As integers, on one thread: 98.95% and 0.058 ms an image (7 bits)." in text(
+    assert "As integers, on one thread: 98.95% and 0.0580 ms an image (7 bits)." in text(
         content(99.0, programs=[program])
     )
     untested = IntegerProgram("int8.tadder", None, 58e-6, 1, 1, {})
     both = text(content(99.0, programs=[untested]), content(98.0, "CNN", programs=[program]), content(97.0, "BNN"))
-    assert "thread: AdderNet 0.058 ms an image; CNN 98.95% and 0.058 ms an image (7 bits)." in both
+    assert "thread: AdderNet 0.0580 ms an image; CNN 98.95% and 0.0580 ms an image (7 bits)." in both
 
 
 def test_runs_are_ordered_and_small_differences_are_doubted():

@@ -111,6 +111,12 @@ class IntegerProgram:
         """Return the bits that the file states, in a few characters; empty where it states none."""
         return str(self.about.get("bits", ""))[:8]
 
+    @property
+    def milliseconds(self) -> str:
+        """Return the latency in milliseconds, with three digits."""
+        milliseconds = 1000 * self.seconds
+        return f"{milliseconds:#.3g}" if milliseconds < 100 else f"{milliseconds:.0f}"
+
 
 class Missing(NamedTuple):
     """Name a part that the page lacks and the reason. ``details`` may name folders and are not on the page."""
@@ -191,7 +197,9 @@ def collect(
                     Missing(f"no integer program {path.name}: it is damaged, or was not made from this run", str(error))
                 )
     if not content.programs:
-        missing.append(Missing(f"no 8-bit accuracy and latency: the run directory holds no {SUFFIX} file"))
+        text = f"no 8-bit accuracy and latency: the run directory holds no {SUFFIX} file"
+        command = f"torchadder quantize {run.folder} -o {run.folder}/int8{SUFFIX}"
+        missing.append(Missing(text, f"{command} makes one"))
     return content
 
 

@@ -48,7 +48,7 @@ def _integer(content: Content) -> str:
     program = content.programs[0]
     accuracy = "" if program.accuracy is None else f"{program.accuracy:.2f}% and "
     bits = f" ({program.bits} bits)" if program.bits else ""
-    return f"{accuracy}{1000 * program.seconds:.3f} ms an image{bits}"
+    return f"{accuracy}{program.milliseconds} ms an image{bits}"
 
 
 def _doubt(one: Content, other: Content) -> str:
