@@ -227,9 +227,11 @@ document.addEventListener("drop", (event) => {
 async function start() {
   const { textContent, dataset } = $("program");
   palette = new Palette();
+  $("about").textContent = `Loading ${dataset.name} …`;
   try {
     await load(Uint8Array.from(atob(textContent), (letter) => letter.charCodeAt(0)), dataset.name);
   } catch (error) {
+    $("about").textContent = "";
     problem(`${dataset.name} cannot be used: ${error.message}`);
   }
   document.body.dataset.ready = "";
