@@ -233,8 +233,8 @@ def options() -> tuple[Field[Any], ...]:
 
 
 def default_value(option: Field[Any]) -> str:
-    """Return the default of an option in words: "256", "off", "none", or "by recipe" where the recipes differ."""
-    values = {getattr(recipe, option.name) for recipe in RECIPES.values()}
+    """Return the default of an option in words: "256", "off", "none", or "by recipe" where long recipes differ."""
+    values = {getattr(recipe, option.name) for name, recipe in RECIPES.items() if not name.endswith(SHORT)}
     value = values.pop() if len(values) == 1 else "by recipe"
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -278,6 +278,7 @@ def _limits(option: Field[Any]) -> tuple[Any, ...]:
 _MNIST = dict(eta=0.1)  # the paper's best value on MNIST, 99.40%; the authors' code has 0.2, which gives 99.35%
 _CIFAR = dict(epochs=400, nesterov=False, augment=True, channels_last=True)
 _PICO = dict(epochs=30, eta=0.1, augment=True, bits=4, finetune=3)
+_SHORT = dict(epochs=20, batch_size=64, norm_batches=NORM_BATCHES)  # why 64: docs/decisions.md, Training
 _IMAGENET = dict(epochs=150, weight_decay=1e-4, augment=True, channels_last=True)
 
 RECIPES: dict[str, Recipe] = {
@@ -299,6 +300,11 @@ RECIPES: dict[str, Recipe] = {
         ("resnet18", "imagenet", _IMAGENET),
         ("resnet50", "imagenet", _IMAGENET),
     ]
+}
+SHORT = "-short"  # ends the name of a recipe of few epochs
+RECIPES |= {
+    f"{name}{SHORT}": replace(RECIPES[name], name=f"{name}{SHORT}", **_SHORT)  # type: ignore[arg-type]  # checked by Recipe
+    for name in ("resnet8-cifar10", "resnet20-cifar10")
 }
 
 
