@@ -161,7 +161,8 @@ class Reader {
   }
 
   void read_layer(const Json &fields, Step &step) {
-    const TensorView weight = version_ >= kPacked && fields.find("filters") ? unpack_weight(fields, step) : take_weight(step);
+    const TensorView weight =
+        version_ >= kPacked && fields.find("filters") ? unpack_weight(fields, step) : take_weight(step);
     if (const Json *groups = fields.find("groups")) step.groups = groups->whole("groups", 1, kMaxChannels);
     if (step.from.channels % step.groups || weight.shape[1] != step.from.channels / step.groups)
       reject("weight takes %lld channels in %lld groups, its source has %lld", printed(weight.shape[1]),
