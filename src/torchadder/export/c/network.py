@@ -20,7 +20,7 @@ from torchadder.quant.steps import Layer, Logits, Requantization, Sides, four_si
 Shape = tuple[int, int, int]  # C, H, W
 
 # The attributes of a step in the head of a file that have a form in C; another one is refused.
-OF_LAYERS, OF_POOLINGS = {"stride", "padding", "dilation", "groups"}, {"kernel", "stride", "padding"}
+OF_LAYERS, OF_POOLINGS = {"stride", "padding", "dilation", "groups", "filters"}, {"kernel", "stride", "padding"}
 ATTRIBUTES: dict[str, set[str]] = {
     "adder": OF_LAYERS,
     "conv": OF_LAYERS,
