@@ -82,7 +82,7 @@ def untrained_lenet(file: Path) -> Path:
 
 
 def measure(browser: Browser, model: str, file: Path, digits: np.ndarray, repetitions: int) -> dict[str, Any]:
-    """Return the row of one page. The browser's first page is not counted: it starts processes."""
+    """Return the row of one page. The first repetition is not counted: the browser starts processes."""
     written = file.with_name("page.html") if file != DIGITS else Path(tempfile.mkdtemp()) / "page.html"
     export_page(file, written)
     word = written.with_name("word.html")

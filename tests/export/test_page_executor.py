@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.quant.random_programs import Maker
-from tests.quant.test_file import UNSOUND, changed
+from tests.quant.test_file import CORPUS, UNSOUND, changed
 from tests.quant.test_lowering import trained
 
 from torchadder.data.preprocessing import Preprocessing
@@ -21,7 +21,6 @@ from torchadder.models import create_model
 from torchadder.quant import Program, file, quantize
 
 HERE = Path(__file__).parent
-CORPUS = HERE.parent / "native" / "corpus"
 
 pytestmark = [pytest.mark.skipif(not shutil.which("node"), reason="needs node"), pytest.mark.usefixtures("one_thread")]
 

@@ -166,9 +166,13 @@ class Program(nn.Module):
 
         Raises UserError where the file cannot be read or is damaged.
         """
-        content = file.read(path)
-        file.check(content, path)
-        head, tensors = file.unpack(content, path)
+        return cls.from_bytes(file.read(path), path)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, name: str | Path = "the program") -> Program:
+        """Return the program of the content of a file, called ``name`` in messages; otherwise as ``load``."""
+        file.check(content, name)
+        head, tensors = file.unpack(content, name)
         steps = [_step(number, about, tensors) for number, about in enumerate(head["steps"])]
         channels, height, width = head["input"]["shape"]
         scale, zero_point = tensors["input.scale"], tensors["input.zero"]

@@ -96,7 +96,8 @@ class Network:
             program, content, name = source, source.to_bytes(), "the program"
             file.check(content, name)
         else:
-            program, content, name = Program.load(source), file.read(source), str(source)
+            content, name = file.read(source), str(source)
+            program = Program.from_bytes(content, name)
         head = file.head_of(content, name)
         shapes, largest = [program.shape], [program.qmax]
         steps = []

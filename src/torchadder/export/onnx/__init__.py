@@ -58,10 +58,12 @@ def export_onnx(model: nn.Module | str | Path, example: Tensor | Sequence[Tensor
     else:
         from torchadder.export.onnx.program import program_to_onnx
 
-        program = model if isinstance(model, Program) else Program.load(model)
-        written = program_to_onnx(program)
-        if not isinstance(model, Program):
-            about = file.head_of(file.read(model), model)["about"]
+        if isinstance(model, Program):
+            written = program_to_onnx(model)
+        else:
+            content = file.read(model)
+            written = program_to_onnx(Program.from_bytes(content, model))
+            about = file.head_of(content, model)["about"]
             onnx.helper.set_model_props(written, {name: str(value) for name, value in about.items()})
     onnx.checker.check_model(written, full_check=True)
     try:

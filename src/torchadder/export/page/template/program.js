@@ -3,8 +3,8 @@
 //
 // A file may come from a stranger: read() checks every length, shape, index and range, by the rules of the native reader
 // (native/engine/program.cpp), and throws FileError, whose message is one line. Only JSON itself may be written in more
-// ways here: 3.0 for 3, a name twice, deep nesting. In the file zero_point is called "zero",
-// qmax "highest", pre_shift "pre", and the scale of the logits "gain".
+// ways here: 3.0 for 3, a name twice, deep nesting. In the file zero_point is called "zero", qmax "highest", pre_shift
+// "pre", and the scale of the logits "gain".
 //
 //   read(bytes) -> { shape: [C, H, W], qmax, scale, zeroPoint, steps, about }
 //
