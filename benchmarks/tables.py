@@ -81,12 +81,16 @@ def family_table(record: Record) -> str:
 
 def train_table(record: Record) -> str:
     """Return one row for each model and number of threads."""
-    header = ["model", "batch", "threads", "adder ms/step", "CNN ms/step", "ratio", "memory ratio", "process ratio"]
+    in_integers = any("int8_ms" in row for row in record["rows"])  # records of earlier versions lack it
+    header = ["model", "batch", "threads", "adder ms/step", *["int8 ms/step"] * in_integers, "CNN ms/step", "ratio"]
+    header += [*["int8 ratio"] * in_integers, "memory ratio", "process ratio"]
+    times = ("adder_ms", *["int8_ms"] * in_integers, "conv_ms")
+    ratios = ("ratio", *["int8_ratio"] * in_integers, "memory_ratio")
     rows = [
         [
             *(str(row[key]) for key in ("model", "batch", "threads")),
-            *(_digits(row[key]) for key in ("adder_ms", "conv_ms")),
-            *("–" if row[key] is None else f"{row[key]:.2f}" for key in ("ratio", "memory_ratio")),
+            *(_digits(row[key]) for key in times),
+            *("–" if row[key] is None else f"{row[key]:.2f}" for key in ratios),
             f"{row['memory_mib']['adder']['total'] / row['memory_mib']['conv']['total']:.2f}",
         ]
         for row in record["rows"]
@@ -95,6 +99,7 @@ def train_table(record: Record) -> str:
         "ratios are adder / CNN, each in its better memory format; memory is the peak of what a step needs, process "
         "that of the whole process with malloc's leftovers"
     )
+    meaning = "int8 is the AdderNet trained in integers; " * in_integers + meaning
     caption = _caption(record, meaning)
     return f"{caption}\n\n{markdown(header, rows)}"
 

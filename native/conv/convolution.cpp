@@ -54,6 +54,15 @@ void class_constants(const Convolution &c, const PixelClass &pixels, const Chann
   }
 }
 
+// Returns what computes Tile::source_sum for an operator, or null if its kernels do not read it.
+SourceSums sums_of(Op op, const AuxiliaryKernels &isa) {
+  if (op == Op::forward_f32 && isa.forward_reads_sums) return isa.sums;
+  if (op == Op::grad_input_f32 && isa.grad_input_reads_sums) return isa.sums;
+  if (op == Op::forward_u8) return isa.byte_sums;
+  if (op == Op::grad_input_i16) return isa.pair_sums;
+  return nullptr;
+}
+
 // Computes pixels [begin, end) of a part, counted image by image, plane by plane, row by row.
 void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end) {
   const AxisClass &planes = *part.pixels->axes[0], &rows = *part.pixels->axes[1], &columns = *part.pixels->axes[2];
@@ -66,8 +75,7 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   float *result[kChunkPixels];
   float sums[kChunkPixels];
   const AuxiliaryKernels &isa = auxiliary_kernels(part.packed->kernel->isa);
-  const bool reads_sums =
-      (c.op == Op::forward_f32 && isa.forward_reads_sums) || (c.op == Op::grad_input_f32 && isa.grad_input_reads_sums);
+  const SourceSums source_sums = sums_of(c.op, isa);
   int64_t j = begin % width, i = begin / width % height, d = begin / width / height % depth;
   int64_t n = begin / width / height / depth;
   const bool is_unread = c.state && part.pixels->steps == 0;  // no output reads these pixels: their gradient is 0
@@ -99,8 +107,8 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
         continue;
       }
       const Kernel &kernel = *part.packed[b].kernel;
-      if (reads_sums && (b == 0 || block.source_channel != part.blocks[b - 1].source_channel))
-        isa.source_sums(block, source, count, sums);
+      if (source_sums && (b == 0 || block.source_channel != part.blocks[b - 1].source_channel))
+        source_sums(block, source, count, sums);
       for (int64_t p = 0; p < count; p += kernel.pixels)
         kernel.run(block, {source + p, state + p, result + p, sums + p,
                            static_cast<int>(std::min<int64_t>(kernel.pixels, count - p))});
@@ -112,7 +120,7 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
 // Packs the weight into the thread's scratch, with sums by tap and constants. Returns the blocks by [class][block].
 std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
   const std::vector<PixelClass> &classes = c.plan->classes;
-  const bool forward = c.op == Op::forward_f32 || c.op == Op::grouped_f32 || c.op == Op::depthwise_f32;
+  const bool forward = !c.state;
   const int64_t taps = c.view.taps, rows = c.view.rows(), block_count = static_cast<int64_t>(c.blocks.size());
   const int64_t by_lane = rows + 1 + (forward ? 2 * taps + 2 * static_cast<int64_t>(classes.size()) : 0);
   std::vector<Block> blocks(classes.size() * c.blocks.size());
@@ -126,30 +134,32 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
     to.tap_abs_sum = forward ? to.tap_sum + taps * width : nullptr;
     at += by_lane * width;
   }
-  parallel(rows * lanes < kMinPacking ? 1 : static_cast<int>(std::min<int64_t>(threads, block_count)),
-           [&](int t, int count) {
-             const Share mine = share(block_count, t, count);
-             for (int64_t b = mine.begin; b < mine.end; ++b) {
-               const ChannelBlock &from = c.blocks[static_cast<std::size_t>(b)];
-               const int64_t width = from.kernel->lanes;
-               const Packing &to = from.packing;
-               const Packer packer = c.view.group_lanes ? pack_by_lane : auxiliary_kernels(from.kernel->isa).pack;
-               packer(c.view, to, from.kernel->lanes);
-               float *constants = forward ? to.tap_abs_sum + taps * width : to.constant;
-               Block *block = &blocks[static_cast<std::size_t>(b)];
-               for (const PixelClass &pixels : classes) {
-                 const int64_t runs = static_cast<int64_t>(pixels.runs.size());
-                 float *constant = forward ? constants + width : constants;
-                 *block = {to.weight,           pixels.runs.data(), runs,     constants,      constant,
-                           from.source_channel, from.channel,       to.lanes, c.index.data(), from.source_lanes};
-                 if (forward) {
-                   class_constants(c, pixels, from, constants, constant);
-                   constants += 2 * width;
-                 }
-                 block += block_count;
-               }
-             }
-           });
+  parallel(rows * lanes < kMinPacking ? 1 : static_cast<int>(std::min<int64_t>(threads, block_count)), [&](int t,
+                                                                                                           int count) {
+    const Share mine = share(block_count, t, count);
+    for (int64_t b = mine.begin; b < mine.end; ++b) {
+      const ChannelBlock &from = c.blocks[static_cast<std::size_t>(b)];
+      const int64_t width = from.kernel->lanes;
+      const Packing &to = from.packing;
+      const Packer packer = c.packer             ? c.packer
+                            : c.view.group_lanes ? pack_by_lane
+                                                 : auxiliary_kernels(from.kernel->isa).pack;
+      packer(c.view, to, from.kernel->lanes);
+      float *constants = forward ? to.tap_abs_sum + taps * width : to.constant;
+      Block *block = &blocks[static_cast<std::size_t>(b)];
+      for (const PixelClass &pixels : classes) {
+        const int64_t runs = static_cast<int64_t>(pixels.runs.size());
+        float *constant = forward ? constants + width : constants;
+        *block = {to.weight,    pixels.runs.data(), runs,           constants,         constant,   from.source_channel,
+                  from.channel, to.lanes,           c.index.data(), from.source_lanes, c.view.grid};
+        if (forward) {
+          class_constants(c, pixels, from, constants, constant);
+          constants += 2 * width;
+        }
+        block += block_count;
+      }
+    }
+  });
   return blocks;
 }
 

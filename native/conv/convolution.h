@@ -22,7 +22,7 @@ inline Floats make_floats(int64_t count) {
 
 // Returns memory of the calling thread for one use. It is kept between calls and grows when needed; the next call for
 // the same use returns it again.
-enum class Use { packing, source, state, result };
+enum class Use { packing, source, state, result, rounded };
 template <Use>
 float *scratch(int64_t count) {
   thread_local Floats memory;
@@ -67,8 +67,28 @@ struct Convolution {
   Layout source_layout{}, result_layout{};
   const float *bias = nullptr;  // forward, by channel, or null
   bool recenter = false;        // forward: adds sum |W| of each filter
+  Packer packer = nullptr;      // null: the instruction set's
 };
 
 void run(Convolution &convolution, int threads);
+
+// Cuts each group, of `lanes` channels, into blocks; each block has the narrowest kernel that holds it. origin(g, lane)
+// is the address of a lane's weight.
+template <class Origin>
+std::vector<ChannelBlock> cut(Op op, int64_t groups, int64_t lanes, int64_t depth, bool by_channel, Origin origin) {
+  std::vector<ChannelBlock> blocks;
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t lane = 0; lane < lanes;) {
+      const Kernel &kernel = kernel_for(op, lanes - lane);
+      const int64_t taken = lanes - lane < kernel.lanes ? lanes - lane : kernel.lanes;
+      const int64_t channel = g * lanes + lane;
+      blocks.push_back({&kernel,
+                        by_channel ? channel : g * depth,
+                        channel,
+                        {origin(g, lane), static_cast<int>(taken), nullptr, nullptr, nullptr, nullptr}});
+      lane += taken;
+    }
+  return blocks;
+}
 
 }  // namespace torchadder

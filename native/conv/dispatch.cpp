@@ -57,6 +57,16 @@ const Kernel *widest(Isa isa, Sum sum) {
   return found;
 }
 
+// Returns the set whose kernels compute `op` where `isa` is selected: the last that lists it, up to the sets that
+// extend `isa`.
+Isa isa_of(Op op, Isa isa) {
+  Isa found = Isa::reference;
+  for (const Kernel &kernel : kListed)
+    if (kernel.op == op && kernel.isa > found && selected_as(kernel.isa) <= isa && is_supported(kernel.isa))
+      found = kernel.isa;
+  return found;
+}
+
 bool is_in_use(const Kernel &kernel, Op op, Isa isa, Sum sum) {
   return kernel.op == op && kernel.isa == isa && (kernel.sum == Sum::any || kernel.sum == sum);
 }
@@ -78,7 +88,7 @@ Sum selected_sum() {
 }
 
 const Kernel &kernel_for(Op op, int64_t lanes) {
-  const Isa isa = selected_isa();
+  const Isa isa = isa_of(op, selected_isa());
   const Sum sum = selected_sum();
   const Kernel *best = nullptr;
   for (const Kernel &kernel : kernels()) {
@@ -121,8 +131,9 @@ const char *torchadder_kernel_name(int index) {
 }
 
 int torchadder_kernel_in_use(int index) {
-  return index >= 0 && index < kKernelCount &&
-         is_in_use(kListed[index], kListed[index].op, selected_isa(), selected_sum());
+  if (index < 0 || index >= kKernelCount) return 0;
+  const Op op = kListed[index].op;
+  return is_in_use(kListed[index], op, isa_of(op, selected_isa()), selected_sum());
 }
 
 }  // extern "C"

@@ -15,6 +15,8 @@ enum class Op {
   depthwise_f32,
   depthwise_grad_f32,
   depthwise_sign_f32,
+  forward_u8,
+  grad_input_i16,
 };
 
 // One line of kernels.inc.
@@ -29,12 +31,14 @@ struct Kernel {
 
 // The functions that an instruction set has once, whatever the tile.
 struct AuxiliaryKernels {
-  Packer pack;             // for lanes that are evenly spaced in the weight; else pack_by_lane()
-  SourceSums source_sums;  // null if no kernel reads Tile::source_sum
-  bool forward_reads_sums, grad_input_reads_sums;  // whether forward_f32 and grad_input_f32 do
+  Packer pack;                            // for lanes that are evenly spaced in the weight; else pack_by_lane()
+  SourceSums sums, byte_sums, pair_sums;  // of floats; of the words of rounded calls
+  bool forward_reads_sums, grad_input_reads_sums;  // whether forward_f32 and grad_input_f32 read Tile::source_sum
   Transposer transpose;
   SignGradientKernel sign_gradient;
   int sign_lanes;  // of sign_gradient
+  RangeKernel range;
+  Rounder round_to_bytes, round_to_pairs;
 };
 
 void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);
@@ -44,6 +48,8 @@ void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);
 Sum selected_sum();
 
 // Returns the narrowest kernel of the selected instruction set that holds `lanes` channels, else the widest there is.
+// An operator that the set does not list has the kernels of a set that extends it, if this CPU can run that, or of the
+// one before it.
 const Kernel &kernel_for(Op op, int64_t lanes);
 const AuxiliaryKernels &auxiliary_kernels(Isa isa);
 

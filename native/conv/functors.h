@@ -14,11 +14,14 @@
 //   grad_input, AVX-512 HardTanh(w-x) = range(w-x, 1)                         3: sub, range, fma
 //   sign gradients      sign(w-x): fixupimm (AVX-512) or masks (AVX2)         3 or 8
 //   groups              as above, with one permutation of the source          + 1
+//   forward_u8          as forward on x86, of four bytes a lane               2 for four: max, dot product
+//   grad_input_i16      as grad_input on AVX2, of two 16-bit numbers a lane   3 for two: max, min, dot product
 //   depthwise forward   |x-w|                                                 3: sub, and, add (NEON: 2)
 //
 // docs/performance.md derives each identity. NaN: max and min of x86 return their second operand if either is NaN. So
 // the operands are ordered for NaN to survive, or finish() restores it.
 #pragma once
+#include "conv/tile.h"
 
 namespace torchadder {
 
@@ -98,6 +101,49 @@ struct GradInputSign {
   static State state(T x) { return {x}; }
   static T step(T sum, T w, T dy, State s) { return V::add_signed(sum, w, s.x, dy); }
   static T finish(T sum, T, T, T, T) { return sum; }
+};
+
+// Forward of a rounded call: |x - w| = 2 max(x, w) - x - w of bytes, four in a lane. All sums are integers.
+template <class V>
+struct ForwardBytes {
+  using T = typename V::T;
+  static constexpr Source kSource = Source::one;
+  static constexpr bool kSourceSum = true, kState = false;
+  T unit;
+  explicit ForwardBytes(const Block &block) : unit(V::broadcast(block.grid->unit)) {}
+  struct State {};
+  static State state(T) { return {}; }
+  static T step(T sum, T w, T x, State) { return V::add_bytes(sum, V::max_bytes(w, x)); }
+  T finish(T sum, T source_sum, T weight_sum, T constant, T) const {
+    const T rest = V::to_floats(V::sub_ints(V::add_ints(sum, sum), source_sum));
+    return V::mul(unit, V::sub(V::add(constant, weight_sum), rest));
+  }
+};
+
+// The input gradient of a rounded call: HardTanh(w - x) as in GradInputMinMax, in steps of the grid, of 16-bit numbers,
+// two in a lane. x and w are 128 below their bytes, so that products are small. All sums are integers.
+template <class V>
+struct GradInputPairs {
+  using T = typename V::T;
+  static constexpr Source kSource = Source::one;
+  static constexpr bool kSourceSum = true, kState = true;
+  const Grid &grid;
+  explicit GradInputPairs(const Block &block) : grid(*block.grid) {}
+  struct State {
+    T low, high;
+  };
+  T steps(T x) const { return V::round(x, grid.levels, grid.zero - 128); }
+  State state(T x) const {
+    const T pair = V::pair(steps(x)), limit = V::pair(V::broadcast_int(grid.limit));
+    return {V::sub_pairs(pair, limit), V::add_pairs(pair, limit)};
+  }
+  static T step(T sum, T w, T dy, State s) {
+    return V::add_products(sum, V::min_pairs(s.high, V::max_pairs(s.low, w)), dy);
+  }
+  T finish(T sum, T source_sum, T, T constant, T x) const {
+    const T total = V::to_floats(V::sub_ints(sum, V::mul_ints(steps(x), source_sum)));
+    return V::add(V::mul(V::broadcast(grid.unit), total), constant);
+  }
 };
 
 // Groups of few channels: several groups fill a vector.

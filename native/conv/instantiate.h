@@ -35,6 +35,10 @@ template <bool>
 using depthwise_grad_f32 = DEPTHWISE_GRAD_INPUT<VECTOR>;
 template <bool>
 using depthwise_sign_f32 = OwnChannel<GradInputSign<VECTOR>>;
+template <bool>
+using forward_u8 = ForwardBytes<VECTOR>;
+template <bool>
+using grad_input_i16 = GradInputPairs<VECTOR>;
 
 // Returns the kernel of a line, or null if the line is of another instruction set.
 template <bool kIsOwn, class F, int P, int kLanes>
@@ -60,12 +64,17 @@ extern const TileKernel JOINED(conv_kernels_, ISA)[] = {
 
 extern const AuxiliaryKernels JOINED(conv_auxiliary_, ISA) = {
     pack_vectors,
-    source_sums<VECTOR>,
+    source_sums<VECTOR, OfFloats<VECTOR>>,
+    source_sums<VECTOR, OfBytes<VECTOR>>,
+    source_sums<VECTOR, OfPairs<VECTOR>>,
     forward_f32<false>::kSourceSum,
     grad_input_f32<false>::kSourceSum,
     transpose<VECTOR>,
     sign_gradient_kernel<VECTOR, SIGN_ROWS>,
     VECTOR::width,
+    range<VECTOR>,
+    round_to<uint8_t>,
+    round_to<int16_t>,
 };
 
 }  // namespace torchadder

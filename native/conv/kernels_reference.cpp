@@ -1,4 +1,4 @@
-// The reference of the float kernels: each operator as its formula reads, one number at a time, on any machine.
+// The reference of the kernels: each operator as its formula reads, one number at a time, on any machine.
 //
 // It does not use the skeleton. The kernels of skeleton.h compute rearranged identities, such as 2 max(x, w) - x - w
 // for |x - w|; tests compare them with this file, which therefore shares no code with them.
@@ -39,6 +39,71 @@ void sum_of_terms(const Block &block, const Tile &tile) {
     }
 }
 
+// The operators of rounded calls. A run's length counts words: four bytes, or two 16-bit numbers.
+template <class T>
+constexpr int64_t kInWord = sizeof(float) / sizeof(T);
+
+// The sum over runs of term(weight, source) for one lane.
+template <class T, class Term>
+int64_t sum_of_words(const Block &block, const float *pixel, int lane, Term &&term) {
+  int64_t sum = 0;
+  for (const Run *run = block.runs; run != block.runs + block.run_count; ++run)
+    for (int64_t k = 0; k < run->length; ++k) {
+      const float *at = pixel + run->source + block.source_channel + k;
+      const T *source = reinterpret_cast<const T *>(at);
+      const T *weight = reinterpret_cast<const T *>(block.weight + (run->weight + k) * kReferenceLanes + lane);
+      for (int64_t i = 0; i < kInWord<T>; ++i) sum += term(weight[i], source[i]);
+    }
+  return sum;
+}
+
+void forward_bytes(const Block &block, const Tile &tile) {
+  for (int p = 0; p < tile.pixels; ++p)
+    for (int lane = 0; lane < block.lanes; ++lane) {
+      int64_t w_sum = 0;  // which weight_sum has already
+      const int64_t sum = sum_of_words<uint8_t>(block, tile.source[p], lane, [&](int w, int x) {
+        w_sum += w;
+        return w > x ? w - x : x - w;
+      });
+      const float rest = block.weight_sum[lane] - static_cast<float>(w_sum) + block.constant[lane];
+      tile.result[p][block.channel + lane] = block.grid->unit * (rest - static_cast<float>(sum));
+    }
+}
+
+void grad_input_pairs(const Block &block, const Tile &tile) {
+  const Grid &grid = *block.grid;
+  for (int p = 0; p < tile.pixels; ++p)
+    for (int lane = 0; lane < block.lanes; ++lane) {
+      const int x = static_cast<int>(std::rint(tile.state[p][block.channel + lane] * grid.levels)) + grid.zero - 128;
+      const int64_t sum = sum_of_words<int16_t>(block, tile.source[p], lane, [&](int w, int dy) {
+        return int64_t{std::clamp(w - x, -grid.limit, grid.limit)} * dy;
+      });
+      tile.result[p][block.channel + lane] = grid.unit * static_cast<float>(sum) + block.constant[lane];
+    }
+}
+
+Range range(const float *from, int64_t count) {
+  Range result{0.0f, 0.0f};
+  float nan = 0.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    result.low = std::min(result.low, from[i]);
+    result.high = std::max(result.high, from[i]);
+    nan += from[i] * 0.0f;
+  }
+  return {result.low + nan, result.high + nan};
+}
+
+template <class T>
+void round_to(const float *from, int64_t pixels, const Grid &grid, int64_t words, float *words_to) {
+  T *to = reinterpret_cast<T *>(words_to);
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int64_t i = 0; i < words * kInWord<T>; ++i) {
+      const float x = i < grid.depth ? from[p * grid.depth + i] * grid.levels : 0.0f;
+      const int q = static_cast<int>(std::rint(x)) + (sizeof(T) == 1 && i < grid.depth ? grid.zero : 0);
+      to[p * words * kInWord<T> + i] = static_cast<T>(q);
+    }
+}
+
 constexpr TileKernel reference(Op op) {
   switch (op) {
     case Op::forward_f32:
@@ -59,6 +124,10 @@ constexpr TileKernel reference(Op op) {
       return sum_of_terms<hardtanh_term, true, Source::own>;
     case Op::depthwise_sign_f32:
       return sum_of_terms<sign_term, true, Source::own>;
+    case Op::forward_u8:
+      return forward_bytes;
+    case Op::grad_input_i16:
+      return grad_input_pairs;
   }
   return nullptr;
 }
@@ -112,7 +181,8 @@ extern const TileKernel conv_kernels_reference[] = {
 #include "kernels.inc"
 };
 
-extern const AuxiliaryKernels conv_auxiliary_reference = {pack_by_lane, nullptr,       false,          false,
-                                                          transpose,    sign_gradient, kReferenceLanes};
+extern const AuxiliaryKernels conv_auxiliary_reference = {
+    pack_by_lane,    nullptr, nullptr,           nullptr,          false, false, transpose, sign_gradient,
+    kReferenceLanes, range,   round_to<uint8_t>, round_to<int16_t>};
 
 }  // namespace torchadder

@@ -1,60 +1,15 @@
 // The C interface of the operators. It makes a Convolution of a shape in the terms of PyTorch.
 #include <algorithm>
 #include <cstring>
-#include <exception>
 
 #include "common/error.h"
 #include "common/threads.h"
+#include "conv/arguments.h"
 #include "conv/convolution.h"
 #include "torchadder.h"
 
 namespace torchadder {
 namespace {
-
-// Returns the error in a shape, or null.
-const char *shape_error(const torchadder_convolution &s) {
-  if (s.images < 0 || s.c_in < 1 || s.c_out < 1) return "negative or empty size";
-  for (int a = 0; a < 3; ++a) {
-    if (s.size_in[a] < 0 || s.size_out[a] < 0) return "negative or empty size";
-    if (s.kernel[a] < 1 || s.stride[a] < 1 || s.dilation[a] < 1)
-      return "kernel, stride and dilation must be at least 1";
-    if (s.padding[a] < 0) return "negative padding";
-    const int64_t room = s.size_in[a] + 2 * s.padding[a] - s.dilation[a] * (s.kernel[a] - 1) - 1;
-    if (s.size_out[a] != (room < 0 ? -1 : room / s.stride[a] + 1))
-      return "size_out does not follow from the other sizes, or the kernel is larger than the padded input";
-  }
-  if (s.groups < 1 || s.c_in % s.groups || s.c_out % s.groups) return "groups must divide both channel counts";
-  return nullptr;
-}
-
-struct WeightStrides {
-  int64_t taps;  // number of taps
-  int64_t out, in, tap;
-};
-
-WeightStrides weight_strides(const torchadder_convolution &s) {
-  const int64_t depth = s.c_in / s.groups, taps = s.kernel[0] * s.kernel[1] * s.kernel[2];
-  if (s.weight_channels_last) return {taps, depth * taps, 1, depth};
-  return {taps, depth * taps, taps, 1};
-}
-
-// Cuts each group, of `lanes` channels, into blocks; each block has the narrowest kernel that holds it.
-template <class Origin>
-std::vector<ChannelBlock> cut(Op op, int64_t groups, int64_t lanes, int64_t depth, bool by_channel, Origin origin) {
-  std::vector<ChannelBlock> blocks;
-  for (int64_t g = 0; g < groups; ++g)
-    for (int64_t lane = 0; lane < lanes;) {
-      const Kernel &kernel = kernel_for(op, lanes - lane);
-      const int64_t taken = std::min<int64_t>(kernel.lanes, lanes - lane);
-      const int64_t channel = g * lanes + lane;
-      blocks.push_back({&kernel,
-                        by_channel ? channel : g * depth,
-                        channel,
-                        {origin(g, lane), static_cast<int>(taken), nullptr, nullptr, nullptr, nullptr}});
-      lane += taken;
-    }
-  return blocks;
-}
 
 // How the groups of a convolution fill the lanes of a vector.
 struct Grouping {
@@ -89,56 +44,6 @@ void cut_groups(Convolution &c, int64_t groups, int64_t together, int64_t lanes,
   for (int64_t k = 0; k < depth; ++k)
     for (int64_t lane = 0; lane < together * lanes; ++lane)
       c.index[static_cast<std::size_t>(k * kernel.lanes + lane)] = static_cast<int32_t>(lane / lanes * depth + k);
-}
-
-template <class Body>
-int guarded(const torchadder_convolution &s, Body &&body) {
-  if (const char *reason = shape_error(s)) return fail("%s", reason);
-  if (!is_selected()) return -1;
-  const Call call;
-  try {
-    body();
-  } catch (const std::exception &error) {
-    return fail("%s", error.what());
-  }
-  return 0;
-}
-
-int64_t pixels(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
-
-constexpr int64_t kMinTransposed = 32 * 1024;  // floats that are worth one more thread
-constexpr int64_t kColumnsAtOnce = 64;
-
-// Transposes each image, a matrix of rows by columns: channels first to last, or back.
-void transpose(const float *from, float *to, int64_t images, int64_t rows, int64_t columns, int threads) {
-  const Transposer transposer = auxiliary_kernels(selected_isa()).transpose;
-  const int64_t blocks = (columns + kColumnsAtOnce - 1) / kColumnsAtOnce, floats = rows * columns;
-  const int64_t most = std::max<int64_t>(1, images * floats / kMinTransposed);
-  parallel(static_cast<int>(std::clamp<int64_t>(most, 1, std::max(threads, 1))), [&](int t, int count) {
-    const Share mine = share(images * blocks, t, count);
-    for (int64_t job = mine.begin; job < mine.end; ++job) {
-      const int64_t first = job % blocks * kColumnsAtOnce, image = job / blocks * floats;
-      transposer(from + image, to + image, rows, columns, first, std::min(first + kColumnsAtOnce, columns));
-    }
-  });
-}
-
-// Returns the images channels last: channels-first ones as a copy in the thread's scratch.
-template <Use use>
-const float *channels_last(const torchadder_convolution &s, const float *images, int64_t channels, int64_t count) {
-  if (!s.images_channels_first) return images;
-  float *to = scratch<use>(s.images * channels * count);
-  transpose(images, to, s.images, channels, count, 1);
-  return to;
-}
-
-// Returns the memory that a result is computed in, before store() transposes it if that is needed.
-float *result_memory(const torchadder_convolution &s, float *result, int64_t channels, int64_t count) {
-  return s.images_channels_first ? scratch<Use::result>(s.images * channels * count) : result;
-}
-
-void store(const torchadder_convolution &s, const float *from, float *result, int64_t channels, int64_t count) {
-  if (s.images_channels_first) transpose(from, result, s.images, count, channels, 1);
 }
 
 void forward(const torchadder_convolution &s, const float *x, const float *weight, const float *bias, float *y,

@@ -10,11 +10,23 @@
 //   hardtanh                       for the functor GradInputClamp only
 //   add_signed(sum, a, b, d)       sum + sign(a - b) * d
 //   keep_nan(a, x)                 x where it is NaN, else a
-//   sum_each(a), transpose(a)      of `width` vectors: the sum of each; rows and columns exchanged
+//   sum_each<kInts>(a)             of `width` vectors: the sum of each, of floats or of 32-bit integers
+//   transpose(a)                   of `width` vectors: rows and columns exchanged
+//
+// and for rounded calls, on vectors whose lanes are 32-bit integers or words:
+//
+//   broadcast_int, add_ints, sub_ints, mul_ints, to_floats
+//   round(x, levels, zero)         the integer round(x * levels) + zero
+//   pair(a)                        the low 16 bits of each lane in both of its halves
+//   max_bytes, add_bytes(sum, a)   of unsigned bytes; sum + the four bytes of a lane
+//   max_pairs, min_pairs, add_pairs, sub_pairs
+//   add_products(sum, a, b)        sum + the products of the two signed 16-bit numbers of a lane
 //
 // Every tile size adds in the order of the runs. So a result depends neither on the tile that computed it nor on the
 // number of threads.
 #pragma once
+#include <type_traits>
+
 #include "conv/tile.h"
 
 namespace torchadder {
@@ -33,8 +45,28 @@ void store_lanes(float *p, typename V::T value, int lanes) {
     V::store_partial(p, value, lanes);
 }
 
-// sum[p] += the floats of the runs of pixel p, for `count` pixels. A constant count keeps the sums in registers.
+// What source_sums() adds up: floats, or the four bytes or two 16-bit numbers of words, as integers.
 template <class V>
+struct OfFloats {
+  using T = typename V::T;
+  static constexpr bool kInts = false;
+  static T add(T sum, T x) { return V::add(sum, x); }
+};
+template <class V>
+struct OfBytes {
+  using T = typename V::T;
+  static constexpr bool kInts = true;
+  static T add(T sum, T x) { return V::add_bytes(sum, x); }
+};
+template <class V>
+struct OfPairs {
+  using T = typename V::T;
+  static constexpr bool kInts = true;
+  static T add(T sum, T x) { return V::add_products(sum, x, V::pair(V::broadcast_int(1))); }
+};
+
+// sum[p] += the floats of the runs of pixel p, for `count` pixels. A constant count keeps the sums in registers.
+template <class V, class A>
 inline __attribute__((always_inline)) void add_runs(const Block &block, const float *const *at, int count,
                                                     typename V::T *sum) {
   for (int64_t r = 0; r < block.run_count; ++r) {
@@ -42,15 +74,15 @@ inline __attribute__((always_inline)) void add_runs(const Block &block, const fl
     int64_t k = start;
     for (; k + V::width <= end; k += V::width)
 #pragma GCC unroll 16
-      for (int p = 0; p < count; ++p) sum[p] = V::add(sum[p], V::load(at[p] + k));
+      for (int p = 0; p < count; ++p) sum[p] = A::add(sum[p], V::load(at[p] + k));
     if (k < end)
 #pragma GCC unroll 16
-      for (int p = 0; p < count; ++p) sum[p] = V::add(sum[p], V::load_partial(at[p] + k, static_cast<int>(end - k)));
+      for (int p = 0; p < count; ++p) sum[p] = A::add(sum[p], V::load_partial(at[p] + k, static_cast<int>(end - k)));
   }
 }
 
 // Computes the plain sum of the source for each pixel, a term of the identities in functors.h.
-template <class V>
+template <class V, class A>
 void source_sums(const Block &block, const float *const *source, int64_t count, float *sums) {
   for (int64_t first = 0; first < count; first += V::width) {
     typename V::T sum[V::width];
@@ -59,10 +91,10 @@ void source_sums(const Block &block, const float *const *source, int64_t count, 
     for (int p = 0; p < V::width; ++p) sum[p] = V::zero();
     for (int p = 0; p < pixels; ++p) at[p] = source[first + p] + block.source_channel;
     if (pixels == V::width)
-      add_runs<V>(block, at, V::width, sum);
+      add_runs<V, A>(block, at, V::width, sum);
     else
-      add_runs<V>(block, at, pixels, sum);
-    store_lanes<V>(sums + first, V::sum_each(sum), pixels);
+      add_runs<V, A>(block, at, pixels, sum);
+    store_lanes<V>(sums + first, V::template sum_each<A::kInts>(sum), pixels);
   }
 }
 
@@ -130,11 +162,20 @@ inline __attribute__((always_inline)) void add_steps_by_lane(const Block &block,
   }
 }
 
+// Makes a functor for a block. Those of rounded calls need its grid.
+template <class F>
+inline __attribute__((always_inline)) F functor(const Block &block) {
+  if constexpr (std::is_constructible_v<F, const Block &>)
+    return F(block);
+  else
+    return F();
+}
+
 // Computes a tile of exactly P pixels.
 template <class V, class F, int P, int N>
 void tile_of(const Block &block, const Tile &tile) {
   using T = typename V::T;
-  const F f;
+  const F f = functor<F>(block);
   T sum[P][N], source_sum[P];
   typename F::State state[P][N];
 #pragma GCC unroll 16
@@ -144,7 +185,7 @@ void tile_of(const Block &block, const Tile &tile) {
     for (int v = 0; v < N; ++v) {
       sum[p][v] = V::zero();
       if constexpr (F::kState)
-        state[p][v] = F::state(load_lanes<V>(tile.state[p] + block.channel + v * V::width, block.lanes - v * V::width));
+        state[p][v] = f.state(load_lanes<V>(tile.state[p] + block.channel + v * V::width, block.lanes - v * V::width));
     }
   }
   if constexpr (F::kSource == Source::one)
@@ -167,8 +208,8 @@ void tile_of(const Block &block, const Tile &tile) {
       const int lanes = block.lanes - v * V::width;
       T x = V::zero();
       if constexpr (F::kState) x = load_lanes<V>(tile.state[p] + block.channel + v * V::width, lanes);
-      const T value = F::finish(sum[p][v], total, V::load(block.weight_sum + v * V::width),
-                                V::load(block.constant + v * V::width), x);
+      const T value = f.finish(sum[p][v], total, V::load(block.weight_sum + v * V::width),
+                               V::load(block.constant + v * V::width), x);
       store_lanes<V>(tile.result[p] + block.channel + v * V::width, value, lanes);
     }
   }
@@ -179,6 +220,62 @@ template <class V, class F, int P, int N>
 void tile_kernel(const Block &block, const Tile &tile) {
   if (tile.pixels == P) return tile_of<V, F, P, N>(block, tile);
   if constexpr (P > 1) return tile_kernel<V, F, P - 1, N>(block, tile);
+}
+
+template <class V>
+Range range(const float *from, int64_t count) {
+  constexpr int kSums = 4;
+  using T = typename V::T;
+  T low[kSums], high[kSums], bad[kSums];
+  for (int i = 0; i < kSums; ++i) low[i] = high[i] = bad[i] = V::zero();
+  const auto take = [&](int i, T x) {
+    low[i] = V::min(x, low[i]);
+    high[i] = V::max(x, high[i]);
+    bad[i] = V::fma(x, V::zero(), bad[i]);  // 0, or NaN
+  };
+  int64_t k = 0;
+  for (; k + kSums * V::width <= count; k += kSums * V::width)
+#pragma GCC unroll 4
+    for (int i = 0; i < kSums; ++i) take(i, V::load(from + k + i * V::width));
+  for (; k < count; k += V::width) take(0, load_lanes<V>(from + k, static_cast<int>(count - k)));
+  float lows[V::width], highs[V::width], bads[V::width];
+  for (int i = 1; i < kSums; ++i) {
+    low[0] = V::min(low[i], low[0]);
+    high[0] = V::max(high[i], high[0]);
+    bad[0] = V::add(bad[i], bad[0]);
+  }
+  V::store(lows, low[0]);
+  V::store(highs, high[0]);
+  V::store(bads, bad[0]);
+  Range result{0.0f, 0.0f};
+  float nan = 0.0f;
+  for (int i = 0; i < V::width; ++i) {
+    if (lows[i] < result.low) result.low = lows[i];
+    if (highs[i] > result.high) result.high = highs[i];
+    nan += bads[i];
+  }
+  return {result.low + nan, result.high + nan};
+}
+
+// Rounds numbers to T. The loop is left to the compiler.
+template <class T>
+inline __attribute__((always_inline)) void round_run(const float *__restrict from, int64_t count, float levels,
+                                                     int zero, T *__restrict to) {
+  for (int64_t i = 0; i < count; ++i)
+    to[i] = static_cast<T>(static_cast<int>(__builtin_rintf(from[i] * levels)) + zero);
+}
+
+// Rounds pixels to words of T, see Rounder.
+template <class T>
+void round_to(const float *from, int64_t pixels, const Grid &grid, int64_t words, float *words_to) {
+  const int64_t per_pixel = words * static_cast<int64_t>(sizeof(float) / sizeof(T));
+  T *to = reinterpret_cast<T *>(words_to);
+  const int zero = sizeof(T) == 1 ? grid.zero : 0;
+  if (per_pixel == grid.depth) return round_run(from, pixels * grid.depth, grid.levels, zero, to);
+  for (int64_t p = 0; p < pixels; ++p, from += grid.depth, to += per_pixel) {
+    round_run(from, grid.depth, grid.levels, zero, to);
+    for (int64_t i = grid.depth; i < per_pixel; ++i) to[i] = 0;
+  }
 }
 
 // Packs the weight of a block into N vectors a row, and computes the sums that the identities need.

@@ -17,6 +17,16 @@ struct Run {
   int64_t length;
 };
 
+// The grid of a rounded call (rounded.cpp), whose step is 1 / levels. An input becomes a byte, round(x * levels) +
+// zero. A row of weight and a "float" of source are words there: four bytes, or two 16-bit numbers.
+struct Grid {
+  float levels;
+  int zero;       // the byte of 0
+  int limit;      // of HardTanh, in steps
+  float unit;     // the result of one step
+  int64_t depth;  // numbers under a tap; the last word may hold fewer
+};
+
 // A block of output channels, at most a kernel's lanes, in one class of pixels. Packed weight is [tap][depth][lanes].
 struct Block {
   const float *weight;
@@ -29,6 +39,7 @@ struct Block {
   int lanes;                // channels of the block
   const int32_t *index;     // grouped: [depth][lanes of the kernel], source channel of each lane from source_channel on
   int source_lanes;         // grouped: source channels of the block's groups
+  const Grid *grid;         // rounded calls
 };
 
 // A tile of pixels, by pixel.
@@ -36,7 +47,7 @@ struct Tile {
   const float *const *source;  // the base of its runs
   const float *const *state;   // gradients: its channel 0 in the forward input
   float *const *result;        // its channel 0 in the result
-  const float *source_sum;     // the sum over its runs, for kernels that read it
+  const float *source_sum;  // the sum over its runs, for kernels that read it; of rounded calls the bits of an int32_t
   int pixels;
 };
 
@@ -52,6 +63,7 @@ struct WeightView {
   bool backwards;  // taps in reverse order (input gradient)
   int64_t depth_size;
   int64_t group_lanes = 0, group = 0;  // grouped: lanes of a group, and the stride from group to group
+  const Grid *grid = nullptr;          // rounded calls; depth_size counts words
   int64_t rows() const { return taps * depth_size; }
   int64_t lane_offset(int64_t l) const {
     return group_lanes ? l / group_lanes * group + l % group_lanes * lane : l * lane;
@@ -67,6 +79,16 @@ struct Packing {
   float *tap_sum, *tap_abs_sum;  // [taps][lanes of the kernel]: sums of W and |W| over the depth, or both null
   float *constant;               // [lanes of the kernel]: NaN where a weight of the lane is NaN, else 0
 };
+
+// The smallest and the largest of `count` floats and 0; both are NaN if one is NaN or infinite.
+struct Range {
+  float low, high;
+};
+using RangeKernel = Range (*)(const float *, int64_t count);
+
+// Rounds pixels to bytes of the grid, or to 16-bit numbers of x * levels. A pixel takes `words` words of the result; 0
+// follows its `grid.depth` channels.
+using Rounder = void (*)(const float *from, int64_t pixels, const Grid &grid, int64_t words, float *to);
 
 using Packer = void (*)(const WeightView &, const Packing &, int lanes_of_kernel);
 

@@ -56,9 +56,38 @@ struct Avx2 {
     const T sign = _mm256_and_ps(one, _mm256_cmp_ps(t, zero(), _CMP_NEQ_UQ));
     return fma(_mm256_or_ps(sign, _mm256_cmp_ps(t, t, _CMP_UNORD_Q)), d, sum);
   }
+  // Of 32-bit integers, of bytes and of pairs, for rounded calls.
+  static __m256i bits(T a) { return _mm256_castps_si256(a); }
+  static T from_bits(__m256i a) { return _mm256_castsi256_ps(a); }
+  static T broadcast_int(int x) { return from_bits(_mm256_set1_epi32(x)); }
+  static T add_ints(T a, T b) { return from_bits(_mm256_add_epi32(bits(a), bits(b))); }
+  static T sub_ints(T a, T b) { return from_bits(_mm256_sub_epi32(bits(a), bits(b))); }
+  static T mul_ints(T a, T b) { return from_bits(_mm256_mullo_epi32(bits(a), bits(b))); }
+  static T to_floats(T a) { return _mm256_cvtepi32_ps(bits(a)); }
+  static T round(T x, float levels, int zero) {
+    return add_ints(from_bits(_mm256_cvtps_epi32(mul(x, broadcast(levels)))), broadcast_int(zero));
+  }
+  static T pair(T a) {
+    const __m256i low = _mm256_and_si256(bits(a), _mm256_set1_epi32(0xFFFF));
+    return from_bits(_mm256_or_si256(low, _mm256_slli_epi32(low, 16)));
+  }
+  static T max_bytes(T a, T b) { return from_bits(_mm256_max_epu8(bits(a), bits(b))); }
+  static T max_pairs(T a, T b) { return from_bits(_mm256_max_epi16(bits(a), bits(b))); }
+  static T min_pairs(T a, T b) { return from_bits(_mm256_min_epi16(bits(a), bits(b))); }
+  static T add_pairs(T a, T b) { return from_bits(_mm256_add_epi16(bits(a), bits(b))); }
+  static T sub_pairs(T a, T b) { return from_bits(_mm256_sub_epi16(bits(a), bits(b))); }
+  static T add_products(T sum, T a, T b) { return add_ints(sum, from_bits(_mm256_madd_epi16(bits(a), bits(b)))); }
+  static T add_bytes(T sum, T a) {
+    const __m256i pairs = _mm256_maddubs_epi16(bits(a), _mm256_set1_epi8(1));
+    return add_ints(sum, from_bits(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+  }
+  template <bool kInts>
   static T sum_each(const T *a) {  // lane p of the result is the sum of a[p]'s lanes
-    const T low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
-    const T high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+    const auto sums = [](T x, T y) {
+      return kInts ? from_bits(_mm256_hadd_epi32(bits(x), bits(y))) : _mm256_hadd_ps(x, y);
+    };
+    const auto add = [](T x, T y) { return kInts ? add_ints(x, y) : Avx2::add(x, y); };
+    const T low = sums(sums(a[0], a[1]), sums(a[2], a[3])), high = sums(sums(a[4], a[5]), sums(a[6], a[7]));
     return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
   }
   // Row p of the result is lane p of each a: interleaves pairs, then fours, then halves.

@@ -1,9 +1,11 @@
-// The vector type of AVX-512 (F, DQ): 16 floats.
+// The vector type of AVX-512 (F, DQ, BW): 16 floats.
 //
 //   instruction                                Intel server cores: latency, ports (from uops.info)
 //   vmaxps, vaddps, vsubps, vfmadd231ps        4, p05
 //   vrangeps (HardTanh), vfixupimmps (sign)    4, p05
 //   vpermps (groups)                           3, p5
+//   vpmaxub, vpmaxsw, vpminsw, vpaddd          1, p05
+//   vpmaddubsw, vpmaddwd, vpdpbusd, vpdpwssd   5, p05
 //
 // All the arithmetic shares ports 0 and 5: two instructions a cycle. On Zen 4 and 5 max and add share two pipes, and
 // fma has two others.
@@ -49,8 +51,35 @@ struct Avx512 {
     const T t = sub(a, b);
     return fma(_mm512_fixupimm_ps(t, t, _mm512_set1_epi32(static_cast<int>(0xA9A9A822)), 0), d, sum);
   }
+  // Of 32-bit integers, of bytes and of pairs, for rounded calls (AVX-512BW; Avx512Vnni has faster sums of products).
+  static __m512i bits(T a) { return _mm512_castps_si512(a); }
+  static T from_bits(__m512i a) { return _mm512_castsi512_ps(a); }
+  static T broadcast_int(int x) { return from_bits(_mm512_set1_epi32(x)); }
+  static T add_ints(T a, T b) { return from_bits(_mm512_add_epi32(bits(a), bits(b))); }
+  static T sub_ints(T a, T b) { return from_bits(_mm512_sub_epi32(bits(a), bits(b))); }
+  static T mul_ints(T a, T b) { return from_bits(_mm512_mullo_epi32(bits(a), bits(b))); }
+  static T to_floats(T a) { return _mm512_cvtepi32_ps(bits(a)); }
+  static T round(T x, float levels, int zero) {
+    return add_ints(from_bits(_mm512_cvtps_epi32(mul(x, broadcast(levels)))), broadcast_int(zero));
+  }
+  static T pair(T a) {
+    const __m512i low = _mm512_and_si512(bits(a), _mm512_set1_epi32(0xFFFF));
+    return from_bits(_mm512_or_si512(low, _mm512_slli_epi32(low, 16)));
+  }
+  static T max_bytes(T a, T b) { return from_bits(_mm512_max_epu8(bits(a), bits(b))); }
+  static T max_pairs(T a, T b) { return from_bits(_mm512_max_epi16(bits(a), bits(b))); }
+  static T min_pairs(T a, T b) { return from_bits(_mm512_min_epi16(bits(a), bits(b))); }
+  static T add_pairs(T a, T b) { return from_bits(_mm512_add_epi16(bits(a), bits(b))); }
+  static T sub_pairs(T a, T b) { return from_bits(_mm512_sub_epi16(bits(a), bits(b))); }
+  static T add_products(T sum, T a, T b) { return add_ints(sum, from_bits(_mm512_madd_epi16(bits(a), bits(b)))); }
+  static T add_bytes(T sum, T a) {
+    const __m512i pairs = _mm512_maddubs_epi16(bits(a), _mm512_set1_epi8(1));
+    return add_ints(sum, from_bits(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1))));
+  }
   // Lane p of the result is the sum of a[p]'s lanes: a tree of shuffles and adds, 46 instructions for 16 sums.
+  template <bool kInts>
   static T sum_each(const T *a) {
+    const auto add = [](T x, T y) { return kInts ? add_ints(x, y) : Avx512::add(x, y); };
     T half[8], quarter[4], pair[2];
     for (int i = 0; i < 8; ++i)
       half[i] = add(_mm512_shuffle_f32x4(a[i], a[i + 8], 0x44), _mm512_shuffle_f32x4(a[i], a[i + 8], 0xEE));
@@ -90,6 +119,14 @@ struct Avx512 {
     }
   }
 };
+
+#if defined(__AVX512VNNI__)
+// With dot products of bytes and of 16-bit numbers (Ice Lake, Zen 4 and later), for rounded calls.
+struct Avx512Vnni : Avx512 {
+  static T add_products(T sum, T a, T b) { return from_bits(_mm512_dpwssd_epi32(bits(sum), bits(a), bits(b))); }
+  static T add_bytes(T sum, T a) { return from_bits(_mm512_dpbusd_epi32(bits(sum), bits(a), _mm512_set1_epi8(1))); }
+};
+#endif
 
 }  // namespace
 }  // namespace torchadder

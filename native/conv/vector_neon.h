@@ -53,8 +53,39 @@ struct Neon {
     const uint32x4_t sign = vbicq_u32(one, vceqzq_f32(t));
     return fma(vreinterpretq_f32_u32(vornq_u32(sign, vceqq_f32(t, t))), d, sum);
   }
+  // Of 32-bit integers, of bytes and of pairs, for rounded calls.
+  static int32x4_t ints(T a) { return vreinterpretq_s32_f32(a); }
+  static int16x8_t pairs(T a) { return vreinterpretq_s16_f32(a); }
+  static uint8x16_t bytes(T a) { return vreinterpretq_u8_f32(a); }
+  static T of_ints(int32x4_t a) { return vreinterpretq_f32_s32(a); }
+  static T of_pairs(int16x8_t a) { return vreinterpretq_f32_s16(a); }
+  static T broadcast_int(int x) { return of_ints(vdupq_n_s32(x)); }
+  static T add_ints(T a, T b) { return of_ints(vaddq_s32(ints(a), ints(b))); }
+  static T sub_ints(T a, T b) { return of_ints(vsubq_s32(ints(a), ints(b))); }
+  static T mul_ints(T a, T b) { return of_ints(vmulq_s32(ints(a), ints(b))); }
+  static T to_floats(T a) { return vcvtq_f32_s32(ints(a)); }
+  static T round(T x, float levels, int zero) {
+    return add_ints(of_ints(vcvtnq_s32_f32(mul(x, broadcast(levels)))), broadcast_int(zero));
+  }
+  static T pair(T a) { return of_pairs(vtrn1q_s16(pairs(a), pairs(a))); }
+  static T max_bytes(T a, T b) { return vreinterpretq_f32_u8(vmaxq_u8(bytes(a), bytes(b))); }
+  static T max_pairs(T a, T b) { return of_pairs(vmaxq_s16(pairs(a), pairs(b))); }
+  static T min_pairs(T a, T b) { return of_pairs(vminq_s16(pairs(a), pairs(b))); }
+  static T add_pairs(T a, T b) { return of_pairs(vaddq_s16(pairs(a), pairs(b))); }
+  static T sub_pairs(T a, T b) { return of_pairs(vsubq_s16(pairs(a), pairs(b))); }
+  static T add_products(T sum, T a, T b) {
+    const int32x4_t low = vmull_s16(vget_low_s16(pairs(a)), vget_low_s16(pairs(b)));
+    return add_ints(sum, of_ints(vpaddq_s32(low, vmull_high_s16(pairs(a), pairs(b)))));
+  }
+  static T add_bytes(T sum, T a) {
+    return vreinterpretq_f32_u32(vpadalq_u16(vreinterpretq_u32_f32(sum), vpaddlq_u8(bytes(a))));
+  }
+  template <bool kInts>
   static T sum_each(const T *a) {  // lane p of the result is the sum of a[p]'s lanes
-    return vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3]));
+    if constexpr (kInts)
+      return of_ints(vpaddq_s32(vpaddq_s32(ints(a[0]), ints(a[1])), vpaddq_s32(ints(a[2]), ints(a[3]))));
+    else
+      return vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3]));
   }
   static void transpose(T *a) {  // row p of the result is lane p of each a
     const float32x4x2_t low = vzipq_f32(a[0], a[2]), high = vzipq_f32(a[1], a[3]);

@@ -44,6 +44,13 @@ TORCHADDER_API int torchadder_grad_input_f32(const torchadder_convolution *shape
 TORCHADDER_API int torchadder_grad_weight_sign_f32(const torchadder_convolution *shape, const float *dy, const float *x,
                                                    const float *weight, float *dw, int threads);
 
+/* The forward pass and the gradient of the input (HardTanh), in integers: inputs and weights are rounded to a grid on which
+ * the input is a byte, dy to 16 bits (native/conv/rounded.cpp). One group only. */
+TORCHADDER_API int torchadder_forward_u8(const torchadder_convolution *shape, const float *x, const float *weight,
+                                         const float *bias, float *y, int recenter, int threads);
+TORCHADDER_API int torchadder_grad_input_i16(const torchadder_convolution *shape, const float *dy, const float *x,
+                                             const float *weight, float *dx, int threads);
+
 /* to[n][column][row] = from[n][row][column]: images from channels first (rows: channels, columns: pixels) to channels
  * last, or back. */
 TORCHADDER_API int torchadder_transpose_f32(const float *from, float *to, int64_t images, int64_t rows, int64_t columns,

@@ -4,6 +4,7 @@
 //     compare_kernels FILE.tadder...
 //
 // It prints a line for each kernel that ran, and returns 1 if a result differs.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -97,6 +98,42 @@ void check(const std::string &where, int status) {
   if (status) fail(where, torchadder_last_error());
 }
 
+// Compares the integer kernels with the same sums of rounded numbers. Such a sum is exact in double.
+void compare_rounded(const std::string &where, const torchadder_convolution &s, const Floats &x, const Floats &w,
+                     const Floats &dy, const Floats &bias, int threads) {
+  float low = 0, high = 0, largest = 0;
+  bool is_nan = false;
+  for (const float value : x) {
+    low = std::fmin(low, value), high = std::fmax(high, value);
+    is_nan = is_nan || std::isnan(value);
+  }
+  for (const float value : dy) largest = std::fmax(largest, std::fabs(value));
+  const float levels = std::floor(254.0f / (high - low));
+  const int64_t taps = s.kernel[0] * s.kernel[1] * s.kernel[2];
+  const int64_t terms = s.c_out * taps * (static_cast<int64_t>(levels) + 128);
+  const float steps = static_cast<float>(std::min<int64_t>(2147483647 / terms, 32767)) / largest;
+  const auto rounded = [&](const Floats &values, int64_t i, float by) {
+    return i < 0 ? 0.0 : static_cast<double>(std::rint(values[static_cast<std::size_t>(i)] * by)) / by;
+  };
+  Exact y(dy.size()), dx(x.size());
+  for (std::size_t i = 0; i < dy.size(); ++i) {
+    const double b = bias[i % static_cast<std::size_t>(s.c_out)];
+    y.add(static_cast<int64_t>(i), is_nan ? NAN : b, std::fabs(b));
+  }
+  for (std::size_t i = 0; i < x.size() && is_nan; ++i) dx.add(static_cast<int64_t>(i), NAN, 0);
+  each_term(s, [&](int64_t result, int64_t, int64_t source, int64_t weight) {
+    const double a = rounded(x, source, levels), b = rounded(w, weight, levels), d = rounded(dy, result, steps);
+    y.add(result, -std::fabs(a - b), std::fabs(a) + std::fabs(b));
+    if (source >= 0) dx.add(source, hardtanh(b - a) * d, std::fabs(d));
+  });
+  Floats got(dy.size());
+  check(where, torchadder_forward_u8(&s, x.data(), w.data(), bias.data(), got.data(), 0, threads));
+  y.compare(where + ", forward_u8", got);
+  got.assign(x.size(), 0);
+  check(where, torchadder_grad_input_i16(&s, dy.data(), x.data(), w.data(), got.data(), threads));
+  dx.compare(where + ", grad_input_i16", got);
+}
+
 void compare_convolution(const std::string &isa, const Geometry &g, bool channels_last, bool with_nan, int threads) {
   torchadder_convolution s{};
   s.images = g.images, s.c_in = g.c_in, s.c_out = g.c_out, s.groups = g.groups;
@@ -148,6 +185,7 @@ void compare_convolution(const std::string &isa, const Geometry &g, bool channel
   got.assign(w.size(), 0);
   check(where, torchadder_grad_weight_sign_f32(&s, dy.data(), x.data(), w.data(), got.data(), threads));
   dw.compare(where + ", grad_weight_sign", got);
+  if (s.groups == 1) compare_rounded(where, s, x, w, dy, bias, threads);
 }
 
 void compare_float_kernels(const std::string &isa) {

@@ -56,6 +56,8 @@ def library() -> ctypes.CDLL:
         ("forward_f32", [shape, pointer, pointer, pointer, pointer, integer, integer], integer),
         ("grad_input_f32", [shape, pointer, pointer, pointer, pointer, integer, integer], integer),
         ("grad_weight_sign_f32", [shape, pointer, pointer, pointer, pointer, integer], integer),
+        ("forward_u8", [shape, pointer, pointer, pointer, pointer, integer, integer], integer),
+        ("grad_input_i16", [shape, pointer, pointer, pointer, pointer, integer], integer),
         ("transpose_f32", [pointer, pointer, *[ctypes.c_int64] * 3, integer], integer),
         ("isa_count", [], integer),
         ("isa_name", [integer], ctypes.c_char_p),

@@ -115,7 +115,8 @@ def test_every_kernel_of_arm_equals_its_reference(arm, programs, tmp_path, cpu, 
     library, emulator = arm
     names = compare("aarch64-linux-gnu-g++", library, programs, tmp_path, *emulator(cpu))
     assert {name.split("_neon_")[0] for name in names} >= {
-        "forward_f32", "grad_input_f32", "grad_input_sign_f32", "grouped_f32", "depthwise_f32", "depthwise_grad_f32"
+        "forward_f32", "grad_input_f32", "grad_input_sign_f32", "grouped_f32", "depthwise_f32", "depthwise_grad_f32",
+        "forward_u8", "grad_input_i16",
     }  # fmt: skip
     engine = {f"{op}_{isa}" for op in ("adder_u8", "conv_u8", "binary") for isa in isas}
     engine |= {"adder_depthwise_neon", "conv_depthwise_neon"}

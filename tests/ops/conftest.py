@@ -1,9 +1,21 @@
 """Define the variants of a kernel (instruction set and order of summation), and set numbers of threads."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from torchadder import kernels
+
+EXTENDED = {"avx512vnni": "avx512"}  # sets that have kernels of their own but are not selected by name
+
+
+def runs_here(isa):
+    """Return whether this CPU can run the kernels of an instruction set."""
+    if isa in EXTENDED:
+        flags = Path("/proc/cpuinfo").read_text().split()
+        return EXTENDED[isa] in kernels.available() and {"avx512_vnni", "avx512_vpopcntdq"} <= set(flags)
+    return isa in kernels.available()
 
 
 def variants():

@@ -5,19 +5,21 @@ import re
 
 import pytest
 import torch
+from tests.ops.conftest import EXTENDED, runs_here
 from tests.ops.test_conv import exact
+from tests.ops.test_rounding import assert_close, rounded
 
 from torchadder import kernels, ops
-from torchadder.bruteforce import Case
+from torchadder.bruteforce import Case, brute_force
 from torchadder.ops.geometry import Geometry
 
-NAME = re.compile(r"(?P<op>\w+_f32)_(?P<isa>[a-z0-9]+)_(?P<pixels>\d+)x(?P<lanes>\d+)_(?P<sum>any|fma|add)")
+NAME = re.compile(r"(?P<op>\w+_(?:f32|u8|i16))_(?P<isa>[a-z0-9]+)_(?P<pixels>\d+)x(?P<lanes>\d+)_(?P<sum>any|fma|add)")
 DEPTH = 5
 
 
 def kernel_param(name):
     op, isa, pixels, lanes, sum_ = NAME.fullmatch(name).groups()
-    marks = () if isa in kernels.available() else pytest.mark.skip(reason=f"this CPU cannot run {isa}")
+    marks = () if runs_here(isa) else pytest.mark.skip(reason=f"this CPU cannot run {isa}")
     return pytest.param(op, isa, int(pixels), int(lanes), sum_, id=name, marks=marks)
 
 
@@ -62,6 +64,8 @@ OPERATORS = {  # of kernels.inc -> case, and result of the brute-force reference
     "depthwise_f32": (depthwise_case, "output"),
     "depthwise_grad_f32": (depthwise_gradient_case, "grad_input"),
     "depthwise_sign_f32": (depthwise_gradient_case, "grad_input_sign"),
+    "forward_u8": (forward_case, "output"),
+    "grad_input_i16": (gradient_case, "grad_input"),
 }
 
 
@@ -72,12 +76,26 @@ def run(result, case, x, weight, grad):
     return ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule)
 
 
+def check_rounded(case, result):
+    x, weight, grad = case.tensors()
+    truth = getattr(brute_force(case, *rounded(x, weight, grad)), result)
+    if result == "output":
+        found = ops.adder_conv(x, weight, None, case.geometry, False, numbers="int8")
+    else:
+        found = ops.adder_conv_grad_input(grad, x, weight, case.geometry, "hardtanh", "int8")
+    assert_close(found, truth, DEPTH)
+
+
 @pytest.mark.parametrize(("op", "isa", "pixels", "lanes", "sum_"), [kernel_param(name) for name in kernels.names()])
 def test_tile_and_its_edges(op, isa, pixels, lanes, sum_):
     make_case, result = OPERATORS[op]
-    with kernels.using(isa if sum_ == "any" else f"{isa}:{sum_}"):
+    selected = EXTENDED.get(isa, isa)
+    with kernels.using(selected if sum_ == "any" else f"{selected}:{sum_}"):
         assert f"{op}_{isa}_{pixels}x{lanes}_{sum_}" in kernels.names(in_use=True)
         for case in itertools.starmap(make_case, itertools.product(beside(pixels), beside(lanes))):
+            if not op.endswith("_f32"):
+                check_rounded(case, result)
+                continue
             *tensors, truth = exact(case)
             assert torch.equal(run(result, case, *tensors).double(), getattr(truth, result)), case
 

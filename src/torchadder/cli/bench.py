@@ -306,7 +306,9 @@ def _layer_tables(result: dict[str, Any]) -> list[Cells]:
 def _train_table(result: dict[str, Any]) -> Cells:
     texts = {name: f"{{{name}}}" for name in ("model", "batch", _where(result))}
     memory = {f"{op} MiB": f"{{memory_mib[{op}][step]:.0f}}" for op in ("adder", "conv")}
-    numbers = {**_milliseconds(1), "ratio": "{ratio:.2f}", **memory, "memory ratio": "{memory_ratio:.2f}"}
+    times = {f"{op} ms": f"{{{op}_ms:.1f}}" for op in ("adder", "int8", "conv") if f"{op}_ms" in result["rows"][0]}
+    ratios = {"ratio": "{ratio:.2f}", **({"int8 ratio": "{int8_ratio:.2f}"} if "int8 ms" in times else {})}
+    numbers = {**times, **ratios, **memory, "memory ratio": "{memory_ratio:.2f}"}
     return _table("training step, medians", result["rows"], texts, numbers)
 
 

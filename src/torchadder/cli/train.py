@@ -228,6 +228,7 @@ def header(recipe: Recipe, model: Model) -> str:
     if recipe.op == "adder":
         rate = {"alr": f"ALR eta {recipe.eta:g}", "ilr": f"ILR x{recipe.ilr_factor:g}", "plain": "plain rate"}
         parts += [rate[recipe.lr_scheme]]
+        parts += ["trains in int8"] if recipe.numbers == "int8" else []
     parts += _device(recipe, next(model.parameters()).device)
     if dist.is_available() and dist.is_initialized():
         parts[-1] += f" in each of {dist.get_world_size()} processes"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchadder import ops
 from torchadder.ops.adder import INPUT_RULES, WEIGHT_RULES
 from torchadder.ops.geometry import NARROW, Geometry, by_axis, pad_by_name
+from torchadder.ops.rounding import NUMBERS
 
 from . import autocast
 
@@ -18,20 +19,24 @@ from . import autocast
 class GradientRule(NamedTuple):
     """Choose the gradient of the weight ("full" | "sign") and of the input ("hardtanh" | "sign" | "full").
 
-    The paper's rule is the default; the formulas stand in torchadder.ops.adder.
+    The paper's rule is the default; the formulas stand in torchadder.ops.adder. `numbers` are those that training
+    computes with: "float32", or "int8", faster on a CPU, for which a call rounds input and weight to bytes and the
+    gradient of the output to 16 bits. A layer in evaluation mode computes in float32.
     """
 
     weight: Literal["full", "sign"] = "full"
     input: Literal["hardtanh", "sign", "full"] = "hardtanh"
+    numbers: Literal["float32", "int8"] = "float32"
 
     def check(self) -> None:
         """Raise ValueError for a rule that does not exist."""
         for name, value, allowed in (
-            ("weight", self.weight, WEIGHT_RULES),
-            ("input", self.input, INPUT_RULES),
+            ("rule of the weight", self.weight, WEIGHT_RULES),
+            ("rule of the input", self.input, INPUT_RULES),
+            ("numbers", self.numbers, NUMBERS),
         ):
             if value not in allowed:
-                raise ValueError(f"grad rule of the {name} is {value!r}: choose one of {', '.join(allowed)}")
+                raise ValueError(f"grad {name} is {value!r}: choose one of {', '.join(allowed)}")
 
 
 DEFAULT_RULE = GradientRule()

@@ -69,7 +69,8 @@ class TrainedRun:
             return self.network
         rate = recipe.lr_scheme.upper() if recipe.lr_scheme != "plain" else "plain rate"
         eta = f", eta {recipe.eta:g}" if recipe.lr_scheme == "alr" else ""
-        return f"{self.network}, {recipe.weight_grad} gradient, {rate}{eta}"
+        numbers = f", {recipe.numbers}" if recipe.numbers != "float32" else ""
+        return f"{self.network}, {recipe.weight_grad} gradient, {rate}{eta}{numbers}"
 
 
 def titles(runs: list[TrainedRun]) -> list[str]:

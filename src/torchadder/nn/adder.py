@@ -70,6 +70,12 @@ class Adder(nn.Module):
             if name in ("weight", "weight_orig", "parametrizations.weight.original"):  # plain, pruned, parametrized
                 param.adder = True  # type: ignore[attr-defined]
 
+    def _rule(self) -> GradientRule:
+        """Return the rule to compute with: evaluation is in float32."""
+        if self.training or self.grad.numbers == DEFAULT_RULE.numbers:
+            return self.grad
+        return self.grad._replace(numbers=DEFAULT_RULE.numbers)
+
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight)  # type: ignore[arg-type]  # The paper: N(0, 1) for any fan-in.
         if self.bias is not None:
@@ -78,7 +84,8 @@ class Adder(nn.Module):
     def extra_repr(self) -> str:
         text = super().extra_repr()
         if self.grad != DEFAULT_RULE:
-            text += f", grad=GradientRule(weight={self.grad.weight!r}, input={self.grad.input!r})"
+            changed = {k: v for k, v in self.grad._asdict().items() if v != getattr(DEFAULT_RULE, k)}
+            text += f", grad=GradientRule({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
         return text + ", recenter=True" if self.recenter else text
 
 
@@ -100,7 +107,7 @@ class _AdderConv(Adder):
             padding,
             self.dilation,
             self.groups,
-            grad=self.grad,
+            grad=self._rule(),
             recenter=self.recenter,
         )
 
@@ -148,4 +155,4 @@ class AdderLinear(Adder, nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.adder_linear(input, self.weight, self.bias, grad=self.grad, recenter=self.recenter)
+        return F.adder_linear(input, self.weight, self.bias, grad=self._rule(), recenter=self.recenter)

@@ -11,8 +11,9 @@ distance (paper, section 3.2):
     dW[o, k] = sum over positions of (X - W[o, k]) * dY[o]               weight_rule="full"
     dX[k]    = sum over o of HardTanh(W[o, k] - X[k]) * dY[o]            input_rule="hardtanh"
 
-"sign" is the true derivative in both, and input_rule="full" has W[o, k] - X[k] unclamped. Input and weight are all that
-is saved for the backward pass. The two gradient operators have no derivative: a second backward pass is an error.
+"sign" is the true derivative in both, and input_rule="full" has W[o, k] - X[k] unclamped. numbers="int8" computes Y and
+dX from rounded tensors (ops.rounding), and dW as if they were not rounded. Input and weight are all that is saved for
+the backward pass. The two gradient operators have no derivative: a second backward pass is an error.
 
 float32 on the CPU runs on the native kernels, float32 and 16 bits on a GPU on Triton's, everything else on the
 plain-torch reference. Input, output and their gradients have one dtype. Weight, bias and their gradients have it
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, reference, triton
+from . import cpu, reference, rounding, triton
 from .geometry import NARROW, Geometry, memory_format
 from .gradient import differentiable, once
 from .plan import check, plan_call
@@ -38,9 +39,12 @@ library = torch.library.Library("torchadder", "FRAGMENT")
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
 library.define(
     f"adder_conv(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, bool recenter, "
-    'str weight_rule="full", str input_rule="hardtanh") -> Tensor'
+    'str weight_rule="full", str input_rule="hardtanh", str numbers="float32") -> Tensor'
 )
-library.define(f"adder_conv_grad_input(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
+library.define(
+    f"adder_conv_grad_input(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule, "
+    'str numbers="float32") -> Tensor'
+)
 library.define(f"adder_conv_grad_weight(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, str rule) -> Tensor")
 
 _operator = torch.ops.torchadder.adder_conv.default
@@ -56,18 +60,21 @@ def adder_conv(
     recenter: bool,
     weight_rule: str = "full",
     input_rule: str = "hardtanh",
+    numbers: str = "float32",
 ) -> Tensor:
     """Call torchadder::adder_conv.
 
     Shapes: x (N, C_in, *size), weight (C_out, C_in / groups, *kernel), bias (C_out,) -> (N, C_out, *output size).
     Raises ValueError for shapes, devices and options, TypeError for dtypes.
     """
-    return _adder_conv(x, weight, bias, *geometry, recenter, weight_rule, input_rule)
+    return _adder_conv(x, weight, bias, *geometry, recenter, weight_rule, input_rule, numbers)
 
 
-def adder_conv_grad_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule: str) -> Tensor:
+def adder_conv_grad_input(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule: str, numbers: str = "float32"
+) -> Tensor:
     """Call torchadder::adder_conv_grad_input: dX, of shape and dtype of x, from dY (N, C_out, *output size)."""
-    return _grad_input(grad, x, weight, *geometry, rule)
+    return _grad_input(grad, x, weight, *geometry, rule, numbers)
 
 
 def adder_conv_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule: str) -> Tensor:
@@ -77,14 +84,25 @@ def adder_conv_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Ge
 
 # Backends
 
+_IN_WORD = 4  # bytes that the integer kernels take at once: with fewer channels those of floats are as fast
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recenter: bool) -> Tensor:
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recenter: bool, numbers: str = "float32"
+) -> Tensor:
     check_recentred(x, recenter)
     plan = plan_call(geometry, x, weight, bias)
-    if plan.native:
-        return cpu.forward(x, weight, bias, plan, recenter)
+    in_bytes = numbers == "int8" and geometry.groups == 1 and x.shape[1] >= _IN_WORD
+    if plan.native and (numbers == "float32" or in_bytes):
+        return cpu.forward(x, weight, bias, plan, recenter, numbers)
     if geometry.dims == 1:  # a row of pixels is an image of height 1
-        return _forward(x.unsqueeze(2), weight.unsqueeze(2), bias, geometry.unsqueezed(), recenter).squeeze(2)
+        x, weight = x.unsqueeze(2), weight.unsqueeze(2)
+        return _forward(x, weight, bias, geometry.unsqueezed(), recenter, numbers).squeeze(2)
+    if numbers != "float32":
+        _check_rule(numbers, rounding.NUMBERS)
+        levels = rounding.levels(x.to(weight.dtype))
+        rounded = rounding.to_grid(x.to(weight.dtype), levels), rounding.to_grid(weight, levels)
+        return _forward(*rounded, bias, geometry, recenter).to(x.dtype)
     if triton.runs(x):
         return triton.forward(x, weight, bias, geometry, recenter, plan.layout)
     if x.dtype in NARROW:
@@ -95,12 +113,22 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
     return y.contiguous(memory_format=plan.layout)
 
 
-def _backward_input(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule: str) -> Tensor:
+def _backward_input(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, rule: str, numbers: str = "float32"
+) -> Tensor:
     plan = plan_call(geometry, x, weight, grad=grad)
     _check_rule(rule, INPUT_RULES)
     if geometry.dims == 1:
         grad, x, weight = (t.unsqueeze(2) for t in (grad, x, weight))
-        return _backward_input(grad, x, weight, geometry.unsqueezed(), rule).squeeze(2)
+        return _backward_input(grad, x, weight, geometry.unsqueezed(), rule, numbers).squeeze(2)
+    if numbers == "int8" and plan.native and geometry.groups == 1 and rule == "hardtanh":
+        return cpu.grad_input(grad, x, weight, plan, rule, numbers)
+    if numbers != "float32":
+        _check_rule(numbers, rounding.NUMBERS)
+        levels = rounding.levels(x.to(weight.dtype))
+        rounded = rounding.to_grid(x.to(weight.dtype), levels), rounding.to_grid(weight, levels)
+        grad = rounding.gradient(grad.to(weight.dtype), weight, levels)
+        return _backward_input(grad, *rounded, geometry, rule).to(x.dtype)
     if x.dtype in NARROW and (rule == "full" or not triton.runs(x)):
         return _backward_input(grad.float(), x.float(), weight, geometry, rule).to(x.dtype)
     if rule == "full":  # dX = sum_o (W[o] - X) * dY[o]: a transposed convolution and a rank-one correction
@@ -189,16 +217,25 @@ def _run_forward(
     recenter: bool,
     weight_rule: str = "full",
     input_rule: str = "hardtanh",
+    numbers: str = "float32",
 ) -> Tensor:
     _check_devices(x, weight, bias)
-    return _forward(x, weight, bias, _geometry(stride, padding, dilation, groups), recenter)
+    return _forward(x, weight, bias, _geometry(stride, padding, dilation, groups), recenter, numbers)
 
 
 def _run_grad_input(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: Axes, padding: Axes, dilation: Axes, groups: int, rule: str
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Axes,
+    padding: Axes,
+    dilation: Axes,
+    groups: int,
+    rule: str,
+    numbers: str = "float32",
 ) -> Tensor:
     _check_devices(grad, x, weight)
-    return _backward_input(grad, x, weight, _geometry(stride, padding, dilation, groups), rule)
+    return _backward_input(grad, x, weight, _geometry(stride, padding, dilation, groups), rule, numbers)
 
 
 def _run_grad_weight(
@@ -222,7 +259,7 @@ def _(x, weight, bias, stride, padding, dilation, groups, recenter, *rules):  # 
 
 
 @torch.library.register_fake("torchadder::adder_conv_grad_input", lib=library)
-def _(grad, x, weight, stride, padding, dilation, groups, rule):  # type: ignore[no-untyped-def]
+def _(grad, x, weight, stride, padding, dilation, groups, *rules):  # type: ignore[no-untyped-def]
     check(_geometry(stride, padding, dilation, groups), x, weight, grad=grad)
     return _fake(x, x, weight)
 
@@ -244,7 +281,7 @@ def _fake(like: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, *ctx.geometry, _, ctx.weight_rule, ctx.input_rule = inputs
+    x, weight, _, *ctx.geometry, _, ctx.weight_rule, ctx.input_rule, ctx.numbers = inputs
     ctx.save_for_backward(x, weight)
 
 
@@ -252,12 +289,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     dx = dw = db = None
     if ctx.needs_input_grad[0]:
-        dx = once(_grad_input, grad, x, weight, *ctx.geometry, ctx.input_rule)
+        dx = once(_grad_input, grad, x, weight, *ctx.geometry, ctx.input_rule, ctx.numbers)
     if ctx.needs_input_grad[1]:
         dw = once(_grad_weight, grad, x, weight, *ctx.geometry, ctx.weight_rule)
     if ctx.needs_input_grad[2]:
         db = grad.sum((0, *range(2, grad.dim())), dtype=weight.dtype)
-    return dx, dw, db, *[None] * 7
+    return dx, dw, db, *[None] * 8
 
 
 _adder_conv = differentiable(_operator, _save, _backward, library)
@@ -300,12 +337,12 @@ def _(info: Any, in_dims: Dims, x: Tensor, weight: Tensor, bias: Tensor | None, 
 @torch.library.register_vmap("torchadder::adder_conv_grad_input", lib=library)
 def _(info: Any, in_dims: Dims, grad: Tensor, x: Tensor, weight: Tensor, *options: Any) -> Result:
     size, (grad_dim, x_dim, weight_dim) = info.batch_size, in_dims[:3]
-    *axes, groups, rule = options
+    *axes, groups, rule, numbers = (*options, "float32")[:6]
     if weight_dim is None:
         images = _as_images(grad, grad_dim, size), _as_images(x, x_dim, size)
         return _grad_input(*images, weight, *options).unflatten(0, (size, -1)), 0
     channels = _as_channels(grad, grad_dim, size), _as_channels(x, x_dim, size)
-    dx = _grad_input(*channels, _as_images(weight, weight_dim, size), *axes, size * groups, rule)
+    dx = _grad_input(*channels, _as_images(weight, weight_dim, size), *axes, size * groups, rule, numbers)
     return dx.unflatten(1, (size, -1)), 1
 
 

@@ -12,8 +12,10 @@ from .geometry import CHANNELS_LAST
 from .plan import CallPlan
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, plan: CallPlan, recenter: bool) -> Tensor:
-    """Compute Y of torchadder::adder_conv."""
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: CallPlan, recenter: bool, numbers: str = "float32"
+) -> Tensor:
+    """Compute Y of torchadder::adder_conv; numbers="int8" takes one group."""
     if plan.input_format is not None:
         x = _to_format(x, plan.input_format)
     if plan.weight_format is not None:
@@ -21,20 +23,30 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, plan: CallPlan, rece
     shape, stride, final_format = plan.output  # type: ignore[misc]
     y = torch.empty_strided(shape, stride, dtype=torch.float32, device="cpu")
     b = None if bias is None else (bias := bias.contiguous()).data_ptr()
-    function = kernels.library().torchadder_forward_f32
+    library = kernels.library()
+    function = library.torchadder_forward_u8 if numbers == "int8" else library.torchadder_forward_f32
     if function(plan.shape, x.data_ptr(), weight.data_ptr(), b, y.data_ptr(), recenter, kernels.threads()):
         raise _error(function)
     return y if final_format is None else _to_format(y, final_format)
 
 
-def grad_input(grad: Tensor, x: Tensor, weight: Tensor, plan: CallPlan, rule: str) -> Tensor:
-    """Compute dX of torchadder::adder_conv_grad_input; rule is "hardtanh" or "sign"."""
+def grad_input(grad: Tensor, x: Tensor, weight: Tensor, plan: CallPlan, rule: str, numbers: str = "float32") -> Tensor:
+    """Compute dX of torchadder::adder_conv_grad_input; rule is "hardtanh" or "sign".
+
+    numbers="int8" takes one group and "hardtanh".
+    """
     grad, x, weight = _convert(grad, x, weight, plan)
     shape, stride, final_format = plan.grad_input  # type: ignore[misc]
     dx = torch.empty_strided(shape, stride, dtype=torch.float32, device="cpu")
     pointers = (grad.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr())
-    function = kernels.library().torchadder_grad_input_f32
-    if function(plan.shape, *pointers, rule == "sign", kernels.threads()):
+    function: Any
+    if numbers == "int8":
+        function = kernels.library().torchadder_grad_input_i16
+        failed = function(plan.shape, *pointers, kernels.threads())
+    else:
+        function = kernels.library().torchadder_grad_input_f32
+        failed = function(plan.shape, *pointers, rule == "sign", kernels.threads())
+    if failed:
         raise _error(function)
     return dx if final_format is None else _to_format(dx, final_format)
 

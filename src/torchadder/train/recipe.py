@@ -138,6 +138,12 @@ class Recipe:
         ADDER,
         choices=("hardtanh", "sign", "full"),
     )
+    numbers: str = _option(
+        "float32",
+        "Arithmetic of adder layers in training; int8 rounds inputs and filters to bytes and is faster on a CPU.",
+        ADDER,
+        choices=("float32", "int8"),
+    )
     recenter: bool = _option(False, "Add sum |W| to the outputs of adder layers: small enough for 16 bits.", ADDER)
     teacher: str = _option(
         "",
@@ -176,6 +182,8 @@ class Recipe:
             raise UserError(f"momentum={self.momentum:g} has no Nesterov form: expected above 0, or nesterov=False")
         if self.recenter and self.op != "adder":
             raise UserError(f"recenter=True is for adder layers, and op={self.op} has none: leave it out")
+        if self.numbers != "float32" and self.op != "adder":
+            raise UserError(f"numbers={self.numbers} is for adder layers, and op={self.op} has none: leave it out")
         if self.progressive and not self.teacher:
             raise UserError("progressive=True needs a teacher: pass teacher=RUN, or the name of a model")
         if self.teacher and self.logit_weight == self.feature_weight == 0:
@@ -204,7 +212,7 @@ class Recipe:
             return None
         from torchadder.functional import GradientRule
 
-        return GradientRule(weight=self.weight_grad, input=self.input_grad)  # type: ignore[arg-type]  # checked above
+        return GradientRule(self.weight_grad, self.input_grad, self.numbers)  # type: ignore[arg-type]  # checked above
 
     def to_json(self) -> str:
         """Return the content of recipe.json."""

@@ -89,6 +89,13 @@ memory format; memory is the peak of what a step needs, process that of the whol
 | resnet20 | 128 | 2 | 1234 | 1000 | 1.23 | 0.98 | 1.10 |
 | lenet5bn | 2 | 1 | 1.00 | 2.00 | 0.50 | – | 1.10 |"""
 
+IN_INTEGERS = {**TRAIN, "rows": [{**row, "int8_ms": 900.0, "int8_ratio": 0.9} for row in TRAIN["rows"][:1]]}
+IN_INTEGERS_ROWS = """\
+| model | batch | threads | adder ms/step | int8 ms/step | CNN ms/step | ratio | int8 ratio | memory ratio \
+| process ratio |
+| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: |
+| resnet20 | 128 | 2 | 1234 | 900 | 1000 | 1.23 | 0.90 | 0.98 | 1.10 |"""
+
 
 RECIPE = {"name": "lenet5bn-mnist", "model": "lenet5bn", "dataset": "mnist", "epochs": 50, "eta": 0.1}
 
@@ -121,6 +128,12 @@ def put(root, name, record):
 def body(text, name):
     """Return the text between the markers of a table."""
     return text.split(f"<!-- table: {name} -->\n")[1].split("<!-- /table -->")[0].strip()
+
+
+def test_a_training_step_in_integers(tables):
+    caption, _, rows = tables.train_table(IN_INTEGERS).partition("\n\n")
+    assert rows == IN_INTEGERS_ROWS
+    assert "int8 is the AdderNet trained in integers; ratios are adder / CNN" in caption
 
 
 def test_every_table(tables, root):

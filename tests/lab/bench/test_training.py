@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from torchadder.functional import GradientRule
 from torchadder.lab.bench import training
 from torchadder.lab.bench.layers import FORMATS
 from torchadder.lab.bench.timing import Cpu
@@ -16,17 +17,21 @@ from torchadder.models import create_model
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("op", training.OPS)
 def test_a_step_trains_every_weight(monkeypatch, op, layout):
-    model, adaptive, rescale = create_model("lenet5bn", op=op), [], training.AdaptiveLR
-    monkeypatch.setattr(training, "create_model", lambda name, op: model)
+    rule = GradientRule(numbers="int8") if op == "int8" else None
+    model = create_model("lenet5bn", op="conv" if op == "conv" else "adder", grad=rule)
+    adaptive, rescale = [], training.AdaptiveLR
+    rules = []
+    monkeypatch.setattr(training, "create_model", lambda name, op, grad: rules.append(grad) or model)
     monkeypatch.setattr(training, "AdaptiveLR", lambda optimizer: adaptive.append(rescale(optimizer)))
-    step = training.training_step("lenet5bn", op, layout, 3)
+    step = training.training_step("lenet5bn", op, layout, 16)
     before = [p.detach().clone() for p in model.parameters()]
     step()
     step()
     after = list(model.parameters())
     assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert all(p.isfinite().all() for p in after)
-    assert len(adaptive) == (op == "adder")
+    assert len(adaptive) == (op != "conv")
+    assert rules == [rule]
 
 
 def test_rows(monkeypatch):
@@ -34,24 +39,28 @@ def test_rows(monkeypatch):
 
     def memory(name, op, layout, batch, count):
         asked.append((name, op, layout, batch, count))
-        return {"step": {"adder": 3.0, "conv": 2.0}[op], "total": 100.0}
+        return {"step": {"adder": 3.0, "int8": 4.0, "conv": 2.0}[op], "total": 100.0}
 
     monkeypatch.setattr(training, "peak_memory", memory)
     seconds = {"adder contiguous": [4.0], "adder channels_last": [3.0], "conv contiguous": [2.0]}
-    seconds["conv channels_last"] = [8.0]
+    seconds |= {"conv channels_last": [8.0], "int8 contiguous": [1.0], "int8 channels_last": [5.0]}
     monkeypatch.setattr(training, "profile", lambda step, device: {"aten::mm": 1.0})
     monkeypatch.setattr(training, "interleaved", lambda steps, repetitions, clock: seconds)
     first, second = training.measure("lenet5bn", 2, [Cpu(1), Cpu(2)], 1, lambda line: None)
     assert (first["threads"], second["threads"]) == (1, 2)
     assert first == {
         **{"model": "lenet5bn", "batch": 2, "threads": 1, "seconds": seconds},
-        "format": {"adder": "channels_last", "conv": "contiguous"},
-        **{"adder_ms": 3000.0, "conv_ms": 2000.0, "ratio": 1.5, "memory_ratio": 1.5},
-        "images_per_second": {"adder": pytest.approx(2 / 3), "conv": 1.0},
-        "memory_mib": {"adder": {"step": 3.0, "total": 100.0}, "conv": {"step": 2.0, "total": 100.0}},
-        "profile": {"adder": {"aten::mm": 1.0}, "conv": {"aten::mm": 1.0}},
+        "format": {"adder": "channels_last", "int8": "contiguous", "conv": "contiguous"},
+        **{"adder_ms": 3000.0, "int8_ms": 1000.0, "conv_ms": 2000.0},
+        **{"ratio": 1.5, "int8_ratio": 0.5, "memory_ratio": 1.5},
+        "images_per_second": {"adder": pytest.approx(2 / 3), "int8": 2.0, "conv": 1.0},
+        "memory_mib": {
+            op: {"step": size, "total": 100.0} for op, size in zip(training.OPS, (3.0, 4.0, 2.0), strict=True)
+        },
+        "profile": {op: {"aten::mm": 1.0} for op in training.OPS},
     }
-    assert asked[:2] == [("lenet5bn", "adder", "channels_last", 2, 1), ("lenet5bn", "conv", "contiguous", 2, 1)]
+    formats = zip(training.OPS, ("channels_last", "contiguous", "contiguous"), strict=True)
+    assert asked[:3] == [("lenet5bn", op, layout, 2, 1) for op, layout in formats]
 
 
 def test_real_steps_are_timed_and_a_step_too_small_to_be_seen_has_no_memory_ratio(monkeypatch):

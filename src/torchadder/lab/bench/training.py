@@ -1,4 +1,4 @@
-"""Measure whole training steps (forward, backward, optimizer) of an AdderNet and of its CNN counterpart, and memory."""
+"""Measure training steps (forward, backward, optimizer) and memory: AdderNet in floats and in integers, and CNN."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ import torch.nn.functional as F
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+from torchadder.functional import GradientRule
 from torchadder.models import create_model
 from torchadder.optim import AdaptiveLR
 
 from .layers import CPU, FORMATS
 from .timing import Cpu, Device, best_by_prefix, interleaved, medians
 
-OPS = ("adder", "conv")
+OPS = ("adder", "int8", "conv")  # int8: the AdderNet that trains in integers, which a GPU does not
 OTHER = "other"  # the row of a profile that holds whatever no other row names
 _M_MMAP_THRESHOLD = -3  # of glibc's mallopt()
 
 
 def training_step(name: str, op: str, layout: str, batch: int, device: torch.device = CPU) -> Callable[[], object]:
     """Return a function that trains one step on random images with the paper's optimizer, and AdaptiveLR for adders."""
-    model = create_model(name, op=op)
+    rule = GradientRule(numbers="int8") if op == "int8" else None
+    model = create_model(name, op="conv" if op == "conv" else "adder", grad=rule)
     model.to(device=device, memory_format=FORMATS[layout])  # type: ignore[call-overload]
     images = torch.randn(batch, *model.input_size, device=device).contiguous(memory_format=FORMATS[layout])
     labels = torch.randint(model.config["num_classes"], (batch,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    if op == "adder":
+    if op != "conv":
         AdaptiveLR(optimizer)
 
     def step() -> None:
@@ -53,30 +55,33 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Return one row for each device: seconds of a step of each network in each memory format, profile, peak memory.
 
-    `ratio` is the adder's median over the CNN's, `memory_ratio` that of the peaks, each in its better format.
+    `ratio` and `int8_ratio` are the adder's medians over the CNN's, `memory_ratio` that of the peaks in float32, each
+    in its better format.
     """
     rows = []
     for device in devices:
+        ops = OPS if isinstance(device, Cpu) else ("adder", "conv")
         show(f"{name}, batch {batch}, {device}")
         with device.settings():
             steps = {
                 f"{op} {layout}": training_step(name, op, layout, batch, device.device)
-                for op in OPS
+                for op in ops
                 for layout in FORMATS
             }
             seconds = interleaved(steps, repetitions, device.clock)
             median = medians(seconds)
             best = best_by_prefix(median)
             better = {op: min(FORMATS, key=lambda layout: median[f"{op} {layout}"]) for op in best}
-            profiles = {op: profile(steps[f"{op} {better[op]}"], device.device) for op in OPS}
+            profiles = {op: profile(steps[f"{op} {better[op]}"], device.device) for op in ops}
             show(f"{name}, batch {batch}, {device}, memory")
-            memory = {op: _memory(name, op, better[op], batch, device) for op in OPS}
+            memory = {op: _memory(name, op, better[op], batch, device) for op in ops}
         row = {
             **{"model": name, "batch": batch, **device.fields},
             "seconds": seconds,
             "format": better,
             **{f"{op}_ms": value * 1e3 for op, value in best.items()},
             "ratio": best["adder"] / best["conv"],
+            **({"int8_ratio": best["int8"] / best["conv"]} if "int8" in best else {}),
             "images_per_second": {op: batch / value for op, value in best.items()},
             "memory_mib": memory,
             "profile": profiles,

@@ -176,6 +176,7 @@ def run_name(recipe: Recipe) -> str:
     if recipe.op == "adder":
         parts += [f"{runs.gradients(asdict(recipe))}", recipe.lr_scheme]
         parts += [f"eta{recipe.eta:g}"] if recipe.lr_scheme == "alr" else []
+        parts += [recipe.numbers] if recipe.numbers != "float32" else []
     return "-".join([*parts, f"s{recipe.seed}"])
 
 

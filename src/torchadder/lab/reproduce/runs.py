@@ -29,7 +29,7 @@ MEASURED = (
 )
 # The fields of a recipe without effect under an operator, under a scheme, or without a teacher.
 UNUSED = {
-    "products": ("lr_scheme", "eta", "ilr_factor", "weight_grad", "input_grad"),
+    "products": ("lr_scheme", "eta", "ilr_factor", "weight_grad", "input_grad", "numbers"),
     "alr": ("ilr_factor",),
     "ilr": ("eta",),
     "plain": ("eta", "ilr_factor"),

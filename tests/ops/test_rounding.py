@@ -1,0 +1,184 @@
+"""Test training in integers: the operators with numbers="int8" equal those of floats on the rounded tensors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.ops.test_conv import CASES, UNIT, by_filter
+
+from torchadder import kernels, ops
+from torchadder.bruteforce import Case, brute_force
+from torchadder.functional import GradientRule, adder_conv2d, adder_linear
+from torchadder.nn import AdderConv2d, AdderLinear
+from torchadder.ops import rounding
+from torchadder.ops.geometry import Geometry
+
+SQUARE = Geometry((1, 1), (1, 1), (1, 1), 1)
+
+
+def rounded(x, weight, grad):
+    """Return the three tensors as the operators round them, in float64."""
+    levels = rounding.levels(x)
+    grid = [rounding.to_grid(t, levels).double() for t in (x, weight)]
+    return *grid, rounding.gradient(grad, weight, levels).double()
+
+
+def assert_close(found, truth, terms):
+    """Compare with exact sums. A sum of integers is exact, and becomes a float in a few roundings.
+
+    The rounded tensors carry an error of their own: a multiple of 1 / levels is no float32.
+    """
+    scale = terms * (truth.abs().max().item() + 1) if truth.numel() else 1
+    assert (
+        (found.double() - truth).abs().max().item() <= 4 * UNIT * scale if truth.numel() else found.shape == truth.shape
+    )
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_equals_brute_force_on_rounded_tensors(case, variant):
+    x, weight, grad = case.tensors()
+    weight = weight * 3  # many lie beyond the range of the input
+    truth = brute_force(case, *rounded(x, weight, grad))
+    terms = weight[0].numel() ** 0.5
+    bias = torch.linspace(-1, 1, case.c_out)
+    y = ops.adder_conv(x, weight, bias, case.geometry, False, numbers="int8")
+    assert_close(y, truth.output + by_filter(case, bias.double()), terms)
+    recentred = rounded(x, weight, grad)[1].abs().flatten(1).sum(1)
+    y = ops.adder_conv(x, weight, None, case.geometry, True, numbers="int8")
+    assert_close(y, truth.output + by_filter(case, recentred), weight[0].numel())
+    for rule, dx in (("hardtanh", truth.grad_input), ("sign", truth.grad_input_sign)):
+        assert_close(ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule, "int8"), dx, terms)
+
+
+@given(low=st.floats(-500, 0), width=st.floats(0, 1000), seed=st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_an_input_becomes_a_byte_and_one_lies_on_the_grid(low, width, seed):
+    x = torch.rand(50, generator=torch.Generator().manual_seed(seed)) * width + low
+    levels = rounding.levels(x)
+    steps = (torch.cat([x, x.new_zeros(1)]) * levels).round()
+    assert 0 <= steps.max() - steps.min() <= 255
+    assert levels < 1 or levels == levels.round()
+    assert levels <= 16384
+
+
+def test_ranges_that_fill_16_bits_and_that_have_steps_above_one(variant):
+    case = Case(2, 9, 6, size=(5, 4), kernel=(3, 3), padding=(1, 1))
+    for scale in (1e-30, 1e-3, 0.02, 3.0, 100.0, 1e4):
+        x, weight, grad = case.tensors()
+        x, weight = x * scale, weight * scale
+        truth = brute_force(case, *rounded(x, weight, grad))
+        y = ops.adder_conv(x, weight, None, SQUARE, False, numbers="int8")
+        assert_close(y, truth.output, 81)
+        assert_close(ops.adder_conv_grad_input(grad, x, weight, SQUARE, "hardtanh", "int8"), truth.grad_input, 9)
+
+
+def test_sums_of_the_largest_products_do_not_overflow(variant):
+    x, weight = torch.zeros(1, 3, 9, 9), torch.full((512, 3, 3, 3), 50.0)
+    x[0, 0, 0, 0] = 2.0
+    grad = torch.ones(1, 512, 9, 9)
+    dx = ops.adder_conv_grad_input(grad, x, weight, SQUARE, "hardtanh", "int8")
+    assert dx[0, 1, 4, 4] == pytest.approx(512 * 9, rel=1e-4)
+    y = ops.adder_conv(x, weight, None, SQUARE, False, numbers="int8")
+    assert y[0, 0, 4, 4].item() == pytest.approx(-27 * 50, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 1e-34, 1e30])
+def test_gradients_of_any_size(size, variant):
+    case = Case(2, 5, 3, size=(4, 4), kernel=(3, 3), padding=(1, 1))
+    x, weight, grad = case.tensors()
+    grad = grad * size
+    truth = brute_force(case, *rounded(x, weight, grad)).grad_input
+    dx = ops.adder_conv_grad_input(grad, x, weight, SQUARE, "hardtanh", "int8")
+    torch.testing.assert_close(dx.double(), truth, rtol=1e-5, atol=1e-36 + 1e-6 * size)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_an_input_or_gradient_that_is_not_finite_makes_every_result_nan(bad, variant):
+    x, weight, grad = torch.randn(2, 5, 4, 4), torch.randn(3, 5, 3, 3), torch.randn(2, 3, 4, 4)
+    worse, worse_grad = x.clone(), grad.clone()
+    worse[1, 2, 3, 0] = worse_grad[0, 1, 2, 3] = bad
+    assert ops.adder_conv(worse, weight, None, SQUARE, False, numbers="int8").isnan().all()
+    assert ops.adder_conv_grad_input(grad, worse, weight, SQUARE, "hardtanh", "int8").isnan().all()
+    assert ops.adder_conv_grad_input(worse_grad, x, weight, SQUARE, "hardtanh", "int8").isnan().all()
+
+
+def test_a_weight_that_is_nan_reaches_the_results_that_read_it(variant):
+    x, weight, grad = torch.randn(2, 5, 4, 4), torch.randn(3, 5, 3, 3), torch.randn(2, 3, 4, 4)
+    weight[1, 2, 1, 1] = float("nan")
+    y = ops.adder_conv(x, weight, None, SQUARE, False, numbers="int8").isnan()
+    assert y[:, 1].all()
+    assert not y[:, [0, 2]].any()
+    dx = ops.adder_conv_grad_input(grad, x, weight, SQUARE, "hardtanh", "int8").isnan()
+    assert dx[:, 2].all()
+    assert not dx[:, [0, 1, 3, 4]].any()
+
+
+def test_threads_and_layouts_give_the_same_bits(threads, variant):
+    torch.manual_seed(0)
+    x, weight, grad = torch.randn(7, 19, 23, 17), torch.randn(33, 19, 3, 3), torch.randn(7, 33, 23, 17)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            a, b, c = (t.contiguous(memory_format=layout) for t in (x, weight, grad))
+            y = ops.adder_conv(a, b, None, SQUARE, False, numbers="int8")
+            dx = ops.adder_conv_grad_input(c, a, b, SQUARE, "hardtanh", "int8")
+            assert y.is_contiguous(memory_format=layout)
+            results.append((y, dx))
+    for y, dx in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(dx, results[0][1])
+
+
+def test_gradients_of_a_call():
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 6, 9, 7, requires_grad=True), torch.randn(8, 6, 3, 3, requires_grad=True)
+    grad = torch.randn(3, 8, 9, 7)
+    dx, dw = torch.autograd.grad(
+        adder_conv2d(x, weight, padding=1, grad=GradientRule(numbers="int8")), (x, weight), grad
+    )
+    assert torch.equal(dx, ops.adder_conv_grad_input(grad, x, weight, SQUARE, "hardtanh", "int8"))
+    assert torch.equal(dw, ops.adder_conv_grad_weight(grad, x, weight, SQUARE, "full"))  # of unrounded tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_compute_with_the_same_rounding(dtype):
+    x, weight = torch.randn(2, 6, 5, 5), torch.randn(4, 6, 3, 3)
+    x = x.to(dtype)
+    wide = weight if dtype is torch.bfloat16 else weight.to(dtype)
+    y = ops.adder_conv(x, wide, None, SQUARE, True, numbers="int8")
+    assert y.dtype is dtype
+    expected = ops.adder_conv(x.float(), weight, None, SQUARE, True, numbers="int8")
+    torch.testing.assert_close(y, expected.to(dtype), rtol=2e-2, atol=1e-4)
+    dx = ops.adder_conv_grad_input(y, x, wide, SQUARE, "hardtanh", "int8")
+    assert dx.dtype is dtype
+
+
+def test_layers_round_while_they_train():
+    torch.manual_seed(0)
+    for layer, x in (
+        (AdderConv2d(6, 5, 3, grad=GradientRule(numbers="int8")), torch.randn(2, 6, 8, 8)),
+        (AdderLinear(20, 7, grad=GradientRule(numbers="int8")), torch.randn(3, 20)),
+    ):
+        plain = type(layer).forward(layer.eval(), x)
+        trained = layer.train()(x)
+        assert not torch.equal(plain, trained)
+        torch.testing.assert_close(plain, trained, rtol=0.05, atol=0.5)
+        assert "grad=GradientRule(numbers='int8')" in repr(layer)
+    exact = adder_linear(x, layer.weight, layer.bias)
+    assert torch.equal(plain, exact)
+
+
+def test_an_unknown_kind_of_numbers_is_refused():
+    x, weight = torch.randn(1, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    with pytest.raises(ValueError, match="grad numbers is 'int4': choose one of float32, int8"):
+        adder_conv2d(x, weight, grad=GradientRule(numbers="int4"))
+    with pytest.raises(ValueError, match="'int4'"):
+        ops.adder_conv(x, weight, None, SQUARE, False, numbers="int4")
+
+
+def test_the_c_interface_refuses_groups():
+    library = kernels.library()
+    plan = ops.plan.plan_call(Geometry((1, 1), (0, 0), (1, 1), 2), torch.randn(1, 4, 3, 3), torch.randn(2, 2, 3, 3))
+    assert library.torchadder_forward_u8(plan.shape, None, None, None, None, 0, 1) == -1
+    assert library.torchadder_last_error() == b"rounded calls take one group"
