@@ -77,9 +77,10 @@ void run(Convolution &convolution, int threads);
 template <class Origin>
 std::vector<ChannelBlock> cut(Op op, int64_t groups, int64_t lanes, int64_t depth, bool by_channel, Origin origin) {
   std::vector<ChannelBlock> blocks;
+  const Isa isa = isa_for(op, lanes);
   for (int64_t g = 0; g < groups; ++g)
     for (int64_t lane = 0; lane < lanes;) {
-      const Kernel &kernel = kernel_for(op, lanes - lane);
+      const Kernel &kernel = kernel_for(op, isa, lanes - lane);
       const int64_t taken = lanes - lane < kernel.lanes ? lanes - lane : kernel.lanes;
       const int64_t channel = g * lanes + lane;
       blocks.push_back({&kernel,

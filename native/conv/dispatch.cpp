@@ -24,6 +24,7 @@ constexpr Kernel kListed[] = {
   {#op "_" #isa "_" #pixels "x" #lanes "_" #sum, Op::op, Isa::isa, pixels, lanes, Sum::sum, nullptr},
 #include "kernels.inc"
 };
+constexpr int64_t kHalf = 8;  // channels
 constexpr int kKernelCount = static_cast<int>(std::size(kListed));
 
 struct KernelTable {
@@ -57,8 +58,16 @@ const Kernel *widest(Isa isa, Sum sum) {
   return found;
 }
 
-// Returns the set whose kernels compute `op` where `isa` is selected: the last that lists it, up to the sets that
-// extend `isa`.
+// Returns the set that computes few channels where `isa` is selected.
+Isa half([[maybe_unused]] Op op, Isa isa) {
+#if TORCHADDER_X86
+  const bool is_faster = op == Op::forward_f32 || op == Op::grad_input_f32 || op == Op::grad_input_i16;
+  if (is_faster && isa == Isa::avx512) return Isa::avx2;
+#endif
+  return isa;
+}
+
+// Returns the last set that lists `op`, up to the sets that extend `isa`.
 Isa isa_of(Op op, Isa isa) {
   Isa found = Isa::reference;
   for (const Kernel &kernel : kListed)
@@ -87,8 +96,12 @@ Sum selected_sum() {
   return faster[at];
 }
 
-const Kernel &kernel_for(Op op, int64_t lanes) {
-  const Isa isa = isa_of(op, selected_isa());
+Isa isa_for(Op op, int64_t channels) {
+  const Isa isa = selected_isa();
+  return isa_of(op, channels <= kHalf ? half(op, isa) : isa);
+}
+
+const Kernel &kernel_for(Op op, Isa isa, int64_t lanes) {
   const Sum sum = selected_sum();
   const Kernel *best = nullptr;
   for (const Kernel &kernel : kernels()) {
@@ -133,7 +146,9 @@ const char *torchadder_kernel_name(int index) {
 int torchadder_kernel_in_use(int index) {
   if (index < 0 || index >= kKernelCount) return 0;
   const Op op = kListed[index].op;
-  return is_in_use(kListed[index], op, isa_of(op, selected_isa()), selected_sum());
+  const Isa isa = selected_isa();
+  return is_in_use(kListed[index], op, isa_of(op, isa), selected_sum()) ||
+         is_in_use(kListed[index], op, isa_of(op, half(op, isa)), selected_sum());
 }
 
 }  // extern "C"

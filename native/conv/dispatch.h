@@ -47,10 +47,14 @@ void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);
 // faster way on this CPU, timed at the first call for each set.
 Sum selected_sum();
 
-// Returns the narrowest kernel of the selected instruction set that holds `lanes` channels, else the widest there is.
-// An operator that the set does not list has the kernels of a set that extends it, if this CPU can run that, or of the
-// one before it.
-const Kernel &kernel_for(Op op, int64_t lanes);
+// Returns the set whose kernels compute `op` on `channels` channels: the selected one, with two exceptions. An operator
+// that it does not list has the kernels of a set that extends it, if this CPU can run that, or of the one before it.
+// Up to 8 channels, for which half a vector is enough, AVX-512 leaves to AVX2: as many instructions, and Zen 4 takes
+// twice as long for those of 512 bits.
+Isa isa_for(Op op, int64_t channels);
+
+// Returns the narrowest kernel of `isa` that holds `lanes` channels, else the widest there is.
+const Kernel &kernel_for(Op op, Isa isa, int64_t lanes);
 const AuxiliaryKernels &auxiliary_kernels(Isa isa);
 
 }  // namespace torchadder

@@ -21,7 +21,8 @@ struct Grouping {
 Grouping grouping(const torchadder_convolution &s, Op plain, Op grouped, Op depthwise) {
   if (s.groups == 1) return {plain, false, 1};
   if (s.groups == s.c_in && s.groups == s.c_out) return {depthwise, true, 1};
-  const int64_t together = kernel_for(grouped, 1).lanes / std::max(s.c_in / s.groups, s.c_out / s.groups);
+  const int64_t together =
+      kernel_for(grouped, selected_isa(), 1).lanes / std::max(s.c_in / s.groups, s.c_out / s.groups);
   return together > 1 ? Grouping{grouped, false, together} : Grouping{plain, false, 1};
 }
 
@@ -29,7 +30,7 @@ Grouping grouping(const torchadder_convolution &s, Op plain, Op grouped, Op dept
 // weight is `stride` floats after that of the group before.
 void cut_groups(Convolution &c, int64_t groups, int64_t together, int64_t lanes, int64_t depth, const float *weight,
                 int64_t stride) {
-  const Kernel &kernel = kernel_for(c.op, 1);
+  const Kernel &kernel = kernel_for(c.op, selected_isa(), 1);
   for (int64_t g = 0; g < groups; g += together) {
     const int64_t count = std::min(together, groups - g);
     c.blocks.push_back({&kernel,

@@ -259,7 +259,7 @@ def test_config_names_the_defaults():
         "op": "adder",
         "num_classes": 10,
         "in_chans": 1,
-        "grad": {"weight": "full", "input": "hardtanh"},
+        "grad": {"weight": "full", "input": "hardtanh", "numbers": "float32"},
         "recenter": False,
     }
     for op in ("conv", "binary"):
