@@ -61,6 +61,13 @@ def test_a_trained_network_by_name(op):
     assert torch.equal(model(x), same(x))
 
 
+def test_a_trained_network_takes_the_gradient_rule_of_further_training():
+    rule = torchadder.nn.GradientRule(weight="sign", numbers="int8")
+    model = torchadder.create_model("lenet5bn", pretrained=True, grad=rule)
+    assert {layer.grad for layer in model.modules() if isinstance(layer, torchadder.AdderConv2d)} == {rule}
+    assert model.config["grad"] == rule._asdict()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [

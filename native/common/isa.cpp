@@ -126,9 +126,16 @@ int torchadder_select_isa(const char *name) {
   const std::size_t length = colon ? static_cast<std::size_t>(colon - name) : std::strlen(name);
   Sum sum = Sum::any;
   if (colon) {
-    if (std::strcmp(colon, ":fma") && std::strcmp(colon, ":add"))
-      return fail("'%s' is not an instruction set: expected fma or add after the colon", name);
-    sum = std::strcmp(colon, ":fma") ? Sum::add : Sum::fma;
+    const bool has_half = length == 6 && !std::strncmp(name, "avx512", length);
+    if (!std::strcmp(colon, ":fma"))
+      sum = Sum::fma;
+    else if (!std::strcmp(colon, ":add"))
+      sum = Sum::add;
+    else if (has_half && !std::strcmp(colon, ":half"))
+      sum = Sum::half;
+    else
+      return fail("'%s' is not an instruction set: expected fma%s add after the colon", name,
+                  has_half ? ", half or" : " or");
   }
   for (int i = 0; i < kIsaCount; ++i) {
     const Isa isa = static_cast<Isa>(i);

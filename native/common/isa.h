@@ -8,8 +8,9 @@ enum class Isa {
 #include "common/isa.inc"
 };
 
-// The instruction with which float kernels accumulate: fma, add, or the same one on any CPU (kernels.inc).
-enum class Sum { any, fma, add };
+// How the float kernels compute a forward pass: they accumulate by fma, by add, or by the same instruction on any CPU
+// (kernels.inc). `half`: AVX-512 leaves it to the kernels of AVX2, half a vector at a time. All give the same bits.
+enum class Sum { any, fma, add, half };
 
 constexpr int kIsaCount = 0
 #define INSTRUCTION_SET(...) +1

@@ -54,12 +54,14 @@ void class_constants(const Convolution &c, const PixelClass &pixels, const Chann
   }
 }
 
-// Returns what computes Tile::source_sum for an operator, or null if its kernels do not read it.
-SourceSums sums_of(Op op, const AuxiliaryKernels &isa) {
-  if (op == Op::forward_f32 && isa.forward_reads_sums) return isa.sums;
-  if (op == Op::grad_input_f32 && isa.grad_input_reads_sums) return isa.sums;
-  if (op == Op::forward_u8) return isa.byte_sums;
-  if (op == Op::grad_input_i16) return isa.pair_sums;
+// Returns what computes Tile::source_sum for the kernels of `isa`, or null if they do not read it. Sums of floats are
+// those of the selected set, so that kernels of another one give the same bits.
+SourceSums sums_of(Op op, Isa isa) {
+  const AuxiliaryKernels &own = auxiliary_kernels(isa), &selected = auxiliary_kernels(selected_isa());
+  if (op == Op::forward_f32 && own.forward_reads_sums) return selected.sums;
+  if (op == Op::grad_input_f32 && own.grad_input_reads_sums) return selected.sums;
+  if (op == Op::forward_u8) return own.byte_sums;
+  if (op == Op::grad_input_i16) return own.pair_sums;
   return nullptr;
 }
 
@@ -74,8 +76,7 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   const float *state[kChunkPixels];
   float *result[kChunkPixels];
   float sums[kChunkPixels];
-  const AuxiliaryKernels &isa = auxiliary_kernels(part.packed->kernel->isa);
-  const SourceSums source_sums = sums_of(c.op, isa);
+  const SourceSums source_sums = sums_of(c.op, part.packed->kernel->isa);
   int64_t j = begin % width, i = begin / width % height, d = begin / width / height % depth;
   int64_t n = begin / width / height / depth;
   const bool is_unread = c.state && part.pixels->steps == 0;  // no output reads these pixels: their gradient is 0

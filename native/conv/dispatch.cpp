@@ -58,13 +58,47 @@ const Kernel *widest(Isa isa, Sum sum) {
   return found;
 }
 
-// Returns the set that computes few channels where `isa` is selected.
-Isa half([[maybe_unused]] Op op, Isa isa) {
+// Returns the set whose vectors are half as wide and whose kernels give the same bits, or `isa` if there is none.
+Isa half_of(Isa isa) {
 #if TORCHADDER_X86
-  const bool is_faster = op == Op::forward_f32 || op == Op::grad_input_f32 || op == Op::grad_input_i16;
-  if (is_faster && isa == Isa::avx512) return Isa::avx2;
+  if (isa == Isa::avx512) return Isa::avx2;
 #endif
   return isa;
+}
+
+bool leaves_few_channels(Op op) {
+  return op == Op::forward_f32 || op == Op::grad_input_f32 || op == Op::grad_input_i16;
+}
+
+// Calls compute(isa) once for each set, and returns what it returned.
+template <class Result, class Compute>
+Result once(Isa isa, std::atomic<Result> (&results)[kIsaCount], std::atomic<bool> (&is_known)[kIsaCount],
+            Compute &&compute) {
+  const auto at = static_cast<std::size_t>(isa);
+  if (!is_known[at]) {
+    results[at] = compute(isa);
+    is_known[at] = true;
+  }
+  return results[at];
+}
+
+// Returns how the kernels of `isa` accumulate, whether or not halves are faster: as forced, else the faster way here.
+Sum sum_of(Isa isa) {
+  static std::atomic<Sum> results[kIsaCount];
+  static std::atomic<bool> is_known[kIsaCount];
+  if (const Sum forced = forced_sum(); forced != Sum::any && widest(isa, forced)) return forced;
+  return once(isa, results, is_known, [](Isa of) {
+    const Kernel *const fma = widest(of, Sum::fma), *const add = widest(of, Sum::add);
+    return !fma || !add ? Sum::any : is_faster(*add, *fma) ? Sum::add : Sum::fma;
+  });
+}
+
+bool is_half_faster(Isa isa) {
+  static std::atomic<bool> results[kIsaCount], is_known[kIsaCount];
+  return once(isa, results, is_known, [](Isa of) {
+    const Isa half = half_of(of);
+    return half != of && is_faster(*widest(half, sum_of(half)), *widest(of, sum_of(of)));
+  });
 }
 
 // Returns the last set that lists `op`, up to the sets that extend `isa`.
@@ -83,26 +117,22 @@ bool is_in_use(const Kernel &kernel, Op op, Isa isa, Sum sum) {
 }  // namespace
 
 Sum selected_sum() {
-  static std::atomic<bool> is_known[kIsaCount];
-  static std::atomic<Sum> faster[kIsaCount];
   const Isa isa = selected_isa();
-  if (const Sum forced = forced_sum(); forced != Sum::any && widest(isa, forced)) return forced;
-  const auto at = static_cast<std::size_t>(isa);
-  if (!is_known[at]) {
-    const Kernel *const fma = widest(isa, Sum::fma), *const add = widest(isa, Sum::add);
-    faster[at] = fma && add ? faster_sum(*fma, *add) : Sum::any;
-    is_known[at] = true;
-  }
-  return faster[at];
+  const Sum forced = forced_sum();
+  if (forced == Sum::half && half_of(isa) != isa) return forced;
+  if (forced == Sum::fma || forced == Sum::add) return sum_of(isa);
+  return is_half_faster(isa) ? Sum::half : sum_of(isa);
 }
 
 Isa isa_for(Op op, int64_t channels) {
   const Isa isa = selected_isa();
-  return isa_of(op, channels <= kHalf ? half(op, isa) : isa);
+  const bool is_half =
+      (op == Op::forward_f32 && selected_sum() == Sum::half) || (channels <= kHalf && leaves_few_channels(op));
+  return isa_of(op, is_half ? half_of(isa) : isa);
 }
 
 const Kernel &kernel_for(Op op, Isa isa, int64_t lanes) {
-  const Sum sum = selected_sum();
+  const Sum sum = sum_of(isa);
   const Kernel *best = nullptr;
   for (const Kernel &kernel : kernels()) {
     if (!is_in_use(kernel, op, isa, sum)) continue;
@@ -130,8 +160,8 @@ using namespace torchadder;
 extern "C" {
 
 const char *torchadder_selected_variant(void) {
-  static const char *const names[][3] = {
-#define INSTRUCTION_SET(name, ...) {#name, #name ":fma", #name ":add"},
+  static const char *const names[][4] = {
+#define INSTRUCTION_SET(name, ...) {#name, #name ":fma", #name ":add", #name ":half"},
 #include "common/isa.inc"
   };
   return names[static_cast<int>(selected_isa())][static_cast<int>(selected_sum())];
@@ -146,9 +176,9 @@ const char *torchadder_kernel_name(int index) {
 int torchadder_kernel_in_use(int index) {
   if (index < 0 || index >= kKernelCount) return 0;
   const Op op = kListed[index].op;
-  const Isa isa = selected_isa();
-  return is_in_use(kListed[index], op, isa_of(op, isa), selected_sum()) ||
-         is_in_use(kListed[index], op, isa_of(op, half(op, isa)), selected_sum());
+  for (const int64_t channels : {int64_t{1}, kHalf + 1})
+    if (const Isa isa = isa_for(op, channels); is_in_use(kListed[index], op, isa, sum_of(isa))) return 1;
+  return 0;
 }
 
 }  // extern "C"

@@ -44,8 +44,8 @@ TORCHADDER_API int torchadder_grad_input_f32(const torchadder_convolution *shape
 TORCHADDER_API int torchadder_grad_weight_sign_f32(const torchadder_convolution *shape, const float *dy, const float *x,
                                                    const float *weight, float *dw, int threads);
 
-/* The forward pass and the gradient of the input (HardTanh), in integers: inputs and weights are rounded to a grid on which
- * the input is a byte, dy to 16 bits (native/conv/rounded.cpp). One group only. */
+/* The forward pass and the gradient of the input (HardTanh), in integers: inputs and weights are rounded to a grid on
+ * which the input is a byte, dy to 16 bits (native/conv/rounded.cpp). One group only. */
 TORCHADDER_API int torchadder_forward_u8(const torchadder_convolution *shape, const float *x, const float *weight,
                                          const float *bias, float *y, int recenter, int threads);
 TORCHADDER_API int torchadder_grad_input_i16(const torchadder_convolution *shape, const float *dy, const float *x,
@@ -57,8 +57,9 @@ TORCHADDER_API int torchadder_transpose_f32(const float *from, float *to, int64_
                                             int threads);
 
 /* Instruction sets: those compiled in, those this CPU can run, and the one in use. NULL selects what the environment
- * variable TORCHADDER_ISA names, as the first call does that computes; "" selects the best; "avx2:fma" or "avx2:add"
- * also chooses how kernels accumulate (kernels.inc), for tests and measurements. */
+ * variable TORCHADDER_ISA names, as the first call does that computes; "" selects the best; "avx2:fma", "avx2:add"
+ * or "avx512:half" also chooses how kernels compute a forward pass (native/common/isa.h), for tests and measurements.
+ */
 TORCHADDER_API int torchadder_isa_count(void);
 TORCHADDER_API const char *torchadder_isa_name(int index);
 TORCHADDER_API int torchadder_isa_runs_here(int index);

@@ -119,15 +119,16 @@ def isa() -> str:
 
 
 def variant() -> str:
-    """Return the instruction set in use and how its kernels sum, such as "avx2:fma": an argument of select()."""
+    """Return the instruction set in use and how it computes forward passes: an argument of select(), "avx2:fma"."""
     return library().torchadder_selected_variant().decode()
 
 
 def select(name: str) -> None:
     """Use one instruction set from now on, in the whole process; "" is the best. Raises UserError if it cannot run.
 
-    "avx2:fma" and "avx2:add" also choose how partial results are summed; otherwise the way that was faster when both
-    were timed, at the first use in a process. Both give the same bits.
+    "avx2:fma" and "avx2:add" also choose how partial results are summed, and "avx512:half" the kernels of AVX2 for
+    forward passes; otherwise the way that was faster when all were timed, at the first use in a process. All give the
+    same bits.
     """
     native = library()
     if native.torchadder_select_isa(name.encode()):

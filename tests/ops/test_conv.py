@@ -261,3 +261,16 @@ def test_bias_and_recentring_add_a_constant_per_filter(case, variant):
     constant = weight.abs().flatten(1).sum(1)
     y = ops.adder_conv(x, weight, bias, case.geometry, True)
     assert_equal(y, truth.output + by_filter(case, bias + constant).double())
+
+
+@pytest.mark.skipif("avx512" not in kernels.available(), reason="this CPU cannot run avx512")
+@pytest.mark.parametrize("case", [CASES["primes"], CASES["67 filters of 65 channels"], CASES["3-d"]], ids=str)
+def test_every_way_of_avx512_to_compute_a_forward_pass_gives_the_same_bits(case):
+    x, weight, _ = case.tensors()
+    found = []
+    for way in ("fma", "add", "half"):
+        with kernels.using(f"avx512:{way}"):
+            assert kernels.variant() == f"avx512:{way}"
+            found.append(ops.adder_conv(x, weight, None, case.geometry, False))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

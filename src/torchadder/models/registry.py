@@ -146,16 +146,23 @@ def create_model(
     }
     layers = layers_of(op, rule, recenter)
     if pretrained:
-        return _pretrained(config)
+        return _pretrained(config, rule)
     model = builder.build(layers, classes, channels)
     model.config = config
     model.input_size = (channels, *builder.size)
     return model
 
 
-def _pretrained(config: dict[str, Any]) -> Model:
-    """Return the trained network in the package. Raises UserError where there is none of this ``config``."""
+def _pretrained(config: dict[str, Any], rule: GradientRule | None) -> Model:
+    """Return the trained network in the package, with the gradient rule that further training is to follow.
+
+    Raises UserError where there is none of this ``config``.
+    """
     model = Model.from_package(f"{config['name']}-{config['op']}")
+    for layer in model.modules():
+        if isinstance(layer, AdderConv2d | AdderLinear) and rule is not None:
+            layer.grad = rule
+    model.config["grad"] = config["grad"]
     for argument, value in config.items():
         if value != model.config[argument]:
             raise UserError(f"{argument}={value}: the pretrained network has {argument}={model.config[argument]}")
