@@ -58,7 +58,7 @@ float word_of(const void *numbers) {
   return word;
 }
 
-// Packs the weight as words of T: put(w in steps, tap's sums) returns the number. view.depth_size counts words.
+// Packs the weight as words of T: put(w, index, lane) returns the number, `index` is that of the tap's sums.
 template <class T, class Put>
 void pack_words(const WeightView &view, const Packing &to, int lanes, Put &&put) {
   constexpr int kInWord = sizeof(float) / sizeof(T);
