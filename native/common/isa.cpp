@@ -35,7 +35,7 @@ Isa best_isa() {
 
 constexpr int kUnknown = -1;
 std::atomic<int> selected{kUnknown};  // an Isa, once one was selected by a call or by TORCHADDER_ISA
-std::atomic<Sum> forced{Sum::any};
+std::atomic<Variant> forced{Variant::any};
 
 // Returns the set that is number `index` among those that can be selected, or -1 if there are fewer.
 int selectable(int index) {
@@ -87,7 +87,7 @@ Isa selected_as(Isa isa) { return kSelectedAs[static_cast<int>(isa)]; }
 const char *isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 bool is_selected() { return selected.load(std::memory_order_relaxed) != kUnknown || !torchadder_select_isa(nullptr); }
 Isa selected_isa() { return is_selected() ? static_cast<Isa>(selected.load(std::memory_order_relaxed)) : best_isa(); }
-Sum forced_sum() { return forced.load(std::memory_order_relaxed); }
+Variant forced_variant() { return forced.load(std::memory_order_relaxed); }
 
 }  // namespace torchadder
 
@@ -118,21 +118,21 @@ int torchadder_select_isa(const char *name) {
     return fail("TORCHADDER_ISA=%s: %s", wanted, std::string(torchadder_last_error()).c_str());
   }
   if (!*name) {
-    forced = Sum::any;
+    forced = Variant::any;
     selected = static_cast<int>(best_isa());
     return 0;
   }
   const char *colon = std::strchr(name, ':');
   const std::size_t length = colon ? static_cast<std::size_t>(colon - name) : std::strlen(name);
-  Sum sum = Sum::any;
+  Variant sum = Variant::any;
   if (colon) {
     const bool has_half = length == 6 && !std::strncmp(name, "avx512", length);
     if (!std::strcmp(colon, ":fma"))
-      sum = Sum::fma;
+      sum = Variant::fma;
     else if (!std::strcmp(colon, ":add"))
-      sum = Sum::add;
+      sum = Variant::add;
     else if (has_half && !std::strcmp(colon, ":half"))
-      sum = Sum::half;
+      sum = Variant::half;
     else
       return fail("'%s' is not an instruction set: expected fma%s add after the colon", name,
                   has_half ? ", half or" : " or");

@@ -10,7 +10,7 @@ enum class Isa {
 
 // How the float kernels compute a forward pass: they accumulate by fma, by add, or by the same instruction on any CPU
 // (kernels.inc). `half`: AVX-512 leaves it to the kernels of AVX2, half a vector at a time. All give the same bits.
-enum class Sum { any, fma, add, half };
+enum class Variant { any, fma, add, half };
 
 constexpr int kIsaCount = 0
 #define INSTRUCTION_SET(...) +1
@@ -26,6 +26,6 @@ const char *isa_name(Isa isa);
 // torchadder_select_isa() changes it. is_selected() fails, with a line, while TORCHADDER_ISA is wrong.
 bool is_selected();
 Isa selected_isa();
-Sum forced_sum();  // any: the faster one here, see conv/dispatch.h
+Variant forced_variant();  // any: the faster one here, see conv/dispatch.h
 
 }  // namespace torchadder

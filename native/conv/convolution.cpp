@@ -54,8 +54,8 @@ void class_constants(const Convolution &c, const PixelClass &pixels, const Chann
   }
 }
 
-// Returns what computes Tile::source_sum for the kernels of `isa`, or null if they do not read it. Sums of floats are
-// those of the selected set, so that kernels of another one give the same bits.
+// Returns the function that computes Tile::source_sum for the kernels of `isa`, or null if they do not read it. Sums of
+// floats are those of the selected set, so that kernels of another one give the same bits.
 SourceSums sums_of(Op op, Isa isa) {
   const AuxiliaryKernels &own = auxiliary_kernels(isa), &selected = auxiliary_kernels(selected_isa());
   if (op == Op::forward_f32 && own.forward_reads_sums) return selected.sums;

@@ -21,10 +21,10 @@ namespace {
 
 constexpr Kernel kListed[] = {
 #define CONV_KERNEL(op, isa, pixels, lanes, sum) \
-  {#op "_" #isa "_" #pixels "x" #lanes "_" #sum, Op::op, Isa::isa, pixels, lanes, Sum::sum, nullptr},
+  {#op "_" #isa "_" #pixels "x" #lanes "_" #sum, Op::op, Isa::isa, pixels, lanes, Variant::sum, nullptr},
 #include "kernels.inc"
 };
-constexpr int64_t kHalf = 8;  // channels
+constexpr int64_t kFewChannels = 8;  // channels
 constexpr int kKernelCount = static_cast<int>(std::size(kListed));
 
 struct KernelTable {
@@ -49,7 +49,7 @@ const Kernel (&kernels()) [kKernelCount] {
 }
 
 // Returns the widest forward kernel of `isa` that accumulates by `sum`, or null.
-const Kernel *widest(Isa isa, Sum sum) {
+const Kernel *widest(Isa isa, Variant sum) {
   const Kernel *found = nullptr;
   for (const Kernel &kernel : kernels())
     if (kernel.op == Op::forward_f32 && kernel.isa == isa && kernel.sum == sum &&
@@ -58,10 +58,10 @@ const Kernel *widest(Isa isa, Sum sum) {
   return found;
 }
 
-// Returns the set whose vectors are half as wide and whose kernels give the same bits, or `isa` if there is none.
+// Returns the set whose vectors are half as wide, or `isa` if there is none. Its forward passes give the same bits.
 Isa half_of(Isa isa) {
 #if TORCHADDER_X86
-  if (isa == Isa::avx512) return Isa::avx2;
+  if (isa == Isa::avx512 && is_supported(Isa::avx2)) return Isa::avx2;
 #endif
   return isa;
 }
@@ -83,13 +83,13 @@ Result once(Isa isa, std::atomic<Result> (&results)[kIsaCount], std::atomic<bool
 }
 
 // Returns how the kernels of `isa` accumulate, whether or not halves are faster: as forced, else the faster way here.
-Sum sum_of(Isa isa) {
-  static std::atomic<Sum> results[kIsaCount];
+Variant variant_of(Isa isa) {
+  static std::atomic<Variant> results[kIsaCount];
   static std::atomic<bool> is_known[kIsaCount];
-  if (const Sum forced = forced_sum(); forced != Sum::any && widest(isa, forced)) return forced;
+  if (const Variant forced = forced_variant(); forced != Variant::any && widest(isa, forced)) return forced;
   return once(isa, results, is_known, [](Isa of) {
-    const Kernel *const fma = widest(of, Sum::fma), *const add = widest(of, Sum::add);
-    return !fma || !add ? Sum::any : is_faster(*add, *fma) ? Sum::add : Sum::fma;
+    const Kernel *const fma = widest(of, Variant::fma), *const add = widest(of, Variant::add);
+    return !fma || !add ? Variant::any : is_faster(*add, *fma) ? Variant::add : Variant::fma;
   });
 }
 
@@ -97,7 +97,7 @@ bool is_half_faster(Isa isa) {
   static std::atomic<bool> results[kIsaCount], is_known[kIsaCount];
   return once(isa, results, is_known, [](Isa of) {
     const Isa half = half_of(of);
-    return half != of && is_faster(*widest(half, sum_of(half)), *widest(of, sum_of(of)));
+    return half != of && is_faster(*widest(half, variant_of(half)), *widest(of, variant_of(of)));
   });
 }
 
@@ -110,29 +110,29 @@ Isa isa_of(Op op, Isa isa) {
   return found;
 }
 
-bool is_in_use(const Kernel &kernel, Op op, Isa isa, Sum sum) {
-  return kernel.op == op && kernel.isa == isa && (kernel.sum == Sum::any || kernel.sum == sum);
+bool is_in_use(const Kernel &kernel, Op op, Isa isa, Variant sum) {
+  return kernel.op == op && kernel.isa == isa && (kernel.sum == Variant::any || kernel.sum == sum);
 }
 
 }  // namespace
 
-Sum selected_sum() {
+Variant selected_variant() {
   const Isa isa = selected_isa();
-  const Sum forced = forced_sum();
-  if (forced == Sum::half && half_of(isa) != isa) return forced;
-  if (forced == Sum::fma || forced == Sum::add) return sum_of(isa);
-  return is_half_faster(isa) ? Sum::half : sum_of(isa);
+  const Variant forced = forced_variant();
+  if (forced == Variant::half && half_of(isa) != isa) return forced;
+  if (forced == Variant::fma || forced == Variant::add) return variant_of(isa);
+  return is_half_faster(isa) ? Variant::half : variant_of(isa);
 }
 
 Isa isa_for(Op op, int64_t channels) {
   const Isa isa = selected_isa();
-  const bool is_half =
-      (op == Op::forward_f32 && selected_sum() == Sum::half) || (channels <= kHalf && leaves_few_channels(op));
+  const bool is_half = (op == Op::forward_f32 && selected_variant() == Variant::half) ||
+                       (channels <= kFewChannels && leaves_few_channels(op));
   return isa_of(op, is_half ? half_of(isa) : isa);
 }
 
 const Kernel &kernel_for(Op op, Isa isa, int64_t lanes) {
-  const Sum sum = sum_of(isa);
+  const Variant sum = variant_of(isa);
   const Kernel *best = nullptr;
   for (const Kernel &kernel : kernels()) {
     if (!is_in_use(kernel, op, isa, sum)) continue;
@@ -164,7 +164,7 @@ const char *torchadder_selected_variant(void) {
 #define INSTRUCTION_SET(name, ...) {#name, #name ":fma", #name ":add", #name ":half"},
 #include "common/isa.inc"
   };
-  return names[static_cast<int>(selected_isa())][static_cast<int>(selected_sum())];
+  return names[static_cast<int>(selected_isa())][static_cast<int>(selected_variant())];
 }
 
 int torchadder_kernel_count(void) { return kKernelCount; }
@@ -176,8 +176,8 @@ const char *torchadder_kernel_name(int index) {
 int torchadder_kernel_in_use(int index) {
   if (index < 0 || index >= kKernelCount) return 0;
   const Op op = kListed[index].op;
-  for (const int64_t channels : {int64_t{1}, kHalf + 1})
-    if (const Isa isa = isa_for(op, channels); is_in_use(kListed[index], op, isa, sum_of(isa))) return 1;
+  for (const int64_t channels : {int64_t{1}, kFewChannels + 1})
+    if (const Isa isa = isa_for(op, channels); is_in_use(kListed[index], op, isa, variant_of(isa))) return 1;
   return 0;
 }
 

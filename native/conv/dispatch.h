@@ -25,7 +25,7 @@ struct Kernel {
   Op op;
   Isa isa;
   int pixels, lanes;  // of the tile
-  Sum sum;
+  Variant sum;
   TileKernel run;
 };
 
@@ -45,12 +45,12 @@ void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);
 
 // Returns how the float kernels of the selected instruction set accumulate: as torchadder_select_isa() forces, else the
 // faster way on this CPU, timed at the first call for each set.
-Sum selected_sum();
+Variant selected_variant();
 
 // Returns the set whose kernels compute `op` on `channels` channels: the selected one, with two exceptions. An operator
 // that it does not list has the kernels of a set that extends it, if this CPU can run that, or of the one before it.
-// AVX-512 leaves to AVX2 forward passes where that is faster (Sum::half), and up to 8 channels, for which half a vector
-// is enough: as many instructions, and Zen 4 takes twice as long for those of 512 bits.
+// AVX-512 leaves to AVX2 forward passes where that is faster (Variant::half), and up to 8 channels, for which half a
+// vector is enough: as many instructions, and Zen 4 takes twice as long for those of 512 bits.
 Isa isa_for(Op op, int64_t channels);
 
 // Returns the narrowest kernel of `isa` that holds `lanes` channels, else the widest there is.

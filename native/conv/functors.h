@@ -132,7 +132,7 @@ struct GradInputPairs {
   struct State {
     T low, high;
   };
-  T steps(T x) const { return V::round(x, grid.levels, grid.zero - 128); }
+  T steps(T x) const { return V::round(x, grid.levels, grid.zero_point - 128); }
   State state(T x) const {
     const T pair = V::pair(steps(x)), limit = V::pair(V::broadcast_int(grid.limit));
     return {V::sub_pairs(pair, limit), V::add_pairs(pair, limit)};

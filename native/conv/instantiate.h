@@ -58,7 +58,7 @@ void pack_vectors(const WeightView &view, const Packing &to, int lanes) {
 
 extern const TileKernel JOINED(conv_kernels_, ISA)[] = {
 #define CONV_KERNEL(op, isa, pixels, lanes, sum) \
-  instance<Isa::isa == Isa::ISA, op<Sum::sum == Sum::add>, pixels, lanes>(),
+  instance<Isa::isa == Isa::ISA, op<Variant::sum == Variant::add>, pixels, lanes>(),
 #include "kernels.inc"
 };
 

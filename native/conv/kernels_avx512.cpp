@@ -1,4 +1,4 @@
-// The float kernels of AVX-512 (F, DQ).
+// The kernels of AVX-512 (F, DQ, BW).
 #include "conv/vector_avx512.h"
 
 #define ISA avx512

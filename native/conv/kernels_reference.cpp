@@ -74,7 +74,8 @@ void grad_input_pairs(const Block &block, const Tile &tile) {
   const Grid &grid = *block.grid;
   for (int p = 0; p < tile.pixels; ++p)
     for (int lane = 0; lane < block.lanes; ++lane) {
-      const int x = static_cast<int>(std::rint(tile.state[p][block.channel + lane] * grid.levels)) + grid.zero - 128;
+      const int x =
+          static_cast<int>(std::rint(tile.state[p][block.channel + lane] * grid.levels)) + grid.zero_point - 128;
       const int64_t sum = sum_of_words<int16_t>(block, tile.source[p], lane, [&](int w, int dy) {
         return int64_t{std::clamp(w - x, -grid.limit, grid.limit)} * dy;
       });
@@ -99,7 +100,7 @@ void round_to(const float *from, int64_t pixels, const Grid &grid, int64_t words
   for (int64_t p = 0; p < pixels; ++p)
     for (int64_t i = 0; i < words * kInWord<T>; ++i) {
       const float x = i < grid.depth ? from[p * grid.depth + i] * grid.levels : 0.0f;
-      const int q = static_cast<int>(std::rint(x)) + (sizeof(T) == 1 && i < grid.depth ? grid.zero : 0);
+      const int q = static_cast<int>(std::rint(x)) + (sizeof(T) == 1 && i < grid.depth ? grid.zero_point : 0);
       to[p * words * kInWord<T> + i] = static_cast<T>(q);
     }
 }

@@ -1,9 +1,9 @@
 // Rounded calls: forward pass and input gradient in integers, for training.
 //
 // Inputs and weights are rounded to a grid of `levels` steps a unit, levels = floor(254 / range of the input), so that
-// an input is a byte and HardTanh's limit, 1, lies on the grid. Weights beyond the input's range become its ends, and
-// what is cut off is added to the sums, which loses nothing. The gradient of the output is rounded to 16 bits, or to
-// fewer where a sum could exceed 32 bits. Apart from that rounding all sums are exact.
+// an input is a byte and HardTanh's limit, 1, lies on the grid. A weight outside of the bytes is clamped, and its
+// distance to the clamp is added to every |x - w|, so that the result does not change. The gradient of the output is
+// rounded to 16 bits, or to fewer where a sum could exceed 32 bits. The integer sums are exact.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -18,7 +18,7 @@
 namespace torchadder {
 namespace {
 
-constexpr int kLargestStep = 254;             // the difference of an input's largest and smallest byte, at most
+constexpr int kLargestStep = 254;             // so that rounding both ends of a range stays within 255 steps
 constexpr float kMostLevels = 16384.0f;       // 16-bit numbers hold 1.0 and a byte together
 constexpr int64_t kMinRounded = 64 * 1024;    // floats that are worth one more thread
 constexpr float kMostGradientLevels = 1e37f;  // gradients below 1e-37 become 0
@@ -40,7 +40,8 @@ Range range_of(const float *from, int64_t count, const AuxiliaryKernels &isa, in
     if (std::isnan(range.low)) return range;
     all = {std::min(all.low, range.low), std::max(all.high, range.high)};
   }
-  return all;
+  const float nan = (all.high - all.low) * 0.0f;  // of a range above the largest float
+  return {all.low + nan, all.high + nan};
 }
 
 // Returns the grid for inputs of a range; its `unit` is a step.
@@ -48,8 +49,8 @@ Grid grid_of(const Range &range, int64_t depth) {
   const float width = range.high - range.low;
   float levels = static_cast<float>(kLargestStep) / width;
   if (levels >= 1.0f) levels = std::min(std::floor(levels), kMostLevels);  // of width 0 infinite
-  const int zero = static_cast<int>(std::rint(-range.low * levels));
-  return {levels, zero, std::max(1, static_cast<int>(levels)), 1.0f / levels, depth};
+  const int zero_point = static_cast<int>(std::rint(-range.low * levels));
+  return {levels, zero_point, std::max(1, static_cast<int>(levels)), 1.0f / levels, depth};
 }
 
 float word_of(const void *numbers) {
@@ -78,15 +79,15 @@ void pack_words(const WeightView &view, const Packing &to, int lanes, Put &&put)
   }
 }
 
-// The sums by tap are in steps, those of |W| from zero on. What is cut off a weight belongs to its |x - w| everywhere.
+// tap_abs_sum holds |w - zero_point|, in steps. Both sums include the distances to the clamp.
 void pack_bytes(const WeightView &view, const Packing &to, int lanes) {
   const Grid &grid = *view.grid;
   pack_words<uint8_t>(view, to, lanes, [&](float w, int64_t tap, int) {
-    const float step = std::rint(w * grid.levels) + static_cast<float>(grid.zero);
+    const float step = std::rint(w * grid.levels) + static_cast<float>(grid.zero_point);
     const float byte = step > 0.0f ? std::min(step, 255.0f) : 0.0f;  // of NaN 0
     const float cut = std::fabs(step - byte);
     to.tap_sum[tap] += byte - cut;
-    to.tap_abs_sum[tap] += std::fabs(byte - static_cast<float>(grid.zero)) + cut;
+    to.tap_abs_sum[tap] += std::fabs(byte - static_cast<float>(grid.zero_point)) + cut;
     return static_cast<uint8_t>(byte);
   });
 }
@@ -96,7 +97,7 @@ void pack_pairs(const WeightView &view, const Packing &to, int lanes) {
   const float low = static_cast<float>(-kCentre - grid.limit), high = static_cast<float>(kCentre - 1 + grid.limit);
   pack_words<int16_t>(view, to, lanes, [&](float w, int64_t, int lane) {
     if (std::isnan(w)) to.constant[lane] = w;
-    const float step = std::rint(w * grid.levels) + static_cast<float>(grid.zero - kCentre);
+    const float step = std::rint(w * grid.levels) + static_cast<float>(grid.zero_point - kCentre);
     return static_cast<int16_t>(step > low ? std::min(step, high) : low);
   });
 }
@@ -145,9 +146,10 @@ void forward(const torchadder_convolution &s, const float *x, const float *weigh
   store(s, c.result, y, s.c_out, out);
 }
 
-// The gradient's levels: of 16 bits, or so few that no sum of products exceeds 32 bits.
+// The gradient's levels: of 16 bits, or so few that no sum of clamped products exceeds 32 bits. On the way to it,
+// before x is subtracted, the sum may wrap.
 Grid gradient_grid(const torchadder_convolution &s, float largest, const Grid &grid, int64_t taps) {
-  const int64_t terms = s.c_out * taps * (grid.limit + kCentre);
+  const int64_t terms = s.c_out * taps * grid.limit;
   const int64_t steps = std::clamp<int64_t>(std::numeric_limits<int32_t>::max() / terms, 1, 32767);
   const float levels = largest > 0.0f ? std::min(static_cast<float>(steps) / largest, kMostGradientLevels) : 1.0f;
   return {levels, 0, 0, 0.0f, s.c_out};
@@ -196,13 +198,13 @@ extern "C" {
 
 int torchadder_forward_u8(const torchadder_convolution *shape, const float *x, const float *weight, const float *bias,
                           float *y, int recenter, int threads) {
-  if (shape->groups != 1) return fail("rounded calls take one group");
+  if (shape->groups != 1) return fail("forward_u8 needs groups=1");
   return guarded(*shape, [&] { forward(*shape, x, weight, bias, y, recenter != 0, threads); });
 }
 
 int torchadder_grad_input_i16(const torchadder_convolution *shape, const float *dy, const float *x, const float *weight,
                               float *dx, int threads) {
-  if (shape->groups != 1) return fail("rounded calls take one group");
+  if (shape->groups != 1) return fail("grad_input_i16 needs groups=1");
   return guarded(*shape, [&] { grad_input(*shape, dy, x, weight, dx, threads); });
 }
 

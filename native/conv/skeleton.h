@@ -45,7 +45,7 @@ void store_lanes(float *p, typename V::T value, int lanes) {
     V::store_partial(p, value, lanes);
 }
 
-// What source_sums() adds up: floats, or the four bytes or two 16-bit numbers of words, as integers.
+// Select what source_sums() adds up: floats, or the four bytes or two 16-bit numbers of words, as integers.
 template <class V>
 struct OfFloats {
   using T = typename V::T;
@@ -162,7 +162,7 @@ inline __attribute__((always_inline)) void add_steps_by_lane(const Block &block,
   }
 }
 
-// Makes a functor for a block. Those of rounded calls need its grid.
+// Makes a functor for a block: ForwardBytes and GradInputPairs read its grid.
 template <class F>
 inline __attribute__((always_inline)) F functor(const Block &block) {
   if constexpr (std::is_constructible_v<F, const Block &>)
@@ -270,7 +270,7 @@ template <class T>
 void round_to(const float *from, int64_t pixels, const Grid &grid, int64_t words, float *words_to) {
   const int64_t per_pixel = words * static_cast<int64_t>(sizeof(float) / sizeof(T));
   T *to = reinterpret_cast<T *>(words_to);
-  const int zero = sizeof(T) == 1 ? grid.zero : 0;
+  const int zero = sizeof(T) == 1 ? grid.zero_point : 0;
   if (per_pixel == grid.depth) return round_run(from, pixels * grid.depth, grid.levels, zero, to);
   for (int64_t p = 0; p < pixels; ++p, from += grid.depth, to += per_pixel) {
     round_run(from, grid.depth, grid.levels, zero, to);

@@ -1,4 +1,4 @@
-// The arguments of the float kernels. All offsets and strides are in floats.
+// The arguments of the kernels. All offsets and strides are in floats, or in words of as many bytes in rounded calls.
 //
 // A kernel computes a tile of the result: a few pixels by a block of channels. An element is a sum over the floats of
 // the source (the input, or dY for a gradient) that lie under the taps of a filter. A run is a part of that sum whose
@@ -21,10 +21,10 @@ struct Run {
 // zero. A row of weight and a "float" of source are words there: four bytes, or two 16-bit numbers.
 struct Grid {
   float levels;
-  int zero;       // the byte of 0
-  int limit;      // of HardTanh, in steps
-  float unit;     // the result of one step
-  int64_t depth;  // numbers under a tap; the last word may hold fewer
+  int zero_point;  // the byte of 0
+  int limit;       // of HardTanh, in steps
+  float unit;      // the result of one step
+  int64_t depth;   // numbers under a tap; the last word may hold fewer
 };
 
 // A block of output channels, at most a kernel's lanes, in one class of pixels. Packed weight is [tap][depth][lanes].

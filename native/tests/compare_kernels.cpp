@@ -110,7 +110,7 @@ void compare_rounded(const std::string &where, const torchadder_convolution &s, 
   for (const float value : dy) largest = std::fmax(largest, std::fabs(value));
   const float levels = std::floor(254.0f / (high - low));
   const int64_t taps = s.kernel[0] * s.kernel[1] * s.kernel[2];
-  const int64_t terms = s.c_out * taps * (static_cast<int64_t>(levels) + 128);
+  const int64_t terms = s.c_out * taps * static_cast<int64_t>(levels);
   const float steps = static_cast<float>(std::min<int64_t>(2147483647 / terms, 32767)) / largest;
   const auto rounded = [&](const Floats &values, int64_t i, float by) {
     return i < 0 ? 0.0 : static_cast<double>(std::rint(values[static_cast<std::size_t>(i)] * by)) / by;

@@ -19,7 +19,7 @@ from torchadder.data import mnist
 from torchadder.environment import describe_environment, describe_gpu, lacks_gpu
 from torchadder.errors import UserError
 from torchadder.functional import GradientRule
-from torchadder.ops import triton
+from torchadder.ops import rounding, triton
 from torchadder.ops.geometry import CHANNELS_LAST
 from torchadder.version import __version__
 
@@ -95,7 +95,7 @@ def check_kernels() -> list[Check]:
     forced = os.environ.get("TORCHADDER_ISA")
     why = f"TORCHADDER_ISA={forced}" if forced else "the best that this CPU runs"
     if ":" in chosen and ":" not in (forced or ""):
-        why += "; of fma and add the faster, timed"
+        why += "; the fastest of its variants, timed"
     if kernels.is_slow(chosen):
         why += f"; {kernels.SLOW}"
     threads = f"{kernels.threads()} thread{'s' if kernels.threads() > 1 else ''}"
@@ -202,6 +202,12 @@ def _errors(
         "input gradient (sign)": (sign, truth.grad_input_sign),
         "weight gradient (sign)": (weight_sign, truth.grad_weight_sign),
     }
+    if device == CPU and dtype is torch.float32:
+        levels = rounding.levels_of(x)
+        on_grid = rounding.to_grid(x, levels), rounding.to_grid(weight, levels)
+        truth = brute_force(case, *on_grid, rounding.gradient(grad, weight, levels, case.groups))
+        output, dx, _ = _run(case, x, weight, grad, GradientRule(numbers="int8"), recenter)
+        pairs |= {"forward (int8)": (output, truth.output), "input gradient (int8)": (dx, truth.grad_input)}
     return {what: _relative_error(ours, theirs) for what, (ours, theirs) in pairs.items()}
 
 

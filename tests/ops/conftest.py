@@ -13,8 +13,8 @@ EXTENDED = {"avx512vnni": "avx512"}  # sets that have kernels of their own but a
 def runs_here(isa):
     """Return whether this CPU can run the kernels of an instruction set."""
     if isa in EXTENDED:
-        flags = Path("/proc/cpuinfo").read_text().split()
-        return EXTENDED[isa] in kernels.available() and {"avx512_vnni", "avx512_vpopcntdq"} <= set(flags)
+        flags = set(Path("/proc/cpuinfo").read_text().split()) if EXTENDED[isa] in kernels.available() else set()
+        return {"avx512_vnni", "avx512_vpopcntdq"} <= flags
     return isa in kernels.available()
 
 

@@ -19,9 +19,10 @@ from . import autocast
 class GradientRule(NamedTuple):
     """Choose the gradient of the weight ("full" | "sign") and of the input ("hardtanh" | "sign" | "full").
 
-    The paper's rule is the default; the formulas stand in torchadder.ops.adder. `numbers` are those that training
-    computes with: "float32", or "int8", faster on a CPU, for which a call rounds input and weight to bytes and the
-    gradient of the output to 16 bits. A layer in evaluation mode computes in float32.
+    The paper's rule is the default; the formulas stand in torchadder.ops.adder. `numbers="int8"` rounds input and
+    weight to bytes and the gradient of the output to 16 bits, which is faster on a CPU. torchadder.ops.rounding has the
+    steps; they follow from the range of all inputs of a call, under torch.vmap from that of all its members. A layer in
+    evaluation mode computes in float32; functions, and networks that were captured in training mode, always round.
     """
 
     weight: Literal["full", "sign"] = "full"

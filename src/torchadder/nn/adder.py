@@ -74,7 +74,7 @@ class Adder(nn.Module):
         """Return the rule to compute with: evaluation is in float32."""
         if self.training or self.grad.numbers == DEFAULT_RULE.numbers:
             return self.grad
-        return self.grad._replace(numbers=DEFAULT_RULE.numbers)
+        return GradientRule(self.grad.weight, self.grad.input)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight)  # type: ignore[arg-type]  # The paper: N(0, 1) for any fan-in.

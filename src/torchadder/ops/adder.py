@@ -84,7 +84,7 @@ def adder_conv_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Ge
 
 # Backends
 
-_IN_WORD = 4  # bytes that the integer kernels take at once: with fewer channels those of floats are as fast
+_IN_WORD = 4  # channels that the integer kernels read at once; with fewer the float kernels are as fast
 
 
 def _forward(
@@ -92,15 +92,15 @@ def _forward(
 ) -> Tensor:
     check_recentred(x, recenter)
     plan = plan_call(geometry, x, weight, bias)
-    in_bytes = numbers == "int8" and geometry.groups == 1 and x.shape[1] >= _IN_WORD
-    if plan.native and (numbers == "float32" or in_bytes):
+    integers = numbers == "int8" and x.shape[1] >= _IN_WORD and rounding.has_integers(weight, geometry.groups)
+    if plan.native and (numbers == "float32" or integers):
         return cpu.forward(x, weight, bias, plan, recenter, numbers)
     if geometry.dims == 1:  # a row of pixels is an image of height 1
         x, weight = x.unsqueeze(2), weight.unsqueeze(2)
         return _forward(x, weight, bias, geometry.unsqueezed(), recenter, numbers).squeeze(2)
     if numbers != "float32":
-        _check_rule(numbers, rounding.NUMBERS)
-        levels = rounding.levels(x.to(weight.dtype))
+        _check_numbers(numbers)
+        levels = rounding.levels_of(x.to(weight.dtype))
         rounded = rounding.to_grid(x.to(weight.dtype), levels), rounding.to_grid(weight, levels)
         return _forward(*rounded, bias, geometry, recenter).to(x.dtype)
     if triton.runs(x):
@@ -121,13 +121,14 @@ def _backward_input(
     if geometry.dims == 1:
         grad, x, weight = (t.unsqueeze(2) for t in (grad, x, weight))
         return _backward_input(grad, x, weight, geometry.unsqueezed(), rule, numbers).squeeze(2)
-    if numbers == "int8" and plan.native and geometry.groups == 1 and rule == "hardtanh":
+    integers = numbers == "int8" and rule == "hardtanh" and rounding.has_integers(weight, geometry.groups)
+    if plan.native and integers:
         return cpu.grad_input(grad, x, weight, plan, rule, numbers)
     if numbers != "float32":
-        _check_rule(numbers, rounding.NUMBERS)
-        levels = rounding.levels(x.to(weight.dtype))
+        _check_numbers(numbers)
+        levels = rounding.levels_of(x.to(weight.dtype))
         rounded = rounding.to_grid(x.to(weight.dtype), levels), rounding.to_grid(weight, levels)
-        grad = rounding.gradient(grad.to(weight.dtype), weight, levels)
+        grad = rounding.gradient(grad.to(weight.dtype), weight, levels, geometry.groups)
         return _backward_input(grad, *rounded, geometry, rule).to(x.dtype)
     if x.dtype in NARROW and (rule == "full" or not triton.runs(x)):
         return _backward_input(grad.float(), x.float(), weight, geometry, rule).to(x.dtype)
@@ -198,6 +199,11 @@ def check_recentred(x: Tensor, recenter: bool) -> None:
 def _check_rule(rule: str, allowed: tuple[str, ...]) -> None:
     if rule not in allowed:
         raise ValueError(f"rule={rule!r}: expected one of {', '.join(allowed)}")
+
+
+def _check_numbers(numbers: str) -> None:
+    if numbers not in rounding.NUMBERS:
+        raise ValueError(f"numbers={numbers!r}: expected one of {', '.join(rounding.NUMBERS)}")
 
 
 def _check_devices(a: Tensor, b: Tensor, c: Tensor | None) -> None:

@@ -1,9 +1,9 @@
 """Round the tensors of an adder convolution for training in integers, numbers="int8".
 
 Input and weight are rounded to multiples of 1 / levels, with levels = floor(254 / range of the input): an input is then
-one of 255 numbers, a byte, and 1, the limit of HardTanh, is a multiple. The gradient of the output is rounded to 16
-bits. The native kernels compute with these integers and have no other rounding (native/conv/rounded.cpp); everywhere
-else the rounded tensors go through the operators of floats, which compute the same.
+a byte, and 1, the limit of HardTanh, is a multiple. A range above 254 makes steps above 1, and steps are never below
+1 / 16384. The gradient of the output is rounded to 16 bits. The native kernels compute with these integers
+(native/conv/rounded.cpp); everywhere else the rounded tensors go through the operators of floats.
 """
 
 import torch
@@ -14,12 +14,19 @@ _STEPS = 254  # between the smallest and the largest input, at most
 _MOST_LEVELS = 16384
 _MOST_GRADIENT_LEVELS = 1e37
 _INT32 = 2**31 - 1
+_MOST_WEIGHTS = 2**22  # in a filter of the native forward pass: a sum of 2 * 255 for each stays below 2**31
+_MOST_TERMS = _INT32 // _MOST_LEVELS  # of the native input gradient
 
 
-def levels(x: Tensor) -> Tensor:
+def has_integers(weight: Tensor, groups: int) -> bool:
+    """Return whether the native integer kernels can sum over this weight: one group, and no sum beyond 32 bits."""
+    return groups == 1 and weight[0].numel() < _MOST_WEIGHTS and weight[:, 0].numel() <= _MOST_TERMS
+
+
+def levels_of(x: Tensor) -> Tensor:
     """Return the steps a unit for an input: an integer, or below 1 for a range of more than 254. A scalar tensor."""
     if not x.numel():
-        return x.new_tensor(1.0)
+        return x.new_tensor(float(_MOST_LEVELS))
     low, high = torch.aminmax(x)
     steps = _STEPS / (high.clamp_min(0) - low.clamp_max(0))
     return torch.where(steps >= 1, steps.floor().clamp_max(_MOST_LEVELS), steps)
@@ -30,11 +37,11 @@ def to_grid(tensor: Tensor, levels: Tensor) -> Tensor:
     return (tensor * levels).round() / levels
 
 
-def gradient(grad: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
+def gradient(grad: Tensor, weight: Tensor, levels: Tensor, groups: int) -> Tensor:
     """Return a gradient (N, C_out, *size) rounded to 16 bits, or to fewer where a sum could exceed 32 bits."""
     if not grad.numel():
         return grad
-    terms = weight[:, 0].numel() * (levels.clamp_min(1).floor() + 128)
-    steps = (_INT32 / terms.double()).floor().clamp(1, 32767).to(grad.dtype)
+    limit = torch.where(levels.isfinite(), levels, 1).clamp_min(1).long()
+    steps = (_INT32 // (weight[:, 0].numel() // groups * limit)).clamp(1, 32767).to(grad.dtype)
     largest = grad.abs().amax()
-    return to_grid(grad, torch.where(largest > 0, (steps / largest).clamp_max(_MOST_GRADIENT_LEVELS), 1))
+    return to_grid(grad, torch.where(largest == 0, 1, (steps / largest).clamp_max(_MOST_GRADIENT_LEVELS)))
