@@ -167,7 +167,7 @@ def _inside(row: Record) -> float:
 Sources = tuple[tuple[str, ...], ...]  # files of results/, those that a table takes together
 ONE_FILE: dict[str, Callable[[Record], str]] = {  # the table NAME of bench-NAME.json
     **dict.fromkeys(("layers", "layers-avx2"), layers_table),
-    **dict.fromkeys(("train", "train-avx2", "train-zen3", "train-zen4", "train-zen4-avx2"), train_table),
+    **dict.fromkeys(("train", "train-avx2", "train-zen3", "train-zen4"), train_table),
     **dict.fromkeys(("latency", "latency-avx2", "latency-zen1", "latency-zen4"), latency_table),
     "family": family_table,
 }

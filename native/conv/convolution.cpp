@@ -135,8 +135,7 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
     to.tap_abs_sum = forward ? to.tap_sum + taps * width : nullptr;
     at += by_lane * width;
   }
-  parallel(rows * lanes < kMinPacking ? 1 : static_cast<int>(std::min<int64_t>(threads, block_count)), [&](int t,
-                                                                                                           int count) {
+  const auto pack_share = [&](int t, int count) {
     const Share mine = share(block_count, t, count);
     for (int64_t b = mine.begin; b < mine.end; ++b) {
       const ChannelBlock &from = c.blocks[static_cast<std::size_t>(b)];
@@ -160,7 +159,8 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
         block += block_count;
       }
     }
-  });
+  };
+  parallel(rows * lanes < kMinPacking ? 1 : static_cast<int>(std::min<int64_t>(threads, block_count)), pack_share);
   return blocks;
 }
 

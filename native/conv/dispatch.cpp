@@ -24,7 +24,7 @@ constexpr Kernel kListed[] = {
   {#op "_" #isa "_" #pixels "x" #lanes "_" #sum, Op::op, Isa::isa, pixels, lanes, Variant::sum, nullptr},
 #include "kernels.inc"
 };
-constexpr int64_t kFewChannels = 8;  // channels
+constexpr int64_t kFewChannels = 8;  // half a vector of AVX-512
 constexpr int kKernelCount = static_cast<int>(std::size(kListed));
 
 struct KernelTable {

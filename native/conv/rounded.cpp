@@ -112,6 +112,16 @@ const float *rounded(const float *from, int64_t count, const Grid &grid, int64_t
   return to;
 }
 
+// Makes the call of an operator on a shape whose summed channels are counted in words.
+Convolution call(Op op, const torchadder_convolution &of_words, Direction direction, const WeightView &view,
+                 Packer packer, const float *weight, int64_t lanes) {
+  Convolution c{op, of_words.images, pixel_plan(of_words, direction), view, {}};
+  c.packer = packer;
+  c.blocks =
+      cut(op, 1, lanes, view.depth_size, false, [&](int64_t, int64_t lane) { return weight + lane * view.lane; });
+  return c;
+}
+
 void forward(const torchadder_convolution &s, const float *x, const float *weight, const float *bias, float *y,
              bool recenter, int threads) {
   const AuxiliaryKernels &isa = auxiliary_kernels(selected_isa());
@@ -125,14 +135,8 @@ void forward(const torchadder_convolution &s, const float *x, const float *weigh
   const WeightStrides w = weight_strides(s);
   torchadder_convolution of_words = s;
   of_words.c_in = words;
-  Convolution c{Op::forward_u8,
-                s.images,
-                pixel_plan(of_words, Direction::forward),
-                {w.out, w.in, w.tap, w.taps, false, words},
-                {}};
-  c.view.grid = &grid;
-  c.packer = pack_bytes;
-  c.blocks = cut(c.op, 1, s.c_out, words, false, [&](int64_t, int64_t lane) { return weight + lane * w.out; });
+  Convolution c = call(Op::forward_u8, of_words, Direction::forward,
+                       {w.out, w.in, w.tap, w.taps, false, words, 0, 0, &grid}, pack_bytes, weight, s.c_out);
   x = channels_last<Use::source>(s, x, s.c_in, in);
   c.source = rounded(x, s.images * in, grid, words, isa.round_to_bytes, threads);
   c.result = result_memory(s, y, s.c_out, out);
@@ -171,14 +175,8 @@ void grad_input(const torchadder_convolution &s, const float *dy, const float *x
   grid.unit = std::min(grid.unit, 1.0f) / of_dy.levels;
   torchadder_convolution of_words = s;
   of_words.c_out = words;
-  Convolution c{Op::grad_input_i16,
-                s.images,
-                pixel_plan(of_words, Direction::gradient),
-                {w.in, w.out, w.tap, w.taps, true, words},
-                {}};
-  c.view.grid = &grid;
-  c.packer = pack_pairs;
-  c.blocks = cut(c.op, 1, s.c_in, words, false, [&](int64_t, int64_t lane) { return weight + lane * w.in; });
+  Convolution c = call(Op::grad_input_i16, of_words, Direction::gradient,
+                       {w.in, w.out, w.tap, w.taps, true, words, 0, 0, &grid}, pack_pairs, weight, s.c_in);
   dy = channels_last<Use::source>(s, dy, s.c_out, out);
   c.source = rounded(dy, s.images * out, of_dy, words, isa.round_to_pairs, threads);
   c.state = channels_last<Use::state>(s, x, s.c_in, in);

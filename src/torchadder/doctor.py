@@ -204,9 +204,9 @@ def _errors(
         "weight gradient (sign)": (weight_sign, truth.grad_weight_sign),
     }
     if device == CPU and dtype is torch.float32:
-        levels = rounding.levels_of(x)
-        on_grid = rounding.to_grid(x, levels), rounding.to_grid(weight, levels)
-        truth = brute_force(case, *on_grid, rounding.gradient(grad, weight, levels, case.groups))
+        x_on_grid, weight_on_grid, levels = rounding.on_grid(x, weight)
+        rounded_grad = rounding.gradient(grad, weight, levels, case.groups)
+        truth = brute_force(case, x_on_grid, weight_on_grid, rounded_grad)
         output, dx, _ = _run(case, x, weight, grad, GradientRule(numbers="int8"), recenter)
         pairs |= {"forward (int8)": (output, truth.output), "input gradient (int8)": (dx, truth.grad_input)}
     return {what: _relative_error(ours, theirs) for what, (ours, theirs) in pairs.items()}

@@ -100,9 +100,8 @@ def _forward(
         return _forward(x, weight, bias, geometry.unsqueezed(), recenter, numbers).squeeze(2)
     if numbers != "float32":
         _check_numbers(numbers)
-        levels = rounding.levels_of(x.to(weight.dtype))
-        rounded = rounding.to_grid(x.to(weight.dtype), levels), rounding.to_grid(weight, levels)
-        return _forward(*rounded, bias, geometry, recenter).to(x.dtype)
+        on_grid, weight, _ = rounding.on_grid(x, weight)
+        return _forward(on_grid, weight, bias, geometry, recenter).to(x.dtype)
     if triton.runs(x):
         return triton.forward(x, weight, bias, geometry, recenter, plan.layout)
     if x.dtype in NARROW:
@@ -126,10 +125,9 @@ def _backward_input(
         return cpu.grad_input(grad, x, weight, plan, rule, numbers)
     if numbers != "float32":
         _check_numbers(numbers)
-        levels = rounding.levels_of(x.to(weight.dtype))
-        rounded = rounding.to_grid(x.to(weight.dtype), levels), rounding.to_grid(weight, levels)
+        on_grid, weight, levels = rounding.on_grid(x, weight)
         grad = rounding.gradient(grad.to(weight.dtype), weight, levels, geometry.groups)
-        return _backward_input(grad, *rounded, geometry, rule).to(x.dtype)
+        return _backward_input(grad, on_grid, weight, geometry, rule).to(x.dtype)
     if x.dtype in NARROW and (rule == "full" or not triton.runs(x)):
         return _backward_input(grad.float(), x.float(), weight, geometry, rule).to(x.dtype)
     if rule == "full":  # dX = sum_o (W[o] - X) * dY[o]: a transposed convolution and a rank-one correction
@@ -343,12 +341,12 @@ def _(info: Any, in_dims: Dims, x: Tensor, weight: Tensor, bias: Tensor | None, 
 @torch.library.register_vmap("torchadder::adder_conv_grad_input", lib=library)
 def _(info: Any, in_dims: Dims, grad: Tensor, x: Tensor, weight: Tensor, *options: Any) -> Result:
     size, (grad_dim, x_dim, weight_dim) = info.batch_size, in_dims[:3]
-    *axes, groups, rule, numbers = (*options, "float32")[:6]
+    axes, (groups, *rules) = options[:3], options[3:]
     if weight_dim is None:
         images = _as_images(grad, grad_dim, size), _as_images(x, x_dim, size)
         return _grad_input(*images, weight, *options).unflatten(0, (size, -1)), 0
     channels = _as_channels(grad, grad_dim, size), _as_channels(x, x_dim, size)
-    dx = _grad_input(*channels, _as_images(weight, weight_dim, size), *axes, size * groups, rule, numbers)
+    dx = _grad_input(*channels, _as_images(weight, weight_dim, size), *axes, size * groups, *rules)
     return dx.unflatten(1, (size, -1)), 1
 
 

@@ -32,6 +32,13 @@ def levels_of(x: Tensor) -> Tensor:
     return torch.where(steps >= 1, steps.floor().clamp_max(_MOST_LEVELS), steps)
 
 
+def on_grid(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return input and weight rounded, in the weight's dtype, and their levels."""
+    x = x.to(weight.dtype)
+    levels = levels_of(x)
+    return to_grid(x, levels), to_grid(weight, levels), levels
+
+
 def to_grid(tensor: Tensor, levels: Tensor) -> Tensor:
     """Return the nearest multiples of 1 / levels."""
     return (tensor * levels).round() / levels
