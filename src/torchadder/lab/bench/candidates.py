@@ -60,7 +60,7 @@ def open_torch(name: str, folder: Path, images: Tensor, threads: int) -> Session
     faster = min(FORMATS, key=lambda key: median[key])
     call = partial(models[faster], inputs[faster])
     if name == networks.ADDER:
-        used = [name for name in kernels.names(in_use=True) if name.startswith("forward_")]
+        used = [name for name in kernels.names(in_use=True) if name.startswith("forward_f32_")]
     else:
         used = [f"oneDNN and ATen, {torch.backends.cpu.get_cpu_capability()}"]
     return Session(call, call, [*used, faster])
