@@ -9,7 +9,14 @@ from tests.conftest import patterns
 
 from torchadder.data import registry
 from torchadder.errors import UserError
-from torchadder.quant.deploy import calibration_images, image_metadata, matching_dataset, was_augmented
+from torchadder.quant.calibration import SEVERAL
+from torchadder.quant.deploy import (
+    calibration_images,
+    gives_one_answer,
+    image_metadata,
+    matching_dataset,
+    was_augmented,
+)
 
 NAMES = tuple("abcdefghij")
 PIXELS = patterns("pixels", 0.5, 70, 30, NAMES)
@@ -57,3 +64,21 @@ def test_metadata_of_the_images():
 
 def test_a_checkpoint_without_a_run_counts_as_augmented(tmp_path):
     assert was_augmented(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "others", "count", "expected"),
+    [
+        ([50, 50], 5, 100, True),  # nine tenths of the way from 50% to 100%
+        ([50, 50], 6, 100, False),
+        ([90, 10], 1, 100, True),
+        ([90, 10], 2, 100, False),  # though 98 of 100 have one answer: 90 are of that class
+        ([100], 0, 100, False),  # of a single class
+        ([50, 50], 0, SEVERAL, True),
+        ([50, 50], 0, SEVERAL - 1, False),  # too few to tell
+    ],
+)
+def test_one_answer_to_images_of_several_classes(sizes, others, count, expected):
+    answers = (torch.arange(count) < others).long()
+    batches = [torch.nn.functional.one_hot(part, 2).float() for part in answers.split(30)]
+    assert gives_one_answer(lambda images: images, batches, torch.tensor(sizes)) is expected

@@ -23,6 +23,7 @@ from torchadder.optim import AdaptiveLR
 from torchadder.train import Progress, Run, train
 from torchadder.train.loop import (
     build_average,
+    class_sizes,
     deterministic_algorithms,
     evaluate,
     forward_backward,
@@ -230,6 +231,11 @@ CHANCE = [  # sizes of the classes, accuracies in percent on training and test i
     (SIZES, 80.0, 61.0, False),
     (SIZES[:1], 100.0, 100.0, False),
 ]
+
+
+def test_class_sizes_count_the_labels():
+    split = Split(torch.zeros(5, 1, 2, 2), torch.tensor([2, 0, 2, 2, 0]))
+    assert class_sizes(split).tolist() == [2, 0, 3]
 
 
 @pytest.mark.parametrize(("sizes", "training", "test", "expected"), CHANCE)

@@ -184,12 +184,11 @@ def test_json_with_a_wrong_type(change):
         Recipe.from_json(text)
 
 
-def test_default_in_words(monkeypatch, tiny_recipe):
-    monkeypatch.delitem(RECIPES, tiny_recipe.name)
+def test_default_in_words(monkeypatch):
     named = {option.name: option for option in options()}
     names = ("epochs", "batch_size", "lr_scheme", "recenter", "milestones", "nesterov")
     assert [default_value(named[name]) for name in names] == ["by recipe", "256", "alr", "off", "none", "by recipe"]
-    monkeypatch.setattr("torchadder.train.recipe.RECIPES", {"only": RECIPES["lenet5bn-mnist"]})
+    monkeypatch.setattr("torchadder.train.recipe._LONG", {"only": RECIPES["lenet5bn-mnist"]})
     assert [default_value(named[name]) for name in names] == ["50", "256", "alr", "off", "none", "on"]
 
 

@@ -242,7 +242,7 @@ def options() -> tuple[Field[Any], ...]:
 
 def default_value(option: Field[Any]) -> str:
     """Return the default of an option in words: "256", "off", "none", or "by recipe" where long recipes differ."""
-    values = {getattr(recipe, option.name) for name, recipe in RECIPES.items() if not name.endswith(SHORT)}
+    values = {getattr(recipe, option.name) for recipe in _LONG.values()}
     value = values.pop() if len(values) == 1 else "by recipe"
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -289,7 +289,7 @@ _PICO = dict(epochs=30, eta=0.1, augment=True, bits=4, finetune=3)
 _SHORT = dict(epochs=20, batch_size=64, norm_batches=NORM_BATCHES)  # why 64: docs/decisions.md, Training
 _IMAGENET = dict(epochs=150, weight_decay=1e-4, augment=True, channels_last=True)
 
-RECIPES: dict[str, Recipe] = {
+_LONG: dict[str, Recipe] = {
     f"{model}-{dataset}": Recipe(f"{model}-{dataset}", model=model, dataset=dataset, **settings)  # type: ignore[arg-type]
     for model, dataset, settings in [
         ("lenet5bn", "mnist", _MNIST),
@@ -309,9 +309,8 @@ RECIPES: dict[str, Recipe] = {
         ("resnet50", "imagenet", _IMAGENET),
     ]
 }
-SHORT = "-short"  # ends the name of a recipe of few epochs
-RECIPES |= {
-    f"{name}{SHORT}": replace(RECIPES[name], name=f"{name}{SHORT}", **_SHORT)  # type: ignore[arg-type]  # checked by Recipe
+RECIPES: dict[str, Recipe] = _LONG | {
+    f"{name}-short": replace(_LONG[name], name=f"{name}-short", **_SHORT)  # type: ignore[arg-type]  # checked by Recipe
     for name in ("resnet8-cifar10", "resnet20-cifar10")
 }
 
