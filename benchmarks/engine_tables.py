@@ -250,14 +250,15 @@ def pico_table(record: Record) -> str:
     """Return accuracy, flash, memory and cycles of each network; flash is code and tables."""
     cores = {"cortex-m0": "Cortex-M0", "cortex-m4": "Cortex-M4", "rv32imc": "RV32IMC"}
     header = ["network", "accuracy of each seed", "mean", *(f"flash, {title}" for title in cores.values())]
-    header += ["input + arena", "M cycles, with multiplier", "without"]
+    header += ["RAM, Cortex-M0: input + arena + stack", "M cycles, with multiplier", "without"]
     lines = []
     for row in record["rows"]:
         accuracy = [program["accuracy"] for program in row["programs"]]
         sizes = {size["core"]: size for size in row["sizes"]}
         line = [f"`{row['model']}`", ", ".join(f"{a:.2f}" for a in accuracy), f"{sum(accuracy) / len(accuracy):.2f}%"]
         line += [f"{sizes[core]['code'] + sizes[core]['tables']:,}" for core in cores]
-        line += [f"{row['input']:,} + {sizes['cortex-m0']['arena']:,}"]
+        ram = row["input"], sizes["cortex-m0"]["arena"], sizes["cortex-m0"]["stack"]
+        line += [f"{' + '.join(f'{part:,}' for part in ram)} = {sum(ram):,}"]
         lines.append([*line, *(f"{row['cycles'][core] / 1e6:.2f}" for core in PICORV32)])
     bits, images = (record["rows"][0][key] for key in ("bits", "programs"))
     of = f"Integer programs of {bits} bits on {images[0]['images']:,} test images after the last epoch"

@@ -112,12 +112,35 @@ def equality(file: Path, folder: Path, images: Any) -> Iterator[dict[str, Any]]:
 
 
 def sizes(file: Path, folder: Path) -> Iterator[dict[str, Any]]:
-    """Return bytes of code, constant tables and arena by core."""
+    """Return bytes of code, constant tables, arena and stack by core."""
     draft = export_c(file, folder / "net")
     for name, core in CORES.items():
         compiled = compile_for(core, folder)
         text = int(run(f"{core.tools}size", compiled).split()[6])
-        yield {"what": "size", "core": name, "code": text - draft.flash, "tables": draft.flash, "arena": draft.arena}
+        parts = {"code": text - draft.flash, "tables": draft.flash, "arena": draft.arena}
+        yield {
+            "what": "size",
+            "core": name,
+            **parts,
+            "stack": stack(compiled.with_suffix(".ci").read_text(), "net_run"),
+        }
+
+
+def stack(graph: str, function: str) -> int:
+    """Return the bytes of stack that a call of ``function`` takes at most, without the functions of the C library.
+
+    ``graph``: what GCC writes with -fcallgraph-info=su. Layers call two functions through pointers, *_patch and *_tile.
+    """
+    frames = {name: int(size) for name, size in re.findall(r'node: .* title: "(.*?)" .*\\n(\d+) bytes', graph)}
+    calls: dict[str, set[str]] = {}
+    for caller, called in re.findall(r'edge: .* sourcename: "(.*?)" targetname: "(.*?)"', graph):
+        calls.setdefault(caller, set()).add(called)
+    calls["__indirect_call"] = {name for name in frames if name.endswith(("_patch", "_tile"))}
+
+    def deepest(name: str) -> int:
+        return frames.get(name, 0) + max(map(deepest, calls.get(name, ())), default=0)
+
+    return deepest(function)
 
 
 def loops(file: Path, folder: Path) -> Iterator[dict[str, Any]]:
@@ -140,7 +163,17 @@ def loops(file: Path, folder: Path) -> Iterator[dict[str, Any]]:
 
 def compile_for(core: Core, folder: Path) -> Path:
     compiled = folder / "net.o"
-    run(f"{core.tools}gcc", *core.flags.split(), "-std=c99", "-O2", "-c", folder / "net" / "net.c", "-o", compiled)
+    run(
+        f"{core.tools}gcc",
+        *core.flags.split(),
+        "-std=c99",
+        "-O2",
+        "-fcallgraph-info=su",
+        "-c",
+        folder / "net" / "net.c",
+        "-o",
+        compiled,
+    )
     return compiled
 
 

@@ -34,11 +34,10 @@ from torchadder.train.loop import evaluate
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.tadder")
-    parser.add_argument("--dataset", default="mnist", help="data set whose test images give the accuracy")
+    parser.add_argument("--dataset", help="data set of the test images (default: that of the training)")
     parser.add_argument("--data", type=Path, help="folder with its files")
     parser.add_argument("-o", "--output", type=Path, required=True, help="e.g. results/pico.json")
     arguments = parser.parse_args()
-    test = load_dataset(arguments.dataset, arguments.data).test
     networks: dict[tuple[str, str, int], list[Path]] = {}
     for file in arguments.files:
         about = Engine(file).about
@@ -48,6 +47,8 @@ def main() -> int:
         folder = Path(name)
         simulators = {core: build_core(folder, core) for core in WAYS}
         for (model, op, bits), programs in networks.items():
+            dataset = arguments.dataset or Engine(programs[0]).about["dataset"]
+            test = load_dataset(dataset, arguments.data).test
             tested = [{"seed": seed, **accuracy(file, test)} for seed, file in enumerate(programs)]
             draft = export_c(programs[0], folder / "net")
             cycles = pool.map(lambda core: cycles_of_network(simulators[core], folder, core), WAYS)
@@ -55,6 +56,7 @@ def main() -> int:
                 "model": model,
                 "op": op,
                 "bits": bits,
+                "dataset": dataset,
                 "operations": sum(draft.operations.values()),
                 "input": math.prod(draft.network.shapes[0]),
                 "programs": tested,
@@ -65,8 +67,7 @@ def main() -> int:
             print(row, flush=True)
     compiler = f"{ARM}gcc"
     tools = {**versions(), compiler: run(compiler, "--version").splitlines()[0].strip()}
-    about_test = {"dataset": arguments.dataset, "images": len(test)}
-    record.write(arguments.output, record.make("small-networks", 1, rows, versions=tools, **about_test))
+    record.write(arguments.output, record.make("small-networks", 1, rows, versions=tools))
     return 0
 
 

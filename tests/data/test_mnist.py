@@ -194,6 +194,13 @@ def test_images_are_resized_and_normalised(tiny_mnist, tiny_arrays, tmp_path, na
     np.testing.assert_allclose(train.images[:, 0].numpy(), expected, rtol=0, atol=2e-6)
 
 
+def test_mnist28_has_the_published_pixels(tiny_mnist, tiny_arrays, tmp_path):
+    dataset = load_dataset("mnist28", tiny_mnist(tmp_path / "data"))
+    pixels = torch.from_numpy(tiny_arrays["train-images-idx3-ubyte"].astype(np.float32)) / 255
+    assert (dataset.name, dataset.shape) == ("mnist28", (1, 28, 28))
+    torch.testing.assert_close(dataset.train.images[:, 0], (pixels - 0.1307) / 0.3081, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "words"),
     [

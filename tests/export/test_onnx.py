@@ -160,7 +160,7 @@ def test_a_trained_program_on_mnist(tmp_path):
     source = files("torchadder") / "pretrained" / "pico.tadder"
     export_onnx(str(source), None, tmp_path / "net.onnx")
     engine = Engine(source.read_bytes())
-    images = engine.preprocessing.normalization(load_dataset("mnist").test.images[:1000])
+    images = engine.preprocessing.normalization(load_dataset("mnist28").test.images[:1000])
     assert torch.equal(run(str(tmp_path / "net.onnx"), images), engine(images))
 
 

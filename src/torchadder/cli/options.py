@@ -20,7 +20,10 @@ MODELS = (
     *("resnet32", "resnet50", "resnet8", "vgg_small"),
 )
 OPS = ("adder", "conv", "binary")
-DATASETS = ("cifar10", "cifar100", "fashion_mnist", "hf:NAME", "imagefolder:DIR", "imagenet", "mnist", "wds:SHARDS")
+DATASETS = (
+    *("cifar10", "cifar100", "fashion_mnist", "hf:NAME", "imagefolder:DIR", "imagenet", "mnist", "mnist28"),
+    "wds:SHARDS",
+)
 METHODS = ("mse", "max", "percentile")
 FIGURES = ("features", "filters", "weights", "curves", "gradients", "outputs")
 TABLES = (

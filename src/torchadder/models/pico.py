@@ -19,21 +19,21 @@ class Pico(nn.Sequential, Model):
     with the pooling after it, so that only the smaller map needs memory. Most weights are in the last convolution,
     which runs at one pixel.
 
-    Shapes: (N, in_chans, 32, 32) -> (N, num_classes). fc raises an error for other sizes.
+    Shapes: (N, in_chans, 28, 28) or (N, in_chans, 32, 32) -> (N, num_classes). fc raises an error for most other sizes.
     """
 
     def __init__(self, layers: Layers, num_classes: int, in_chans: int, widths: tuple[int, int, int]):
         first, second, third = widths
         super().__init__(
             OrderedDict(
-                conv1=layers.first(in_chans, first, 4, stride=2, bias=False),  # 32 -> 15
+                conv1=layers.first(in_chans, first, 4, stride=2, bias=False),  # 28 -> 13, 32 -> 15
                 bn1=nn.BatchNorm2d(first),
                 relu1=layers.activation(),
-                pool1=nn.MaxPool2d(2),  # 15 -> 7
-                conv2=layers.conv2d(first, second, 3, padding=1, bias=False),  # 7
+                pool1=nn.MaxPool2d(2),  # 6 or 7
+                conv2=layers.conv2d(first, second, 3, padding=1, bias=False),
                 bn2=nn.BatchNorm2d(second),
                 relu2=layers.activation(),
-                pool2=nn.MaxPool2d(2),  # 7 -> 3
+                pool2=nn.MaxPool2d(2),  # 3
                 conv3=layers.conv2d(second, third, 3, bias=False),  # 3 -> 1
                 bn3=nn.BatchNorm2d(third),
                 relu3=layers.activation(),
@@ -44,7 +44,7 @@ class Pico(nn.Sequential, Model):
         )
 
 
-@register("pico", num_classes=10, in_chans=1, size=32)
+@register("pico", num_classes=10, in_chans=1, size=28)
 def pico(layers: Layers, num_classes: int, in_chans: int) -> Model:
     return Pico(layers, num_classes, in_chans, widths=(10, 18, 96))
 

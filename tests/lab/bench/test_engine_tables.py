@@ -174,13 +174,14 @@ def test_cycles_on_riscv(engine_tables):
 
 def test_the_pico_networks(engine_tables):
     cores = ("cortex-m0", "cortex-m4", "rv32imc")
-    sizes = [{"core": core, "code": 2000, "tables": 10_000, "arena": 900} for core in cores]
+    sizes = [{"core": core, "code": 2000, "tables": 10_000, "arena": 900, "stack": 300} for core in cores]
     programs = [{"accuracy": accuracy, "images": 10_000} for accuracy in (99.0, 99.1)]
     cycles = {"with multiplier": 1_500_000, "without multiplier": 2_000_000}
     row = {"model": "pico", "bits": 4, "input": 1024, "programs": programs, "sizes": sizes, "cycles": cycles}
     record = {"rows": [row], "date": "2026-11-30", "versions": {"verilator": "Verilator 5", "picorv32": "1.0"}}
-    line = engine_tables.pico_table(record).splitlines()[2]
-    assert line == "| `pico` | 99.00, 99.10 | 99.05% | 12,000 | 12,000 | 12,000 | 1,024 + 900 | 1.50 | 2.00 |"
+    ram = "1,024 + 900 + 300 = 2,224"
+    expected = f"| `pico` | 99.00, 99.10 | 99.05% | 12,000 | 12,000 | 12,000 | {ram} | 1.50 | 2.00 |"
+    assert engine_tables.pico_table(record).splitlines()[2] == expected
 
 
 def test_resnet8(engine_tables):
