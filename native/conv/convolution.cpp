@@ -61,7 +61,7 @@ SourceSums sums_of(Op op, Isa isa) {
   if (op == Op::forward_f32 && own.forward_reads_sums) return selected.sums;
   if (op == Op::grad_input_f32 && own.grad_input_reads_sums) return selected.sums;
   if (op == Op::forward_u8) return own.byte_sums;
-  if (op == Op::grad_input_i16) return own.pair_sums;
+  if (op == Op::grad_input_i16) return own.gradient_sums;
   return nullptr;
 }
 

@@ -31,14 +31,15 @@ struct Kernel {
 
 // The functions that an instruction set has once, whatever the tile.
 struct AuxiliaryKernels {
-  Packer pack;                            // for lanes that are evenly spaced in the weight; else pack_by_lane()
-  SourceSums sums, byte_sums, pair_sums;  // of floats; of the words of rounded calls
+  Packer pack;                                // for lanes that are evenly spaced in the weight; else pack_by_lane()
+  SourceSums sums, byte_sums, gradient_sums;  // of floats; of the words of rounded calls
   bool forward_reads_sums, grad_input_reads_sums;  // whether forward_f32 and grad_input_f32 read Tile::source_sum
   Transposer transpose;
   SignGradientKernel sign_gradient;
   int sign_lanes;  // of sign_gradient
   RangeKernel range;
-  Rounder round_to_bytes, round_to_pairs;
+  Rounder round_to_bytes, round_gradient;
+  bool has_limbs;  // grad_input_i16: words are four bytes, of dy two words for four channels; else two 16-bit numbers
 };
 
 void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);

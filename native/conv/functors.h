@@ -1,5 +1,6 @@
 // The functors: the arithmetic of each operator, for any vector type V.
 //
+//   source(p), Sum, zero()   what a step reads of the source, its type, and that of the accumulator: OneWord
 //   step(sum, w, x, state)   one step of the inner loop; `x` is dy in gradients
 //   finish(...)              the result, from the accumulator and the plain sums of source and weight
 //   kSource                  which source channel a lane reads
@@ -16,6 +17,7 @@
 //   groups              as above, with one permutation of the source          + 1
 //   forward_u8          as forward on x86, of four bytes a lane               2 for four: max, dot product
 //   grad_input_i16      as grad_input on AVX2, of two 16-bit numbers a lane   3 for two: max, min, dot product
+//   the same, VNNI      HardTanh(w-x) + 1 = min(w - (x-1), 2), bytes          4 for four: sub, min, two dot products
 //   depthwise forward   |x-w|                                                 3: sub, and, add (NEON: 2)
 //
 // docs/performance.md derives each identity. NaN: max and min of x86 return their second operand if either is NaN. So
@@ -28,9 +30,18 @@ namespace torchadder {
 // The source channel of a lane: one for all lanes, the lane's own, or one of the lane's group.
 enum class Source { one, own, group };
 
+// What a step reads of the source and adds to: one number, or one word, broadcast.
+template <class V>
+struct OneWord {
+  using Sum = typename V::T;
+  static constexpr int kWords = 1;
+  static Sum zero() { return V::zero(); }
+  static Sum source(const float *at) { return V::broadcast(*at); }
+};
+
 // |x - w| = 2 max(x, w) - x - w. The two plain sums are computed once a patch and once a filter.
 template <class V, bool kAdd>
-struct Forward {
+struct Forward : OneWord<V> {
   using T = typename V::T;
   static constexpr Source kSource = Source::one;
   static constexpr bool kSourceSum = true, kState = false;
@@ -48,7 +59,7 @@ struct Forward {
 
 // |x - w| itself, where that is one instruction (NEON fabd).
 template <class V, bool>
-struct ForwardByDistance {
+struct ForwardByDistance : OneWord<V> {
   using T = typename V::T;
   static constexpr Source kSource = Source::one;
   static constexpr bool kSourceSum = false, kState = false;
@@ -60,7 +71,7 @@ struct ForwardByDistance {
 
 // HardTanh(w - x) = min(max(w, x - 1), x + 1) - x. The last term is subtracted once a patch.
 template <class V>
-struct GradInputMinMax {
+struct GradInputMinMax : OneWord<V> {
   using T = typename V::T;
   static constexpr Source kSource = Source::one;
   static constexpr bool kSourceSum = true, kState = true;
@@ -77,7 +88,7 @@ struct GradInputMinMax {
 
 // HardTanh(w - x) in one instruction, where there is one (AVX-512 vrangeps): no cancellation, fewer registers.
 template <class V>
-struct GradInputClamp {
+struct GradInputClamp : OneWord<V> {
   using T = typename V::T;
   static constexpr Source kSource = Source::one;
   static constexpr bool kSourceSum = false, kState = true;
@@ -91,7 +102,7 @@ struct GradInputClamp {
 
 // sign(w - x) * dy: the true derivative of the L1 distance (ablation).
 template <class V>
-struct GradInputSign {
+struct GradInputSign : OneWord<V> {
   using T = typename V::T;
   static constexpr Source kSource = Source::one;
   static constexpr bool kSourceSum = false, kState = true;
@@ -105,7 +116,7 @@ struct GradInputSign {
 
 // Forward of a rounded call: |x - w| = 2 max(x, w) - x - w of bytes, four in a lane. All sums are integers.
 template <class V>
-struct ForwardBytes {
+struct ForwardBytes : OneWord<V> {
   using T = typename V::T;
   static constexpr Source kSource = Source::one;
   static constexpr bool kSourceSum = true, kState = false;
@@ -123,7 +134,7 @@ struct ForwardBytes {
 // The input gradient of a rounded call: HardTanh(w - x) as in GradInputMinMax, in steps of the grid, of 16-bit numbers,
 // two in a lane. x and w are 128 below their bytes, so that products are small. All sums are integers.
 template <class V>
-struct GradInputPairs {
+struct GradInputPairs : OneWord<V> {
   using T = typename V::T;
   static constexpr Source kSource = Source::one;
   static constexpr bool kSourceSum = true, kState = true;
@@ -146,6 +157,39 @@ struct GradInputPairs {
   }
 };
 
+// The same where a dot product of unsigned and signed bytes exists: HardTanh(w - x) + limit = min(w - low, 2 limit) of
+// bytes, four in a lane, with low = x - limit and a difference below 0 as 0. dy is 256 * its high limb + its low one,
+// of signed bytes, and each limb has a sum of its own. The last 32 bits of a sum are exact, also where it is larger.
+template <class V>
+struct GradInputLimbs {
+  using T = typename V::T;
+  static constexpr Source kSource = Source::one;
+  static constexpr bool kSourceSum = true, kState = true;
+  static constexpr int kWords = 2;
+  struct Sum {
+    T high, low;
+  };
+  static Sum zero() { return {V::zero(), V::zero()}; }
+  static Sum source(const float *at) { return {V::broadcast(at[0]), V::broadcast(at[1])}; }
+  const Grid &grid;
+  const T largest;
+  explicit GradInputLimbs(const Block &block)
+      : grid(*block.grid), largest(V::repeat_byte(V::broadcast_int(2 * grid.limit))) {}
+  struct State {
+    T low;
+  };
+  State state(T x) const { return {V::repeat_byte(V::round(x, grid.levels, grid.zero_point - grid.limit))}; }
+  Sum step(Sum sum, T w, Sum dy, State s) const {
+    const T clamped = V::min_bytes(V::sub_bytes(w, s.low), largest);
+    return {V::add_byte_products(sum.high, clamped, dy.high), V::add_byte_products(sum.low, clamped, dy.low)};
+  }
+  T finish(Sum sum, T source_sum, T, T constant, T) const {
+    const T joined = V::add_ints(V::mul_ints(sum.high, V::broadcast_int(256)), sum.low);
+    const T total = V::to_floats(V::sub_ints(joined, V::mul_ints(source_sum, V::broadcast_int(grid.limit))));
+    return V::add(V::mul(V::broadcast(grid.unit), total), constant);
+  }
+};
+
 // Groups of few channels: several groups fill a vector.
 template <class F>
 struct Grouped : F {
@@ -153,7 +197,7 @@ struct Grouped : F {
 };
 
 template <class V>
-struct DepthwiseGradInput {
+struct DepthwiseGradInput : OneWord<V> {
   using T = typename V::T;
   static constexpr Source kSource = Source::own;
   static constexpr bool kSourceSum = false, kState = true;

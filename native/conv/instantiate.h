@@ -6,6 +6,7 @@
 //   FORWARD               the functor of the forward pass
 //   GRAD_INPUT            the functor of the input gradient, and
 //   DEPTHWISE_GRAD_INPUT  that of depthwise layers
+//   GRAD_INPUT_I16        that of rounded calls
 //   SIGN_ROWS             rows of packed weight that the sign gradient keeps in registers
 #include "conv/dispatch.h"
 #include "conv/functors.h"
@@ -38,7 +39,7 @@ using depthwise_sign_f32 = OwnChannel<GradInputSign<VECTOR>>;
 template <bool>
 using forward_u8 = ForwardBytes<VECTOR>;
 template <bool>
-using grad_input_i16 = GradInputPairs<VECTOR>;
+using grad_input_i16 = GRAD_INPUT_I16<VECTOR>;
 
 // Returns the kernel of a line, or null if the line is of another instruction set.
 template <bool kIsOwn, class F, int P, int kLanes>
@@ -47,6 +48,25 @@ constexpr TileKernel instance() {
     return tile_kernel<VECTOR, F, P, kLanes / VECTOR::width>;
   else
     return nullptr;
+}
+
+template <class V>
+constexpr bool kHasLimbs = std::is_same_v<GRAD_INPUT_I16<V>, GradInputLimbs<V>>;
+
+template <class V>
+constexpr SourceSums gradient_sums() {
+  if constexpr (kHasLimbs<V>)
+    return source_sums<V, OfLimbs<V>>;
+  else
+    return source_sums<V, OfPairs<V>>;
+}
+
+template <class V>
+constexpr Rounder round_gradient() {
+  if constexpr (kHasLimbs<V>)
+    return round_to_limbs<V>;
+  else
+    return round_to<int16_t>;
 }
 
 void pack_vectors(const WeightView &view, const Packing &to, int lanes) {
@@ -66,7 +86,7 @@ extern const AuxiliaryKernels JOINED(conv_auxiliary_, ISA) = {
     pack_vectors,
     source_sums<VECTOR, OfFloats<VECTOR>>,
     source_sums<VECTOR, OfBytes<VECTOR>>,
-    source_sums<VECTOR, OfPairs<VECTOR>>,
+    gradient_sums<VECTOR>(),
     forward_f32<false>::kSourceSum,
     grad_input_f32<false>::kSourceSum,
     transpose<VECTOR>,
@@ -74,7 +94,8 @@ extern const AuxiliaryKernels JOINED(conv_auxiliary_, ISA) = {
     VECTOR::width,
     range<VECTOR>,
     round_to<uint8_t>,
-    round_to<int16_t>,
+    round_gradient<VECTOR>(),
+    kHasLimbs<VECTOR>,
 };
 
 }  // namespace torchadder

@@ -6,5 +6,6 @@
 #define FORWARD Forward
 #define GRAD_INPUT GradInputClamp
 #define DEPTHWISE_GRAD_INPUT DepthwiseGradInputClamp
+#define GRAD_INPUT_I16 GradInputPairs
 #define SIGN_ROWS 12
 #include "conv/instantiate.h"

@@ -183,7 +183,7 @@ extern const TileKernel conv_kernels_reference[] = {
 };
 
 extern const AuxiliaryKernels conv_auxiliary_reference = {
-    pack_by_lane,    nullptr, nullptr,           nullptr,          false, false, transpose, sign_gradient,
-    kReferenceLanes, range,   round_to<uint8_t>, round_to<int16_t>};
+    pack_by_lane,    nullptr, nullptr,           nullptr,           false, false, transpose, sign_gradient,
+    kReferenceLanes, range,   round_to<uint8_t>, round_to<int16_t>, false};
 
 }  // namespace torchadder

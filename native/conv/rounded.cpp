@@ -1,9 +1,10 @@
 // Rounded calls: forward pass and input gradient in integers, for training.
 //
 // Inputs and weights are rounded to a grid of `levels` steps a unit, levels = floor(254 / range of the input), so that
-// an input is a byte and HardTanh's limit, 1, lies on the grid. A weight outside of the bytes is clamped, and its
-// distance to the clamp is added to every |x - w|, so that the result does not change. The gradient of the output is
-// rounded to 16 bits, or to fewer where a sum could exceed 32 bits. The integer sums are exact.
+// an input is a byte. A weight outside of the bytes is clamped, and its distance to the clamp is added to every |x -
+// w|, so that the result does not change. For the input gradient levels = floor(254 / (range + 2)): HardTanh's limit,
+// 1, is on the grid, and x - 1 and x + 1 are bytes, too. The gradient of the output is rounded to 16 bits, or to fewer
+// where a sum could exceed 32 bits. The integer sums are exact.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -19,9 +20,10 @@ namespace torchadder {
 namespace {
 
 constexpr int kLargestStep = 254;             // so that rounding both ends of a range stays within 255 steps
-constexpr float kMostLevels = 16384.0f;       // 16-bit numbers hold 1.0 and a byte together
+constexpr float kMostLevels = 16384.0f;       // of an input without a range
 constexpr int64_t kMinRounded = 64 * 1024;    // floats that are worth one more thread
 constexpr float kMostGradientLevels = 1e37f;  // gradients below 1e-37 become 0
+constexpr int64_t kGradientSteps = 32639;     // 127 * 256 + 127: both bytes of a 16-bit number are signed
 constexpr int kCentre = 128;                  // of the bytes, which 16-bit numbers subtract
 
 int threads_for(int64_t floats, int threads) {
@@ -44,13 +46,18 @@ Range range_of(const float *from, int64_t count, const AuxiliaryKernels &isa, in
   return {all.low + nan, all.high + nan};
 }
 
-// Returns the grid for inputs of a range; its `unit` is a step.
-Grid grid_of(const Range &range, int64_t depth) {
-  const float width = range.high - range.low;
-  float levels = static_cast<float>(kLargestStep) / width;
-  if (levels >= 1.0f) levels = std::min(std::floor(levels), kMostLevels);  // of width 0 infinite
-  const int zero_point = static_cast<int>(std::rint(-range.low * levels));
-  return {levels, zero_point, std::max(1, static_cast<int>(levels)), 1.0f / levels, depth};
+// Returns the grid for inputs of a range; its `unit` is a step. With room for HardTanh's limit bytes also hold x - 1
+// and x + 1, or one step to each side where a step is above 1.
+Grid grid_of(const Range &range, bool has_room, int64_t depth) {
+  const float width = range.high - range.low, room = has_room ? 2.0f : 0.0f;
+  float levels = static_cast<float>(kLargestStep) / (width + room);
+  if (levels >= 1.0f)
+    levels = std::min(std::floor(levels), kMostLevels);  // of width 0 infinite
+  else
+    levels = (static_cast<float>(kLargestStep) - room) / width;
+  const int limit = std::max(1, static_cast<int>(levels));
+  const int zero_point = static_cast<int>(std::rint(-range.low * levels)) + (has_room ? limit : 0);
+  return {levels, zero_point, limit, 1.0f / levels, depth};
 }
 
 float word_of(const void *numbers) {
@@ -89,6 +96,16 @@ void pack_bytes(const WeightView &view, const Packing &to, int lanes) {
     to.tap_sum[tap] += byte - cut;
     to.tap_abs_sum[tap] += std::fabs(byte - static_cast<float>(grid.zero_point)) + cut;
     return static_cast<uint8_t>(byte);
+  });
+}
+
+// Bytes hold all that matters of a weight: beyond them HardTanh is at its limit for every input.
+void pack_gradient_bytes(const WeightView &view, const Packing &to, int lanes) {
+  const Grid &grid = *view.grid;
+  pack_words<uint8_t>(view, to, lanes, [&](float w, int64_t, int lane) {
+    if (std::isnan(w)) to.constant[lane] = w;
+    const float step = std::rint(w * grid.levels) + static_cast<float>(grid.zero_point);
+    return static_cast<uint8_t>(step > 0.0f ? std::min(step, 255.0f) : 0.0f);
   });
 }
 
@@ -131,7 +148,7 @@ void forward(const torchadder_convolution &s, const float *x, const float *weigh
     std::fill(y, y + s.images * out * s.c_out, range.low);
     return;
   }
-  const Grid grid = grid_of(range, s.c_in);
+  const Grid grid = grid_of(range, false, s.c_in);
   const WeightStrides w = weight_strides(s);
   torchadder_convolution of_words = s;
   of_words.c_in = words;
@@ -154,15 +171,17 @@ void forward(const torchadder_convolution &s, const float *x, const float *weigh
 // before x is subtracted, the sum may wrap.
 Grid gradient_grid(const torchadder_convolution &s, float largest, const Grid &grid, int64_t taps) {
   const int64_t terms = s.c_out * taps * grid.limit;
-  const int64_t steps = std::clamp<int64_t>(std::numeric_limits<int32_t>::max() / terms, 1, 32767);
+  const int64_t steps = std::clamp<int64_t>(std::numeric_limits<int32_t>::max() / terms, 1, kGradientSteps);
   const float levels = largest > 0.0f ? std::min(static_cast<float>(steps) / largest, kMostGradientLevels) : 1.0f;
   return {levels, 0, 0, 0.0f, s.c_out};
 }
 
 void grad_input(const torchadder_convolution &s, const float *dy, const float *x, const float *weight, float *dx,
                 int threads) {
-  const AuxiliaryKernels &isa = auxiliary_kernels(selected_isa());
-  const int64_t in = pixels(s.size_in), out = pixels(s.size_out), words = (s.c_out + 1) / 2;
+  const AuxiliaryKernels &isa = auxiliary_kernels(isa_for(Op::grad_input_i16, s.c_in));
+  const int64_t in = pixels(s.size_in), out = pixels(s.size_out);
+  const int64_t words = isa.has_limbs ? (s.c_out + 3) / 4 : (s.c_out + 1) / 2;  // of weight
+  const int64_t dy_words = isa.has_limbs ? 2 * words : words;
   const Range range = range_of(x, s.images * in * s.c_in, isa, threads);
   const Range gradients = range_of(dy, s.images * out * s.c_out, isa, threads);
   if (const float nan = range.low + gradients.low; std::isnan(nan)) {
@@ -170,18 +189,19 @@ void grad_input(const torchadder_convolution &s, const float *dy, const float *x
     return;
   }
   const WeightStrides w = weight_strides(s);
-  Grid grid = grid_of(range, s.c_out);
+  Grid grid = grid_of(range, true, s.c_out);
   const Grid of_dy = gradient_grid(s, std::max(gradients.high, -gradients.low), grid, w.taps);
   grid.unit = std::min(grid.unit, 1.0f) / of_dy.levels;
   torchadder_convolution of_words = s;
   of_words.c_out = words;
-  Convolution c = call(Op::grad_input_i16, of_words, Direction::gradient,
-                       {w.in, w.out, w.tap, w.taps, true, words, 0, 0, &grid}, pack_pairs, weight, s.c_in);
+  Convolution c =
+      call(Op::grad_input_i16, of_words, Direction::gradient, {w.in, w.out, w.tap, w.taps, true, words, 0, 0, &grid},
+           isa.has_limbs ? pack_gradient_bytes : pack_pairs, weight, s.c_in);
   dy = channels_last<Use::source>(s, dy, s.c_out, out);
-  c.source = rounded(dy, s.images * out, of_dy, words, isa.round_to_pairs, threads);
+  c.source = rounded(dy, s.images * out, of_dy, dy_words, isa.round_gradient, threads);
   c.state = channels_last<Use::state>(s, x, s.c_in, in);
   c.result = result_memory(s, dx, s.c_in, in);
-  c.source_layout = Layout::dense(s.size_out, words);
+  c.source_layout = Layout::dense(s.size_out, dy_words);
   c.result_layout = Layout::dense(s.size_in, s.c_in);
   run(c, threads);
   store(s, c.result, dx, s.c_in, in);

@@ -22,9 +22,18 @@
 //   max_pairs, min_pairs, add_pairs, sub_pairs
 //   add_products(sum, a, b)        sum + the products of the two signed 16-bit numbers of a lane
 //
+// and for input gradients in limbs (GradInputLimbs), where a set has the instructions:
+//
+//   repeat_byte(a)                 the low byte of each lane in all four
+//   sub_bytes, min_bytes           of unsigned bytes; a difference below 0 is 0
+//   add_byte_products(sum, a, b)   sum + the four products of the unsigned bytes of a and the signed ones of b
+//   join_limbs(a)                  even lanes times 256
+//   split(x, levels, to)           16 numbers, rounded, as limbs: four high bytes, then their four low ones
+//
 // Every tile size adds in the order of the runs. So a result depends neither on the tile that computed it nor on the
 // number of threads.
 #pragma once
+#include <cstring>
 #include <type_traits>
 
 #include "conv/tile.h"
@@ -45,24 +54,39 @@ void store_lanes(float *p, typename V::T value, int lanes) {
     V::store_partial(p, value, lanes);
 }
 
-// Select what source_sums() adds up: floats, or the four bytes or two 16-bit numbers of words, as integers.
+// Select what source_sums() adds up: floats, or the numbers in words, as integers: four bytes, two 16-bit numbers, or,
+// in two words, four of 16 bits in limbs. finish() gets the sum of each lane.
 template <class V>
 struct OfFloats {
   using T = typename V::T;
   static constexpr bool kInts = false;
+  static constexpr int kWords = 1;
   static T add(T sum, T x) { return V::add(sum, x); }
+  static T finish(T sum) { return sum; }
 };
 template <class V>
 struct OfBytes {
   using T = typename V::T;
   static constexpr bool kInts = true;
+  static constexpr int kWords = 1;
   static T add(T sum, T x) { return V::add_bytes(sum, x); }
+  static T finish(T sum) { return sum; }
 };
 template <class V>
 struct OfPairs {
   using T = typename V::T;
   static constexpr bool kInts = true;
+  static constexpr int kWords = 1;
   static T add(T sum, T x) { return V::add_products(sum, x, V::pair(V::broadcast_int(1))); }
+  static T finish(T sum) { return sum; }
+};
+template <class V>
+struct OfLimbs {
+  using T = typename V::T;
+  static constexpr bool kInts = true;
+  static constexpr int kWords = 2;
+  static T add(T sum, T x) { return V::add_byte_products(sum, V::repeat_byte(V::broadcast_int(1)), x); }
+  static T finish(T sum) { return V::join_limbs(sum); }
 };
 
 // sum[p] += the floats of the runs of pixel p, for `count` pixels. A constant count keeps the sums in registers.
@@ -70,7 +94,7 @@ template <class V, class A>
 inline __attribute__((always_inline)) void add_runs(const Block &block, const float *const *at, int count,
                                                     typename V::T *sum) {
   for (int64_t r = 0; r < block.run_count; ++r) {
-    const int64_t start = block.runs[r].source, end = start + block.runs[r].length;
+    const int64_t start = block.runs[r].source * A::kWords, end = start + block.runs[r].length * A::kWords;
     int64_t k = start;
     for (; k + V::width <= end; k += V::width)
 #pragma GCC unroll 16
@@ -94,6 +118,7 @@ void source_sums(const Block &block, const float *const *source, int64_t count, 
       add_runs<V, A>(block, at, V::width, sum);
     else
       add_runs<V, A>(block, at, pixels, sum);
+    for (int p = 0; p < V::width; ++p) sum[p] = A::finish(sum[p]);
     store_lanes<V>(sums + first, V::template sum_each<A::kInts>(sum), pixels);
   }
 }
@@ -102,21 +127,21 @@ void source_sums(const Block &block, const float *const *source, int64_t count, 
 template <class V, class F, int P, int N>
 inline __attribute__((always_inline)) void add_steps(const Block &block, const Tile &tile, const F &f,
                                                      const typename F::State (&state)[P][N],
-                                                     typename V::T (&sum)[P][N]) {
+                                                     typename F::Sum (&sum)[P][N]) {
   using T = typename V::T;
   for (int64_t r = 0; r < block.run_count; ++r) {
     const Run run = block.runs[r];
     const float *weight = block.weight + run.weight * (N * V::width);
     const float *source[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) source[p] = tile.source[p] + run.source + block.source_channel;
+    for (int p = 0; p < P; ++p) source[p] = tile.source[p] + run.source * F::kWords + block.source_channel;
     for (int64_t k = 0; k < run.length; ++k, weight += N * V::width) {
       T w[N];
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) w[v] = V::load(weight + v * V::width);
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
-        const T x = V::broadcast(source[p][k]);
+        const typename F::Sum x = F::source(source[p] + k * F::kWords);
 #pragma GCC unroll 4
         for (int v = 0; v < N; ++v) sum[p][v] = f.step(sum[p][v], w[v], x, state[p][v]);
       }
@@ -176,14 +201,15 @@ template <class V, class F, int P, int N>
 void tile_of(const Block &block, const Tile &tile) {
   using T = typename V::T;
   const F f = functor<F>(block);
-  T sum[P][N], source_sum[P];
+  typename F::Sum sum[P][N];
+  T source_sum[P];
   typename F::State state[P][N];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
     source_sum[p] = V::zero();
 #pragma GCC unroll 4
     for (int v = 0; v < N; ++v) {
-      sum[p][v] = V::zero();
+      sum[p][v] = F::zero();
       if constexpr (F::kState)
         state[p][v] = f.state(load_lanes<V>(tile.state[p] + block.channel + v * V::width, block.lanes - v * V::width));
     }
@@ -275,6 +301,23 @@ void round_to(const float *from, int64_t pixels, const Grid &grid, int64_t words
   for (int64_t p = 0; p < pixels; ++p, from += grid.depth, to += per_pixel) {
     round_run(from, grid.depth, grid.levels, zero, to);
     for (int64_t i = grid.depth; i < per_pixel; ++i) to[i] = 0;
+  }
+}
+
+// Rounds pixels to limbs: four channels take two words. See Rounder.
+template <class V>
+void round_to_limbs(const float *from, int64_t pixels, const Grid &grid, int64_t words, float *words_to) {
+  constexpr int kTogether = 16;
+  int8_t *to = reinterpret_cast<int8_t *>(words_to);
+  const bool is_dense = grid.depth == words * 2;
+  const int64_t rows = is_dense ? 1 : pixels, depth = is_dense ? pixels * grid.depth : grid.depth;
+  for (int64_t p = 0; p < rows; ++p, from += depth, to += words * 4) {
+    int8_t rest[2 * kTogether];
+    int64_t i = 0;
+    for (; i + kTogether <= depth; i += kTogether) V::split(V::load(from + i), grid.levels, to + 2 * i);
+    if (i == depth) continue;
+    V::split(V::load_partial(from + i, static_cast<int>(depth - i)), grid.levels, rest);
+    std::memcpy(to + 2 * i, rest, static_cast<std::size_t>((depth - i + 3) / 4 * 8));
   }
 }
 

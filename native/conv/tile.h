@@ -10,7 +10,7 @@ namespace torchadder {
 
 constexpr int kMaxPixels = 16;  // of a tile
 
-// `length` adjacent floats of the source, and as many rows of packed weight.
+// `length` adjacent floats of the source, and as many rows of packed weight. Source in limbs has two words for each.
 struct Run {
   int64_t source;  // from the pixel's base; may be negative
   int64_t weight;  // first row of packed weight
@@ -18,7 +18,8 @@ struct Run {
 };
 
 // The grid of a rounded call (rounded.cpp), whose step is 1 / levels. An input becomes a byte, round(x * levels) +
-// zero. A row of weight and a "float" of source are words there: four bytes, or two 16-bit numbers.
+// zero. A row of weight and a "float" of source are words there: four bytes, or two 16-bit numbers (or limbs:
+// functors.h).
 struct Grid {
   float levels;
   int zero_point;  // the byte of 0

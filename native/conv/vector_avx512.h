@@ -125,6 +125,20 @@ struct Avx512 {
 struct Avx512Vnni : Avx512 {
   static T add_products(T sum, T a, T b) { return from_bits(_mm512_dpwssd_epi32(bits(sum), bits(a), bits(b))); }
   static T add_bytes(T sum, T a) { return from_bits(_mm512_dpbusd_epi32(bits(sum), bits(a), _mm512_set1_epi8(1))); }
+  static T add_byte_products(T sum, T a, T b) { return from_bits(_mm512_dpbusd_epi32(bits(sum), bits(a), bits(b))); }
+  static T sub_bytes(T a, T b) { return from_bits(_mm512_subs_epu8(bits(a), bits(b))); }
+  static T min_bytes(T a, T b) { return from_bits(_mm512_min_epu8(bits(a), bits(b))); }
+  static T repeat_byte(T a) {
+    return from_bits(_mm512_shuffle_epi8(bits(a), _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0)));
+  }
+  static T join_limbs(T a) { return from_bits(_mm512_mask_slli_epi32(bits(a), 0x5555, bits(a), 8)); }
+  static void split(T x, float levels, int8_t *to) {
+    const __m512i q = _mm512_cvtps_epi32(mul(x, broadcast(levels)));
+    const __m128i high = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8));
+    const __m128i low = _mm512_cvtepi32_epi8(q);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm_unpacklo_epi32(high, low));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to + 16), _mm_unpackhi_epi32(high, low));
+  }
 };
 #endif
 

@@ -108,10 +108,10 @@ void compare_rounded(const std::string &where, const torchadder_convolution &s, 
     is_nan = is_nan || std::isnan(value);
   }
   for (const float value : dy) largest = std::fmax(largest, std::fabs(value));
-  const float levels = std::floor(254.0f / (high - low));
+  const float levels = std::floor(254.0f / (high - low)), dx_levels = std::floor(254.0f / (high - low + 2.0f));
   const int64_t taps = s.kernel[0] * s.kernel[1] * s.kernel[2];
-  const int64_t terms = s.c_out * taps * static_cast<int64_t>(levels);
-  const float steps = static_cast<float>(std::min<int64_t>(2147483647 / terms, 32767)) / largest;
+  const int64_t terms = s.c_out * taps * static_cast<int64_t>(dx_levels);
+  const float steps = static_cast<float>(std::min<int64_t>(2147483647 / terms, 32639)) / largest;
   const auto rounded = [&](const Floats &values, int64_t i, float by) {
     return i < 0 ? 0.0 : static_cast<double>(std::rint(values[static_cast<std::size_t>(i)] * by)) / by;
   };
@@ -123,8 +123,9 @@ void compare_rounded(const std::string &where, const torchadder_convolution &s, 
   for (std::size_t i = 0; i < x.size() && is_nan; ++i) dx.add(static_cast<int64_t>(i), NAN, 0);
   each_term(s, [&](int64_t result, int64_t, int64_t source, int64_t weight) {
     const double a = rounded(x, source, levels), b = rounded(w, weight, levels), d = rounded(dy, result, steps);
+    const double difference = rounded(w, weight, dx_levels) - rounded(x, source, dx_levels);
     y.add(result, -std::fabs(a - b), std::fabs(a) + std::fabs(b));
-    if (source >= 0) dx.add(source, hardtanh(b - a) * d, std::fabs(d));
+    if (source >= 0) dx.add(source, hardtanh(difference) * d, std::fabs(d));
   });
   Floats got(dy.size());
   check(where, torchadder_forward_u8(&s, x.data(), w.data(), bias.data(), got.data(), 0, threads));

@@ -1,6 +1,7 @@
 """Compute the adder convolution by brute force, in float64: every difference of a patch and a filter, in memory.
 
-It shares only Geometry with the operator's backends, so that kernels can be checked against it on any machine.
+It shares only Geometry and the rounding of numbers="int8" with the operator's backends, so that kernels can be checked
+against it on any machine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torchadder.ops import rounding
 from torchadder.ops.geometry import Geometry
 
 Axes = tuple[int, ...]
@@ -87,6 +89,17 @@ def brute_force(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> Gradient
         grad_input=input_gradient(difference.clamp(-1, 1)),  # eq. 6
         grad_input_sign=input_gradient(difference.sign()),
         grad_weight_sign=(-difference.sign() * dy).sum((0, 4)).view(weight.shape),
+    )
+
+
+def brute_force_rounded(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> Gradients:
+    """Return what numbers="int8" computes: brute_force of the tensors, each pass with its own rounding."""
+    levels = rounding.levels_of(x)
+    forward = brute_force(case, rounding.to_grid(x, levels), rounding.to_grid(weight, levels), grad)
+    levels = rounding.levels_of(x, gradient=True)
+    dy = rounding.gradient(grad, weight, levels, case.groups)
+    return brute_force(case, rounding.to_grid(x, levels), rounding.to_grid(weight, levels), dy)._replace(
+        output=forward.output
     )
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from torchadder import functional, kernels
-from torchadder.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case, brute_force, brute_force_rounded
 from torchadder.data import mnist
 from torchadder.environment import describe_environment, describe_gpu, lacks_gpu
 from torchadder.errors import UserError
 from torchadder.functional import GradientRule
-from torchadder.ops import rounding, triton
+from torchadder.ops import triton
 from torchadder.ops.geometry import CHANNELS_LAST
 from torchadder.version import __version__
 
@@ -204,9 +204,7 @@ def _errors(
         "weight gradient (sign)": (weight_sign, truth.grad_weight_sign),
     }
     if device == CPU and dtype is torch.float32:
-        x_on_grid, weight_on_grid, levels = rounding.on_grid(x, weight)
-        rounded_grad = rounding.gradient(grad, weight, levels, case.groups)
-        truth = brute_force(case, x_on_grid, weight_on_grid, rounded_grad)
+        truth = brute_force_rounded(case, x, weight, grad)
         output, dx, _ = _run(case, x, weight, grad, GradientRule(numbers="int8"), recenter)
         pairs |= {"forward (int8)": (output, truth.output), "input gradient (int8)": (dx, truth.grad_input)}
     return {what: _relative_error(ours, theirs) for what, (ours, theirs) in pairs.items()}

@@ -7,20 +7,13 @@ from hypothesis import strategies as st
 from tests.ops.test_conv import CASES, UNIT, by_filter
 
 from torchadder import kernels, ops
-from torchadder.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case, brute_force, brute_force_rounded
 from torchadder.functional import GradientRule, adder_conv2d, adder_linear
 from torchadder.nn import AdderConv2d, AdderLinear
 from torchadder.ops import rounding
 from torchadder.ops.geometry import Geometry
 
 SQUARE = Geometry((1, 1), (1, 1), (1, 1), 1)
-
-
-def rounded(x, weight, grad):
-    """Return the three tensors as the operators round them, in float64."""
-    levels = rounding.levels_of(x)
-    grid = [rounding.to_grid(t, levels).double() for t in (x, weight)]
-    return *grid, rounding.gradient(grad, weight, levels, x.shape[1] // weight.shape[1]).double()
 
 
 def assert_close(found, truth, terms):
@@ -37,12 +30,12 @@ def assert_close(found, truth, terms):
 def test_equals_brute_force_on_rounded_tensors(case, variant):
     x, weight, grad = case.tensors()
     weight = weight * 3  # many lie beyond the range of the input
-    truth = brute_force(case, *rounded(x, weight, grad))
+    truth = brute_force_rounded(case, x, weight, grad)
     terms = weight[0].numel() ** 0.5
     bias = torch.linspace(-1, 1, case.c_out)
     y = ops.adder_conv(x, weight, bias, case.geometry, False, numbers="int8")
     assert_close(y, truth.output + by_filter(case, bias.double()), terms)
-    recentred = rounded(x, weight, grad)[1].abs().flatten(1).sum(1)
+    recentred = rounding.to_grid(weight, rounding.levels_of(x)).double().abs().flatten(1).sum(1)
     y = ops.adder_conv(x, weight, None, case.geometry, True, numbers="int8")
     assert_close(y, truth.output + by_filter(case, recentred), weight[0].numel())
     assert y.shape == truth.output.shape
@@ -59,6 +52,10 @@ def test_an_input_becomes_a_byte_and_one_lies_on_the_grid(low, width, seed):
     assert 0 <= steps.max() - steps.min() <= 255
     assert levels < 1 or levels == levels.round()
     assert levels <= 16384
+    levels = rounding.levels_of(x, gradient=True)
+    steps = (torch.cat([x, x.new_zeros(1)]) * levels).round()
+    assert 0 <= steps.max() - steps.min() + 2 * max(levels.floor(), 1) <= 255  # also of x - 1 and x + 1
+    assert levels < 1 or levels == levels.round()
 
 
 def test_ranges_that_fill_16_bits_and_that_have_steps_above_one(variant):
@@ -66,7 +63,7 @@ def test_ranges_that_fill_16_bits_and_that_have_steps_above_one(variant):
     for scale in (1e-30, 1e-3, 0.02, 3.0, 100.0, 1e4):
         x, weight, grad = case.tensors()
         x, weight = x * scale, weight * scale
-        truth = brute_force(case, *rounded(x, weight, grad))
+        truth = brute_force_rounded(case, x, weight, grad)
         y = ops.adder_conv(x, weight, None, SQUARE, False, numbers="int8")
         assert_close(y, truth.output, 81)
         assert_close(ops.adder_conv_grad_input(grad, x, weight, SQUARE, "hardtanh", "int8"), truth.grad_input, 9)
@@ -80,7 +77,7 @@ def test_sums_of_the_largest_products_do_not_overflow(largest, weights, variant)
     weight = torch.full((512, 4, 3, 3), weights)
     for signs in (torch.ones(512), torch.where(torch.arange(512) % 2 == 0, 1.0, -1.0)):
         grad = signs.view(1, -1, 1, 1).expand(1, 512, 9, 9).contiguous()
-        truth = brute_force(case, *rounded(x, weight, grad))
+        truth = brute_force_rounded(case, x, weight, grad)
         assert_close(ops.adder_conv(x, weight, None, SQUARE, False, numbers="int8"), truth.output, 36)
         dx = ops.adder_conv_grad_input(grad, x, weight, SQUARE, "hardtanh", "int8")
         torch.testing.assert_close(dx.double(), truth.grad_input, rtol=1e-5, atol=1e-4)
@@ -142,7 +139,7 @@ def test_gradients_of_any_size(size, variant):
     case = Case(2, 5, 3, size=(4, 4), kernel=(3, 3), padding=(1, 1))
     x, weight, grad = case.tensors()
     grad = grad * size
-    truth = brute_force(case, *rounded(x, weight, grad)).grad_input
+    truth = brute_force_rounded(case, x, weight, grad).grad_input
     dx = ops.adder_conv_grad_input(grad, x, weight, SQUARE, "hardtanh", "int8")
     torch.testing.assert_close(dx.double(), truth, rtol=1e-5, atol=1e-36 + 1e-6 * size)
 

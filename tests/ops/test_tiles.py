@@ -7,10 +7,10 @@ import pytest
 import torch
 from tests.ops.conftest import EXTENDED, runs_here
 from tests.ops.test_conv import exact
-from tests.ops.test_rounding import assert_close, rounded
+from tests.ops.test_rounding import assert_close
 
 from torchadder import kernels, ops
-from torchadder.bruteforce import Case, brute_force
+from torchadder.bruteforce import Case, brute_force_rounded
 from torchadder.ops.geometry import Geometry
 
 NAME = re.compile(r"(?P<op>\w+_(?:f32|u8|i16))_(?P<isa>[a-z0-9]+)_(?P<pixels>\d+)x(?P<lanes>\d+)_(?P<sum>any|fma|add)")
@@ -78,7 +78,7 @@ def run(result, case, x, weight, grad):
 
 def check_rounded(case, result):
     x, weight, grad = case.tensors()
-    truth = getattr(brute_force(case, *rounded(x, weight, grad)), result)
+    truth = getattr(brute_force_rounded(case, x, weight, grad), result)
     if result == "output":
         found = ops.adder_conv(x, weight, None, case.geometry, False, numbers="int8")
     else:

@@ -125,7 +125,7 @@ def _backward_input(
         return cpu.grad_input(grad, x, weight, plan, rule, numbers)
     if numbers != "float32":
         _check_numbers(numbers)
-        on_grid, weight, levels = rounding.on_grid(x, weight)
+        on_grid, weight, levels = rounding.on_grid(x, weight, gradient=True)
         grad = rounding.gradient(grad.to(weight.dtype), weight, levels, geometry.groups)
         return _backward_input(grad, on_grid, weight, geometry, rule).to(x.dtype)
     if x.dtype in NARROW and (rule == "full" or not triton.runs(x)):
