@@ -7,8 +7,8 @@
 namespace torchadder {
 
 // Returns whether first() is faster than second(). The least of 25 times of each counts, so that an interruption does
-// not. Each runs five times in a row, as in use: an Intel core that went from 256 to 512 bits and back with every run
-// kept both 1.2 to 1.5 times slower for all of them. A run should take some microseconds.
+// not. Each runs five times in a row, as in use: an Intel core that changed between 256 and 512 bits with every run ran
+// both 1.2 to 1.5 times slower. A run should take some microseconds.
 template <class First, class Second>
 bool is_faster(First &&first, Second &&second) {
   constexpr int kTurns = 5, kRuns = 5;

@@ -39,7 +39,7 @@ struct AuxiliaryKernels {
   int sign_lanes;  // of sign_gradient
   RangeKernel range;
   Rounder round_to_bytes, round_gradient;
-  bool has_limbs;  // grad_input_i16: words are four bytes, of dy two words for four channels; else two 16-bit numbers
+  bool has_limbs;  // of grad_input_i16: four channels take a word of weight and two of dy; else two take one of each
 };
 
 void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);

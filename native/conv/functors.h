@@ -1,6 +1,7 @@
 // The functors: the arithmetic of each operator, for any vector type V.
 //
-//   source(p), Sum, zero()   what a step reads of the source, its type, and that of the accumulator: OneWord
+//   Words                    the type of what a step reads of the source, and of the accumulator: OneWord
+//   source(p), zero()        what a step reads at p; an accumulator of 0
 //   step(sum, w, x, state)   one step of the inner loop; `x` is dy in gradients
 //   finish(...)              the result, from the accumulator and the plain sums of source and weight
 //   kSource                  which source channel a lane reads
@@ -16,7 +17,7 @@
 //   sign gradients      sign(w-x): fixupimm (AVX-512) or masks (AVX2)         3 or 8
 //   groups              as above, with one permutation of the source          + 1
 //   forward_u8          as forward on x86, of four bytes a lane               2 for four: max, dot product
-//   grad_input_i16      as grad_input on AVX2, of two 16-bit numbers a lane   3 for two: max, min, dot product
+//   grad_input_i16      as grad_input on AVX2, of two 16-bit numbers a lane   4 for two: max, min, madd, add
 //   the same, VNNI      HardTanh(w-x) + 1 = min(w - (x-1), 2), bytes          4 for four: sub, min, two dot products
 //   depthwise forward   |x-w|                                                 3: sub, and, add (NEON: 2)
 //
@@ -30,13 +31,13 @@ namespace torchadder {
 // The source channel of a lane: one for all lanes, the lane's own, or one of the lane's group.
 enum class Source { one, own, group };
 
-// What a step reads of the source and adds to: one number, or one word, broadcast.
+// A step reads one number of the source, or one word, which is broadcast.
 template <class V>
 struct OneWord {
-  using Sum = typename V::T;
+  using Words = typename V::T;
   static constexpr int kWords = 1;
-  static Sum zero() { return V::zero(); }
-  static Sum source(const float *at) { return V::broadcast(*at); }
+  static Words zero() { return V::zero(); }
+  static Words source(const float *at) { return V::broadcast(*at); }
 };
 
 // |x - w| = 2 max(x, w) - x - w. The two plain sums are computed once a patch and once a filter.
@@ -132,7 +133,7 @@ struct ForwardBytes : OneWord<V> {
 };
 
 // The input gradient of a rounded call: HardTanh(w - x) as in GradInputMinMax, in steps of the grid, of 16-bit numbers,
-// two in a lane. x and w are 128 below their bytes, so that products are small. All sums are integers.
+// two in a lane. Sums may wrap: their low 32 bits are exact, and the result fits 32 bits.
 template <class V>
 struct GradInputPairs : OneWord<V> {
   using T = typename V::T;
@@ -143,7 +144,7 @@ struct GradInputPairs : OneWord<V> {
   struct State {
     T low, high;
   };
-  T steps(T x) const { return V::round(x, grid.levels, grid.zero_point - 128); }
+  T steps(T x) const { return V::round(x, grid.levels, grid.zero_point); }
   State state(T x) const {
     const T pair = V::pair(steps(x)), limit = V::pair(V::broadcast_int(grid.limit));
     return {V::sub_pairs(pair, limit), V::add_pairs(pair, limit)};
@@ -159,18 +160,18 @@ struct GradInputPairs : OneWord<V> {
 
 // The same where a dot product of unsigned and signed bytes exists: HardTanh(w - x) + limit = min(w - low, 2 limit) of
 // bytes, four in a lane, with low = x - limit and a difference below 0 as 0. dy is 256 * its high limb + its low one,
-// of signed bytes, and each limb has a sum of its own. The last 32 bits of a sum are exact, also where it is larger.
+// of signed bytes, and each limb has a sum of its own, which may wrap.
 template <class V>
 struct GradInputLimbs {
   using T = typename V::T;
   static constexpr Source kSource = Source::one;
   static constexpr bool kSourceSum = true, kState = true;
   static constexpr int kWords = 2;
-  struct Sum {
+  struct Words {
     T high, low;
   };
-  static Sum zero() { return {V::zero(), V::zero()}; }
-  static Sum source(const float *at) { return {V::broadcast(at[0]), V::broadcast(at[1])}; }
+  static Words zero() { return {V::zero(), V::zero()}; }
+  static Words source(const float *at) { return {V::broadcast(at[0]), V::broadcast(at[1])}; }
   const Grid &grid;
   const T largest;
   explicit GradInputLimbs(const Block &block)
@@ -179,11 +180,11 @@ struct GradInputLimbs {
     T low;
   };
   State state(T x) const { return {V::repeat_byte(V::round(x, grid.levels, grid.zero_point - grid.limit))}; }
-  Sum step(Sum sum, T w, Sum dy, State s) const {
+  Words step(Words sum, T w, Words dy, State s) const {
     const T clamped = V::min_bytes(V::sub_bytes(w, s.low), largest);
     return {V::add_byte_products(sum.high, clamped, dy.high), V::add_byte_products(sum.low, clamped, dy.low)};
   }
-  T finish(Sum sum, T source_sum, T, T constant, T) const {
+  T finish(Words sum, T source_sum, T, T constant, T) const {
     const T joined = V::add_ints(V::mul_ints(sum.high, V::broadcast_int(256)), sum.low);
     const T total = V::to_floats(V::sub_ints(joined, V::mul_ints(source_sum, V::broadcast_int(grid.limit))));
     return V::add(V::mul(V::broadcast(grid.unit), total), constant);

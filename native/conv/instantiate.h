@@ -6,7 +6,7 @@
 //   FORWARD               the functor of the forward pass
 //   GRAD_INPUT            the functor of the input gradient, and
 //   DEPTHWISE_GRAD_INPUT  that of depthwise layers
-//   GRAD_INPUT_I16        that of rounded calls
+//   GRAD_INPUT_I16        the input gradient of rounded calls
 //   SIGN_ROWS             rows of packed weight that the sign gradient keeps in registers
 #include "conv/dispatch.h"
 #include "conv/functors.h"
@@ -51,15 +51,7 @@ constexpr TileKernel instance() {
 }
 
 template <class V>
-constexpr bool kHasLimbs = std::is_same_v<GRAD_INPUT_I16<V>, GradInputLimbs<V>>;
-
-template <class V>
-constexpr SourceSums gradient_sums() {
-  if constexpr (kHasLimbs<V>)
-    return source_sums<V, OfLimbs<V>>;
-  else
-    return source_sums<V, OfPairs<V>>;
-}
+constexpr bool kHasLimbs = GRAD_INPUT_I16<V>::kWords == 2;
 
 template <class V>
 constexpr Rounder round_gradient() {
@@ -86,7 +78,7 @@ extern const AuxiliaryKernels JOINED(conv_auxiliary_, ISA) = {
     pack_vectors,
     source_sums<VECTOR, OfFloats<VECTOR>>,
     source_sums<VECTOR, OfBytes<VECTOR>>,
-    gradient_sums<VECTOR>(),
+    source_sums<VECTOR, std::conditional_t<kHasLimbs<VECTOR>, OfLimbs<VECTOR>, OfPairs<VECTOR>>>,
     forward_f32<false>::kSourceSum,
     grad_input_f32<false>::kSourceSum,
     transpose<VECTOR>,

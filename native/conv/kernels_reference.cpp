@@ -74,8 +74,7 @@ void grad_input_pairs(const Block &block, const Tile &tile) {
   const Grid &grid = *block.grid;
   for (int p = 0; p < tile.pixels; ++p)
     for (int lane = 0; lane < block.lanes; ++lane) {
-      const int x =
-          static_cast<int>(std::rint(tile.state[p][block.channel + lane] * grid.levels)) + grid.zero_point - 128;
+      const int x = static_cast<int>(std::rint(tile.state[p][block.channel + lane] * grid.levels)) + grid.zero_point;
       const int64_t sum = sum_of_words<int16_t>(block, tile.source[p], lane, [&](int w, int dy) {
         return int64_t{std::clamp(w - x, -grid.limit, grid.limit)} * dy;
       });

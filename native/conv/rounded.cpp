@@ -1,10 +1,10 @@
 // Rounded calls: forward pass and input gradient in integers, for training.
 //
 // Inputs and weights are rounded to a grid of `levels` steps a unit, levels = floor(254 / range of the input), so that
-// an input is a byte. A weight outside of the bytes is clamped, and its distance to the clamp is added to every |x -
-// w|, so that the result does not change. For the input gradient levels = floor(254 / (range + 2)): HardTanh's limit,
-// 1, is on the grid, and x - 1 and x + 1 are bytes, too. The gradient of the output is rounded to 16 bits, or to fewer
-// where a sum could exceed 32 bits. The integer sums are exact.
+// an input is a byte. A weight outside of the bytes is clamped, and its distance to the clamp is added to every
+// distance to an input, so that the result does not change. For the input gradient levels = floor(254 / (range + 2)):
+// HardTanh's limit, 1, is on the grid, and x - 1 and x + 1 are bytes, too. The gradient of the output is rounded to 16
+// bits, or to fewer where a sum could exceed 32 bits. The integer sums are exact.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -20,11 +20,10 @@ namespace torchadder {
 namespace {
 
 constexpr int kLargestStep = 254;             // so that rounding both ends of a range stays within 255 steps
-constexpr float kMostLevels = 16384.0f;       // of an input without a range
+constexpr float kMostLevels = 16384.0f;       // forward, of a range below 1 / 64
 constexpr int64_t kMinRounded = 64 * 1024;    // floats that are worth one more thread
 constexpr float kMostGradientLevels = 1e37f;  // gradients below 1e-37 become 0
 constexpr int64_t kGradientSteps = 32639;     // 127 * 256 + 127: both bytes of a 16-bit number are signed
-constexpr int kCentre = 128;                  // of the bytes, which 16-bit numbers subtract
 
 int threads_for(int64_t floats, int threads) {
   return static_cast<int>(std::clamp<int64_t>(floats / kMinRounded, 1, std::max(threads, 1)));
@@ -46,17 +45,17 @@ Range range_of(const float *from, int64_t count, const AuxiliaryKernels &isa, in
   return {all.low + nan, all.high + nan};
 }
 
-// Returns the grid for inputs of a range; its `unit` is a step. With room for HardTanh's limit bytes also hold x - 1
-// and x + 1, or one step to each side where a step is above 1.
-Grid grid_of(const Range &range, bool has_room, int64_t depth) {
-  const float width = range.high - range.low, room = has_room ? 2.0f : 0.0f;
+// Returns the grid for inputs of a range; its `unit` is a step. With a room of 2 bytes also hold x - 1 and x + 1, or
+// one step to each side where a step is above 1.
+Grid grid_of(const Range &range, float room, int64_t depth) {
+  const float width = range.high - range.low;
   float levels = static_cast<float>(kLargestStep) / (width + room);
   if (levels >= 1.0f)
     levels = std::min(std::floor(levels), kMostLevels);  // of width 0 infinite
   else
     levels = (static_cast<float>(kLargestStep) - room) / width;
   const int limit = std::max(1, static_cast<int>(levels));
-  const int zero_point = static_cast<int>(std::rint(-range.low * levels)) + (has_room ? limit : 0);
+  const int zero_point = static_cast<int>(std::rint(-range.low * levels)) + (room > 0.0f ? limit : 0);
   return {levels, zero_point, limit, 1.0f / levels, depth};
 }
 
@@ -100,22 +99,13 @@ void pack_bytes(const WeightView &view, const Packing &to, int lanes) {
 }
 
 // Bytes hold all that matters of a weight: beyond them HardTanh is at its limit for every input.
-void pack_gradient_bytes(const WeightView &view, const Packing &to, int lanes) {
+template <class T>
+void pack_gradient(const WeightView &view, const Packing &to, int lanes) {
   const Grid &grid = *view.grid;
-  pack_words<uint8_t>(view, to, lanes, [&](float w, int64_t, int lane) {
+  pack_words<T>(view, to, lanes, [&](float w, int64_t, int lane) {
     if (std::isnan(w)) to.constant[lane] = w;
     const float step = std::rint(w * grid.levels) + static_cast<float>(grid.zero_point);
-    return static_cast<uint8_t>(step > 0.0f ? std::min(step, 255.0f) : 0.0f);
-  });
-}
-
-void pack_pairs(const WeightView &view, const Packing &to, int lanes) {
-  const Grid &grid = *view.grid;
-  const float low = static_cast<float>(-kCentre - grid.limit), high = static_cast<float>(kCentre - 1 + grid.limit);
-  pack_words<int16_t>(view, to, lanes, [&](float w, int64_t, int lane) {
-    if (std::isnan(w)) to.constant[lane] = w;
-    const float step = std::rint(w * grid.levels) + static_cast<float>(grid.zero_point - kCentre);
-    return static_cast<int16_t>(step > low ? std::min(step, high) : low);
+    return static_cast<T>(step > 0.0f ? std::min(step, 255.0f) : 0.0f);
   });
 }
 
@@ -148,7 +138,7 @@ void forward(const torchadder_convolution &s, const float *x, const float *weigh
     std::fill(y, y + s.images * out * s.c_out, range.low);
     return;
   }
-  const Grid grid = grid_of(range, false, s.c_in);
+  const Grid grid = grid_of(range, 0.0f, s.c_in);
   const WeightStrides w = weight_strides(s);
   torchadder_convolution of_words = s;
   of_words.c_in = words;
@@ -189,14 +179,14 @@ void grad_input(const torchadder_convolution &s, const float *dy, const float *x
     return;
   }
   const WeightStrides w = weight_strides(s);
-  Grid grid = grid_of(range, true, s.c_out);
+  Grid grid = grid_of(range, 2.0f, s.c_out);
   const Grid of_dy = gradient_grid(s, std::max(gradients.high, -gradients.low), grid, w.taps);
   grid.unit = std::min(grid.unit, 1.0f) / of_dy.levels;
   torchadder_convolution of_words = s;
   of_words.c_out = words;
   Convolution c =
       call(Op::grad_input_i16, of_words, Direction::gradient, {w.in, w.out, w.tap, w.taps, true, words, 0, 0, &grid},
-           isa.has_limbs ? pack_gradient_bytes : pack_pairs, weight, s.c_in);
+           isa.has_limbs ? pack_gradient<uint8_t> : pack_gradient<int16_t>, weight, s.c_in);
   dy = channels_last<Use::source>(s, dy, s.c_out, out);
   c.source = rounded(dy, s.images * out, of_dy, dy_words, isa.round_gradient, threads);
   c.state = channels_last<Use::state>(s, x, s.c_in, in);

@@ -56,34 +56,31 @@ void store_lanes(float *p, typename V::T value, int lanes) {
 
 // Select what source_sums() adds up: floats, or the numbers in words, as integers: four bytes, two 16-bit numbers, or,
 // in two words, four of 16 bits in limbs. finish() gets the sum of each lane.
-template <class V>
-struct OfFloats {
+template <class V, bool kAreInts>
+struct Summed {
   using T = typename V::T;
-  static constexpr bool kInts = false;
+  static constexpr bool kInts = kAreInts;
   static constexpr int kWords = 1;
+  static T finish(T sum) { return sum; }
+};
+template <class V>
+struct OfFloats : Summed<V, false> {
+  using T = typename V::T;
   static T add(T sum, T x) { return V::add(sum, x); }
-  static T finish(T sum) { return sum; }
 };
 template <class V>
-struct OfBytes {
+struct OfBytes : Summed<V, true> {
   using T = typename V::T;
-  static constexpr bool kInts = true;
-  static constexpr int kWords = 1;
   static T add(T sum, T x) { return V::add_bytes(sum, x); }
-  static T finish(T sum) { return sum; }
 };
 template <class V>
-struct OfPairs {
+struct OfPairs : Summed<V, true> {
   using T = typename V::T;
-  static constexpr bool kInts = true;
-  static constexpr int kWords = 1;
   static T add(T sum, T x) { return V::add_products(sum, x, V::pair(V::broadcast_int(1))); }
-  static T finish(T sum) { return sum; }
 };
 template <class V>
-struct OfLimbs {
+struct OfLimbs : Summed<V, true> {
   using T = typename V::T;
-  static constexpr bool kInts = true;
   static constexpr int kWords = 2;
   static T add(T sum, T x) { return V::add_byte_products(sum, V::repeat_byte(V::broadcast_int(1)), x); }
   static T finish(T sum) { return V::join_limbs(sum); }
@@ -123,11 +120,11 @@ void source_sums(const Block &block, const float *const *source, int64_t count, 
   }
 }
 
-// Source::one: each float of each run makes one step for all lanes.
+// Source::one: each row of weight of each run makes one step for all lanes.
 template <class V, class F, int P, int N>
 inline __attribute__((always_inline)) void add_steps(const Block &block, const Tile &tile, const F &f,
                                                      const typename F::State (&state)[P][N],
-                                                     typename F::Sum (&sum)[P][N]) {
+                                                     typename F::Words (&sum)[P][N]) {
   using T = typename V::T;
   for (int64_t r = 0; r < block.run_count; ++r) {
     const Run run = block.runs[r];
@@ -141,7 +138,7 @@ inline __attribute__((always_inline)) void add_steps(const Block &block, const T
       for (int v = 0; v < N; ++v) w[v] = V::load(weight + v * V::width);
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
-        const typename F::Sum x = F::source(source[p] + k * F::kWords);
+        const typename F::Words x = F::source(source[p] + k * F::kWords);
 #pragma GCC unroll 4
         for (int v = 0; v < N; ++v) sum[p][v] = f.step(sum[p][v], w[v], x, state[p][v]);
       }
@@ -187,7 +184,7 @@ inline __attribute__((always_inline)) void add_steps_by_lane(const Block &block,
   }
 }
 
-// Makes a functor for a block: ForwardBytes and GradInputPairs read its grid.
+// Makes a functor for a block: those of rounded calls read its grid.
 template <class F>
 inline __attribute__((always_inline)) F functor(const Block &block) {
   if constexpr (std::is_constructible_v<F, const Block &>)
@@ -201,7 +198,7 @@ template <class V, class F, int P, int N>
 void tile_of(const Block &block, const Tile &tile) {
   using T = typename V::T;
   const F f = functor<F>(block);
-  typename F::Sum sum[P][N];
+  typename F::Words sum[P][N];
   T source_sum[P];
   typename F::State state[P][N];
 #pragma GCC unroll 16

@@ -10,7 +10,8 @@ namespace torchadder {
 
 constexpr int kMaxPixels = 16;  // of a tile
 
-// `length` adjacent floats of the source, and as many rows of packed weight. Source in limbs has two words for each.
+// `length` adjacent floats of the source, and as many rows of packed weight. In limbs (GradInputLimbs) the source
+// has two words for each row, so that reading it doubles offset and length.
 struct Run {
   int64_t source;  // from the pixel's base; may be negative
   int64_t weight;  // first row of packed weight
@@ -88,7 +89,7 @@ struct Range {
 using RangeKernel = Range (*)(const float *, int64_t count);
 
 // Rounds pixels to bytes of the grid, or to 16-bit numbers of x * levels. A pixel takes `words` words of the result; 0
-// follows its `grid.depth` channels.
+// follows its `grid.depth` channels. In limbs (GradInputLimbs) four channels take two words.
 using Rounder = void (*)(const float *from, int64_t pixels, const Grid &grid, int64_t words, float *to);
 
 using Packer = void (*)(const WeightView &, const Packing &, int lanes_of_kernel);

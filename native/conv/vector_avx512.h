@@ -4,8 +4,8 @@
 //   vmaxps, vaddps, vsubps, vfmadd231ps        4, p05
 //   vrangeps (HardTanh), vfixupimmps (sign)    4, p05
 //   vpermps (groups)                           3, p5
-//   vpmaxub, vpmaxsw, vpminsw, vpaddd          1, p05
-//   vpmaddubsw, vpmaddwd, vpdpbusd, vpdpwssd   5, p05
+//   vpmaxub, vpminub, vpsubusb, vpaddd         1, p05
+//   vpmaddubsw, vpmaddwd, vpdpbusd             5, p05
 //
 // All the arithmetic shares ports 0 and 5: two instructions a cycle. On Zen 4 and 5 max and add share two pipes, and
 // fma has two others.
@@ -67,10 +67,6 @@ struct Avx512 {
     return from_bits(_mm512_or_si512(low, _mm512_slli_epi32(low, 16)));
   }
   static T max_bytes(T a, T b) { return from_bits(_mm512_max_epu8(bits(a), bits(b))); }
-  static T max_pairs(T a, T b) { return from_bits(_mm512_max_epi16(bits(a), bits(b))); }
-  static T min_pairs(T a, T b) { return from_bits(_mm512_min_epi16(bits(a), bits(b))); }
-  static T add_pairs(T a, T b) { return from_bits(_mm512_add_epi16(bits(a), bits(b))); }
-  static T sub_pairs(T a, T b) { return from_bits(_mm512_sub_epi16(bits(a), bits(b))); }
   static T add_products(T sum, T a, T b) { return add_ints(sum, from_bits(_mm512_madd_epi16(bits(a), bits(b)))); }
   static T add_bytes(T sum, T a) {
     const __m512i pairs = _mm512_maddubs_epi16(bits(a), _mm512_set1_epi8(1));
@@ -121,9 +117,8 @@ struct Avx512 {
 };
 
 #if defined(__AVX512VNNI__)
-// With dot products of bytes and of 16-bit numbers (Ice Lake, Zen 4 and later), for rounded calls.
+// With dot products of bytes (Ice Lake, Zen 4 and later), for rounded calls.
 struct Avx512Vnni : Avx512 {
-  static T add_products(T sum, T a, T b) { return from_bits(_mm512_dpwssd_epi32(bits(sum), bits(a), bits(b))); }
   static T add_bytes(T sum, T a) { return from_bits(_mm512_dpbusd_epi32(bits(sum), bits(a), _mm512_set1_epi8(1))); }
   static T add_byte_products(T sum, T a, T b) { return from_bits(_mm512_dpbusd_epi32(bits(sum), bits(a), bits(b))); }
   static T sub_bytes(T a, T b) { return from_bits(_mm512_subs_epu8(bits(a), bits(b))); }

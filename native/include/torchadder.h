@@ -45,7 +45,7 @@ TORCHADDER_API int torchadder_grad_weight_sign_f32(const torchadder_convolution 
                                                    const float *weight, float *dw, int threads);
 
 /* The forward pass and the gradient of the input (HardTanh), in integers: inputs and weights are rounded to a grid on
- * which the input is a byte, dy to 16 bits (native/conv/rounded.cpp). One group only. */
+ * which the input is a byte, one for each pass, and dy to 16 bits (native/conv/rounded.cpp). One group only. */
 TORCHADDER_API int torchadder_forward_u8(const torchadder_convolution *shape, const float *x, const float *weight,
                                          const float *bias, float *y, int recenter, int threads);
 TORCHADDER_API int torchadder_grad_input_i16(const torchadder_convolution *shape, const float *dy, const float *x,

@@ -93,7 +93,7 @@ def brute_force(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> Gradient
 
 
 def brute_force_rounded(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> Gradients:
-    """Return what numbers="int8" computes: brute_force of the tensors, each pass with its own rounding."""
+    """Return output and input gradients as numbers="int8" rounds them: brute_force, each with its own grid."""
     levels = rounding.levels_of(x)
     forward = brute_force(case, rounding.to_grid(x, levels), rounding.to_grid(weight, levels), grad)
     levels = rounding.levels_of(x, gradient=True)

@@ -17,11 +17,11 @@ _MOST_GRADIENT_LEVELS = 1e37
 _GRADIENT_STEPS = 127 * 256 + 127  # of 16 bits, both bytes signed
 _INT32 = 2**31 - 1
 _MOST_WEIGHTS = 2**22  # in a filter of the native forward pass: a sum of 2 * 255 for each stays below 2**31
-_MOST_TERMS = 2**17 - 1  # of the native input gradient, whose steps are at least 1 / 128 of the largest
+_MOST_TERMS = 2**17 - 1  # of the native input gradient: the gradient of the output keeps 129 steps
 
 
 def has_integers(weight: Tensor, groups: int) -> bool:
-    """Return whether the native integer kernels can sum over this weight: one group, and no sum beyond 32 bits."""
+    """Return whether the native integer kernels take this weight: one group, and not too many terms for 32 bits."""
     return groups == 1 and weight[0].numel() < _MOST_WEIGHTS and weight[:, 0].numel() <= _MOST_TERMS
 
 
@@ -34,8 +34,8 @@ def levels_of(x: Tensor, gradient: bool = False) -> Tensor:
         return x.new_tensor(float(_MOST_LEVELS))
     low, high = torch.aminmax(x)
     width, room = high.clamp_min(0) - low.clamp_max(0), 2 if gradient else 0
-    steps = _STEPS / (width + room)
-    return torch.where(steps >= 1, steps.floor().clamp_max(_MOST_LEVELS), (_STEPS - room) / width)
+    steps = width.new_tensor(_STEPS) / (width + room)  # int / tensor would round twice, unlike the native code
+    return torch.where(steps >= 1, steps.floor().clamp_max(_MOST_LEVELS), width.new_tensor(_STEPS - room) / width)
 
 
 def on_grid(x: Tensor, weight: Tensor, gradient: bool = False) -> tuple[Tensor, Tensor, Tensor]:
