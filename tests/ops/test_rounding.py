@@ -14,7 +14,7 @@ from torchadder.ops import rounding
 from torchadder.ops.geometry import Geometry
 
 SQUARE = Geometry((1, 1), (1, 1), (1, 1), 1)
-MANY = 17  # input channels: up to 8 AVX-512 leaves the input gradient to AVX2
+MANY = 17  # input channels, more than a vector holds
 
 
 def assert_close(found, truth, terms):
