@@ -385,18 +385,27 @@ def quantisation_table(*records: Record) -> str:
     bits = sorted({row["bits"] for row in rows}, reverse=True)
     header = ["model", "test images", "float32, %", *(f"{number} bits" for number in bits)]
     lines = []
-    for model, dataset in dict.fromkeys((row["checkpoint"], row["dataset"]) for row in rows):
-        some = {row["bits"]: row for row in rows if (row["checkpoint"], row["dataset"]) == (model, dataset)}
+    for model, dataset, tuned in dict.fromkeys(map(_subject, rows)):
+        some = {row["bits"]: row for row in rows if _subject(row) == (model, dataset, tuned)}
         first = next(iter(some.values()))
-        place = f"`{model}` ({first['op']}, {dataset})"
+        place = f"`{model}` ({first['op']}, {dataset}){tuned}"
         cells = [
             f"{some[number]['accuracy']:.2f} ({some[number]['accuracy'] - some[number]['float_accuracy']:+.2f})"
+            if number in some
+            else "–"
             for number in bits
         ]
         lines.append([place, f"{first['images']:,}", f"{first['float_accuracy']:.2f}", *cells])
     how = f"calibrated with {rows[0]['calibration_images']} training images, method {rows[0]['method']}"
     dates = " and ".join(dict.fromkeys(record["date"] for record in records))
     caption = (
-        f"Bits of activations and adder filters; {how}, no fine-tuning; in brackets points against float32; {dates}."
+        f"Bits of activations and adder filters; {how}, fine-tuned where it says so; in brackets points against "
+        f"float32; {dates}."
     )
     return f"{caption}\n\n{markdown(header, lines)}"
+
+
+def _subject(row: Record) -> tuple[str, str, str]:
+    """Return what the accuracies of a line of the table share: checkpoint, data set, and how it was fine-tuned."""
+    epochs, target = row["finetune_epochs"], row.get("finetune_target", "labels")
+    return row["checkpoint"], row["dataset"], f", fine-tuned to its {target}, epochs: {epochs}" if epochs else ""

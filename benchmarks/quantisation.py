@@ -21,13 +21,14 @@ BITS = (8, 6, 5, 4)
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Record the accuracy of quantized models.")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a run or a checkpoint")
+    parser.add_argument("--bits", type=int, nargs="+", default=BITS, help="of activations and adder filters")
     parser.add_argument("-o", "--output", type=Path, required=True, help="e.g. results/quantisation-mnist.json")
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     options, passed = parser.parse_args(given[:end]), given[end + 1 :]
     rows = []
     for model in options.models:
-        for bits in BITS:
+        for bits in options.bits:
             with tempfile.TemporaryDirectory() as folder:
                 words = ["quantize", model, "-o", f"{folder}/net.tadder", "--bits", str(bits), "--json", *passed]
                 done = subprocess.run([sys.executable, "-m", "torchadder", *words], stdout=subprocess.PIPE, text=True)

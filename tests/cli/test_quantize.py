@@ -16,7 +16,7 @@ from torchadder.engine import Engine
 from torchadder.models.checkpoint import load_checkpoint
 from torchadder.models.trained import build_network
 from torchadder.quant import Program
-from torchadder.quant.finetuning import LEARNING_RATE
+from torchadder.quant.finetuning import RATES
 from torchadder.train.run import saved_recipe
 from torchadder.version import __version__
 
@@ -104,8 +104,13 @@ def test_finetune_shows_its_epochs(folder, capsys):
     assert main([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert (found["finetune_epochs"], found["finetune_lr"]) == (2, LEARNING_RATE)
+    assert (found["finetune_epochs"], found["finetune_lr"]) == (2, RATES[True][0])
     assert err.splitlines() == lines[:2]
+    assert main([*arguments, "--no-labels", "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["finetune_target"], found["finetune_lr"]) == ("answers", RATES[False][0])
+    assert err.splitlines() != lines[:2]
 
 
 def test_a_data_set_that_does_not_say_its_normalisation(folder, capsys):

@@ -67,6 +67,27 @@ def test_accuracy_comes_back(model, splits):
     assert losses[0][1] > losses[-1][1]
 
 
+def test_the_answers_come_back_without_labels(model, splits):
+    images, losses = splits[0].images, []
+    program = untaught(model, images.split(16), epoch_done=lambda epoch, loss: losses.append(loss))
+    calibrated = quantize(model, [images[:16]], 3)
+    assert divergence(model, program, splits[1]) < 0.9 * divergence(model, calibrated, splits[1])
+    assert losses[0] > losses[-1]
+    ignored = [(part, torch.zeros(len(part))) for part in images.split(16)]  # of no use as labels
+    assert untaught(model, ignored).to_bytes() == program.to_bytes()
+
+
+def untaught(model, batches, **options):
+    images = batches[0][0] if isinstance(batches[0], tuple) else batches[0]
+    return finetune(model, batches, [images], 3, labels=False, epochs=6, lr=0.01, eta=0.02, **options)
+
+
+@torch.no_grad()
+def divergence(model, program, split):
+    answers, own = (network(split.images).log_softmax(1) for network in (model, program))
+    return F.kl_div(own, answers, reduction="batchmean", log_target=True).item()
+
+
 def test_results_repeat_and_the_model_stays(model, splits):
     before = copy.deepcopy(model.state_dict())
     one, other = (tuned(model, splits).state_dict() for _ in range(2))
@@ -131,6 +152,13 @@ def test_batches_that_do_not_fit_are_refused(batches, words):
     torch.manual_seed(0)
     with pytest.raises(UserError, match=words):
         finetune(flat(10).eval(), batches, X)
+
+
+@pytest.mark.parametrize("batches", [[X.byte()], [(X[..., 1:], Y)], [[]]], ids=["pixels", "another size", "empty"])
+def test_images_that_do_not_fit_are_refused_without_labels(batches):
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match=r"batches: expected images float \(N, 1, 32, 32\), as the network takes them"):
+        finetune(flat(10).eval(), batches, X, labels=False)
 
 
 def test_labels_may_be_any_integers():

@@ -54,9 +54,18 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Fine-tune to the labels, or to the answers of the model.")
+    ] = True,
     finetune_lr: Annotated[
-        float, typer.Option("--finetune-lr", metavar="LR", help="Learning rate at the start of fine-tuning.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            "--finetune-lr",
+            metavar="LR",
+            help="Learning rate at the start of fine-tuning (default: 0.01; without labels 0.001).",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed that chooses the calibration images and their order.")] = 0,
     partial: Partial = False,
     on_error: OnError = "stop",
@@ -80,6 +89,7 @@ def quantize(
         matching_dataset,
         recipe_of,
     )
+    from torchadder.quant.finetuning import RATES
     from torchadder.quant.steps import Layer
     from torchadder.train import Recipe
     from torchadder.train.images import check_images
@@ -116,7 +126,9 @@ def quantize(
         "finetune_epochs": finetune,
     }
     if finetune:
-        about["finetune_lr"] = finetune_lr
+        if finetune_lr is None:
+            finetune_lr = RATES[labels][0]
+        about |= {"finetune_lr": finetune_lr, **({} if labels else {"finetune_target": "answers"})}
         stream = sys.stderr if json else sys.stdout
         program = quant.finetune(
             model,
@@ -124,6 +136,7 @@ def quantize(
             calibration,
             bits,
             method,  # type: ignore[arg-type]  # checked above
+            labels=labels,
             epochs=finetune,
             lr=finetune_lr,
             epoch_done=lambda epoch, loss: print(f"epoch {epoch}/{finetune}  loss {loss:.4f}", file=stream, flush=True),

@@ -20,10 +20,8 @@ from torchadder.quant.calibration import Method, Recorder, image_batches, observ
 from torchadder.quant.finetuning import finetune
 from torchadder.quant.graph import capture
 from torchadder.quant.lowering import Lowering
-from torchadder.quant.normalization import correct_normalization
+from torchadder.quant.normalization import CORRECTED_BELOW, correct_normalization
 from torchadder.quant.program import Program
-
-CORRECTED_BELOW = 8  # bits: with 8, rounding moves the statistics too little to be measured on few images
 
 __all__ = ["Program", "finetune", "obstacles", "quantize"]
 

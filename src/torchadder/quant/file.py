@@ -20,6 +20,7 @@ The command line adds:
     torchadder, model, op, dataset            the version, and what was quantized
     bits, method, calibration_images          how it was quantized, as in torchadder.quantize
     finetune_epochs, finetune_lr              how it was fine-tuned; no learning rate for 0 epochs
+    finetune_target                           "answers" if it was fine-tuned to those of the model, without labels
     float_accuracy                            accuracy of the float model in percent, if it was tested
 
 A file may come from a stranger. The native engine holds the rules of a sound file and checks every number before use;

@@ -26,6 +26,7 @@ from torchadder.quant.fake_quantized import FakeQuantized
 from torchadder.quant.graph import BATCH_NORM, Network
 from torchadder.quant.lowering import Lowering
 
+CORRECTED_BELOW = 8  # bits: with 8, rounding moves the statistics too little to be measured on few images
 LARGEST_RATIO = 4.0  # of the variances: more comes from channels that hardly vary on the images
 
 Moments = tuple[Tensor, Tensor]  # mean and variance by channel, (C,)

@@ -122,20 +122,23 @@ def test_limits(engine_tables):
 
 
 def test_quantisation_by_model(engine_tables):
-    def row(checkpoint, bits, accuracy, dataset="cifar10"):
+    def row(checkpoint, bits, accuracy, dataset="cifar10", epochs=0, **target):
         about = {"checkpoint": checkpoint, "op": "adder", "dataset": dataset, "method": "mse"}
+        about |= {"finetune_epochs": epochs, **target}
         about |= {"calibration_images": 512, "images": 500, "float_accuracy": 92.2}
         return {**about, "bits": bits, "accuracy": accuracy}
 
     first = {**HEAD, "rows": [row("a.pth", 4, 91.0), row("a.pth", 8, 92.4)]}
     second = {**HEAD, "rows": [row("b", 8, 92.2), row("b", 4, 90.0)]}
     third = {**HEAD, "rows": [row("b", 8, 81.0, "mine"), row("b", 4, 80.0, "mine")]}
+    third["rows"].append(row("b", 4, 90.2, "mine", 1, finetune_target="answers"))
     assert engine_tables.quantisation_table(first, second, third).splitlines()[2:] == [
         "| model | test images | float32, % | 8 bits | 4 bits |",
         "| :-- | --: | --: | --: | --: |",
         "| `a.pth` (adder, cifar10) | 500 | 92.20 | 92.40 (+0.20) | 91.00 (-1.20) |",
         "| `b` (adder, cifar10) | 500 | 92.20 | 92.20 (+0.00) | 90.00 (-2.20) |",
         "| `b` (adder, mine) | 500 | 92.20 | 81.00 (-11.20) | 80.00 (-12.20) |",
+        "| `b` (adder, mine), fine-tuned to its answers, epochs: 1 | 500 | 92.20 | – | 90.20 (-2.00) |",
     ]
 
 
