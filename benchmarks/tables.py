@@ -192,7 +192,14 @@ TABLES: dict[str, tuple[Callable[..., str], Sources]] = {
     "steps": (steps_table, (("bench-kernels-avx2.json", "limits-u8.json"), ("bench-kernels.json", "limits-u8.json"))),
     "quantisation": (
         quantisation_table,
-        (("quantisation-cifar10.json", "quantisation-cifar10-jpeg.json", "quantisation-mnist.json"),),
+        (
+            (
+                "quantisation-cifar10.json",
+                "quantisation-cifar10-jpeg.json",
+                "quantisation-finetuned.json",
+                "quantisation-mnist.json",
+            ),
+        ),
     ),
     "latency-summary": (summary_table, LATENCY),
     "claims": (claims_table, ((*LATENCY[0], "bench-latency-zen1.json"),)),
