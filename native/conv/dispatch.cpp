@@ -66,9 +66,7 @@ Isa half_of(Isa isa) {
   return isa;
 }
 
-bool leaves_few_channels(Op op) {
-  return op == Op::forward_f32 || op == Op::grad_input_f32;
-}
+bool leaves_few_channels(Op op) { return op == Op::forward_f32 || op == Op::grad_input_f32; }
 
 // Calls compute(isa) once for each set, and returns what it returned.
 template <class Result, class Compute>
