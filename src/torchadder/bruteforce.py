@@ -94,13 +94,11 @@ def brute_force(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> Gradient
 
 def brute_force_rounded(case: Case, x: Tensor, weight: Tensor, grad: Tensor) -> Gradients:
     """Return output and input gradients as numbers="int8" rounds them: brute_force, each with its own grid."""
-    levels = rounding.levels_of(x)
-    forward = brute_force(case, rounding.to_grid(x, levels), rounding.to_grid(weight, levels), grad)
-    levels = rounding.levels_of(x, gradient=True)
+    rounded_x, rounded_weight, _ = rounding.on_grid(x, weight)
+    output = brute_force(case, rounded_x, rounded_weight, grad).output
+    rounded_x, rounded_weight, levels = rounding.on_grid(x, weight, gradient=True)
     dy = rounding.gradient(grad, weight, levels, case.groups)
-    return brute_force(case, rounding.to_grid(x, levels), rounding.to_grid(weight, levels), dy)._replace(
-        output=forward.output
-    )
+    return brute_force(case, rounded_x, rounded_weight, dy)._replace(output=output)
 
 
 def _windows(case: Case, padded: Tensor) -> Tensor:
