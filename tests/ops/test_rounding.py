@@ -208,6 +208,14 @@ def test_threads_and_layouts_give_the_same_bits(threads, variant):
         assert torch.equal(dx, results[0][1])
 
 
+def test_one_channel_keeps_the_layout_of_its_network():
+    """Test strides that only an axis of length 1 tells apart, as .to(memory_format=...) gives them to a first layer."""
+    layer = AdderConv2d(1, 6, 5, grad=GradientRule(numbers="int8")).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 1, 9, 9)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+    assert layer.eval()(x).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_gradients_of_a_call():
     torch.manual_seed(0)
     x, weight = torch.randn(3, 6, 9, 7, requires_grad=True), torch.randn(8, 6, 3, 3, requires_grad=True)

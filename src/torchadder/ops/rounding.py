@@ -46,8 +46,8 @@ def on_grid(x: Tensor, weight: Tensor, gradient: bool = False) -> tuple[Tensor, 
 
 
 def to_grid(tensor: Tensor, levels: Tensor) -> Tensor:
-    """Return the nearest multiples of 1 / levels."""
-    return (tensor * levels).round() / levels
+    """Return the nearest multiples of 1 / levels. The strides stay, those of axes of length 1 too."""
+    return tensor.clone().mul_(levels).round_().div_(levels)
 
 
 def gradient(grad: Tensor, weight: Tensor, levels: Tensor, groups: int) -> Tensor:
