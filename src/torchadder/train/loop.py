@@ -27,6 +27,7 @@ from torchadder.models import Model, create_model
 from .distillation import Distiller, build_distiller
 from .distributed import ALONE, Processes, alone, no_sync
 from .images import check_images
+from .memory import keep_freed_memory
 from .optimizer import (
     IMAGES,
     attach_adder_lr,
@@ -78,6 +79,7 @@ def train_epochs(
     """Train the epochs that ``run`` still lacks."""
     recipe, device = run.recipe, processes.device
     processes.check(recipe)
+    keep_freed_memory()
 
     # data and model
     with processes.first_on_machine_goes_first():

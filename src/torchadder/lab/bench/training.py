@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity
 from torchadder.functional import GradientRule
 from torchadder.models import create_model
 from torchadder.optim import AdaptiveLR
+from torchadder.train.memory import keep_freed_memory
 
 from .layers import CPU, FORMATS
 from .timing import Cpu, Device, best_by_prefix, interleaved, medians
@@ -58,6 +59,7 @@ def measure(
     `ratio` and `int8_ratio` are the adder's medians over the CNN's, `memory_ratio` that of the peaks in float32, each
     in its better format.
     """
+    keep_freed_memory()
     rows = []
     for device in devices:
         ops = OPS if isinstance(device, Cpu) else ("adder", "conv")
@@ -155,8 +157,8 @@ def peak_memory(name: str, op: str, layout: str, batch: int, threads: int) -> di
 
     "step": growth from just before the model is made: weights, activations, gradients, optimizer state and workspaces,
     without interpreter and libraries. Freed blocks of 1 MiB and more go back to the system here, so this is what the
-    step needs. "malloc": the same with glibc's default malloc, which keeps freed blocks and fragments (median of
-    three processes). "total": the whole process with the default malloc.
+    step needs. "malloc": the same as `torchadder train` has it, where malloc keeps freed blocks and fragments
+    (median of three processes). "total": the whole process, likewise.
     """
     needed = _in_process(name, op, layout, batch, threads, True)
     default = [_in_process(name, op, layout, batch, threads, False) for _ in range(3)]
@@ -175,6 +177,8 @@ def _growth_and_peak(
     """Train three steps, and return the growth and the peak of this process's resident memory, in MiB."""
     if return_blocks:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    else:
+        keep_freed_memory()
     torch.set_num_threads(threads)
     training_step(name, op, layout, 2)()  # loads libraries, thread pools and code before the count begins
     before = _peak_rss()
