@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "common/threads.h"
 
@@ -82,23 +83,22 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
   const bool is_unread = c.state && part.pixels->steps == 0;  // no output reads these pixels: their gradient is 0
   while (begin < end) {
     const int64_t count = std::min(chunk, end - begin);
-    for (int64_t p = 0; p < count; ++p) {
-      source[p] = c.source + n * from.image + planes.source[d] * from.plane + rows.source[i] * from.row +
-                  columns.source[j] * from.pixel;
-      const int64_t offset =
-          n * to.image + planes.result[d] * to.plane + rows.result[i] * to.row + columns.result[j] * to.pixel;
-      result[p] = c.result + offset;
-      state[p] = c.state ? c.state + offset : nullptr;
-      if (++j == width) {
-        j = 0;
-        if (++i == height) {
-          i = 0;
-          if (++d == depth) {
-            d = 0;
-            ++n;
-          }
-        }
+    for (int64_t p = 0; p < count;) {  // pixels of a row lie at equal distances
+      const int64_t last = std::min(count, p + width - j);
+      const float *at = c.source + n * from.image + planes.source[d] * from.plane + rows.source[i] * from.row;
+      const int64_t offset = n * to.image + planes.result[d] * to.plane + rows.result[i] * to.row;
+      for (; p < last; ++p, ++j) {
+        source[p] = at + columns.source[j] * from.pixel;
+        result[p] = c.result + offset + columns.result[j] * to.pixel;
+        state[p] = c.state ? c.state + offset + columns.result[j] * to.pixel : nullptr;
       }
+      if (j < width) break;
+      j = 0;
+      if (++i < height) continue;
+      i = 0;
+      if (++d < depth) continue;
+      d = 0;
+      ++n;
     }
     for (int64_t b = 0; b < part.block_count; ++b) {
       const Block &block = part.blocks[b];
@@ -108,7 +108,7 @@ void compute(const Convolution &c, const Part &part, int64_t begin, int64_t end)
         continue;
       }
       const Kernel &kernel = *part.packed[b].kernel;
-      if (source_sums && (b == 0 || block.source_channel != part.blocks[b - 1].source_channel))
+      if (source_sums && !block.sums_source && (b == 0 || block.source_channel != part.blocks[b - 1].source_channel))
         source_sums(block, source, count, sums);
       for (int64_t p = 0; p < count; p += kernel.pixels)
         kernel.run(block, {source + p, state + p, result + p, sums + p,
@@ -145,13 +145,16 @@ std::vector<Block> pack(Convolution &c, int64_t lanes, int threads) {
                             : c.view.group_lanes ? pack_by_lane
                                                  : auxiliary_kernels(from.kernel->isa).pack;
       packer(c.view, to, from.kernel->lanes);
+      for (int64_t row = 0; from.sums_source && row < rows; ++row)  // max(-infinity, x) = x
+        to.weight[row * width + width - 1] = -std::numeric_limits<float>::infinity();
       float *constants = forward ? to.tap_abs_sum + taps * width : to.constant;
       Block *block = &blocks[static_cast<std::size_t>(b)];
       for (const PixelClass &pixels : classes) {
         const int64_t runs = static_cast<int64_t>(pixels.runs.size());
         float *constant = forward ? constants + width : constants;
-        *block = {to.weight,    pixels.runs.data(), runs,           constants,         constant,   from.source_channel,
-                  from.channel, to.lanes,           c.index.data(), from.source_lanes, c.view.grid};
+        *block = {to.weight,           pixels.runs.data(), runs,     rows,           constants,         constant,
+                  from.source_channel, from.channel,       to.lanes, c.index.data(), from.source_lanes, c.view.grid,
+                  from.sums_source};
         if (forward) {
           class_constants(c, pixels, from, constants, constant);
           constants += 2 * width;

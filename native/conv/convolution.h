@@ -50,7 +50,8 @@ struct ChannelBlock {
   const Kernel *kernel;
   int64_t source_channel, channel;  // its first ones
   Packing packing;
-  int source_lanes = 0;  // grouped
+  int source_lanes = 0;      // grouped
+  bool sums_source = false;  // see Block
 };
 
 // A call of an operator: what it computes, how it is cut into blocks, and the memory that it reads and writes.
@@ -78,6 +79,8 @@ template <class Origin>
 std::vector<ChannelBlock> cut(Op op, int64_t groups, int64_t lanes, int64_t depth, bool by_channel, Origin origin) {
   std::vector<ChannelBlock> blocks;
   const Isa isa = isa_for(op, lanes);
+  // Not where sets could differ: the sum of a lane is not that of SourceSums, bit by bit.
+  const bool sums_source = op == Op::forward_f32 && lanes < kFewChannels && auxiliary_kernels(isa).forward_reads_sums;
   for (int64_t g = 0; g < groups; ++g)
     for (int64_t lane = 0; lane < lanes;) {
       const Kernel &kernel = kernel_for(op, isa, lanes - lane);
@@ -86,7 +89,9 @@ std::vector<ChannelBlock> cut(Op op, int64_t groups, int64_t lanes, int64_t dept
       blocks.push_back({&kernel,
                         by_channel ? channel : g * depth,
                         channel,
-                        {origin(g, lane), static_cast<int>(taken), nullptr, nullptr, nullptr, nullptr}});
+                        {origin(g, lane), static_cast<int>(taken), nullptr, nullptr, nullptr, nullptr},
+                        0,
+                        sums_source});
       lane += taken;
     }
   return blocks;

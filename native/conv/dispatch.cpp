@@ -24,7 +24,6 @@ constexpr Kernel kListed[] = {
   {#op "_" #isa "_" #pixels "x" #lanes "_" #sum, Op::op, Isa::isa, pixels, lanes, Variant::sum, nullptr},
 #include "kernels.inc"
 };
-constexpr int64_t kFewChannels = 8;  // half a vector of AVX-512
 constexpr int kKernelCount = static_cast<int>(std::size(kListed));
 
 struct KernelTable {
@@ -139,6 +138,13 @@ const Kernel &kernel_for(Op op, Isa isa, int64_t lanes) {
       best = &kernel;
   }
   return *best;
+}
+
+Op grad_input_op(int64_t channels, int64_t depth) {
+  constexpr Op few = Op::few_grad_f32;
+  const Isa isa = isa_of(few, selected_isa());
+  const bool is_listed = isa != Isa::reference;
+  return is_listed && channels <= kFewChannels && depth >= 2 * kFewChannels ? few : Op::grad_input_f32;
 }
 
 const AuxiliaryKernels &auxiliary_kernels(Isa isa) {

@@ -8,6 +8,7 @@ namespace torchadder {
 enum class Op {
   forward_f32,
   grad_input_f32,
+  few_grad_f32,
   grad_input_sign_f32,
   grouped_f32,
   grouped_grad_f32,
@@ -43,10 +44,13 @@ struct AuxiliaryKernels {
 };
 
 void pack_by_lane(const WeightView &, const Packing &, int lanes_of_kernel);
+void pack_along_depth(const WeightView &, const Packing &, int lanes_of_kernel);  // for few_grad_f32
 
 // Returns how the float kernels of the selected instruction set accumulate: as torchadder_select_isa() forces, else the
 // faster way on this CPU, timed at the first call for each set.
 Variant selected_variant();
+
+constexpr int64_t kFewChannels = 8;  // half a vector of AVX-512
 
 // Returns the set whose kernels compute `op` on `channels` channels: the selected one, with two exceptions. An operator
 // that it does not list has the kernels of a set that extends it, if this CPU can run that, or of the one before it.
@@ -56,6 +60,10 @@ Isa isa_for(Op op, int64_t channels);
 
 // Returns the narrowest kernel of `isa` that holds `lanes` channels, else the widest there is.
 const Kernel &kernel_for(Op op, Isa isa, int64_t lanes);
+
+// Returns the operator that computes HardTanh's input gradient of `channels` channels, each a sum over `depth`
+// gradients a tap: few_grad_f32 if the selected set has it and it is faster, else grad_input_f32.
+Op grad_input_op(int64_t channels, int64_t depth);
 const AuxiliaryKernels &auxiliary_kernels(Isa isa);
 
 }  // namespace torchadder

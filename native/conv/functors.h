@@ -4,7 +4,7 @@
 //   source(p), zero()        what a step reads at p; an accumulator of 0
 //   step(sum, w, x, state)   one step of the inner loop; `x` is dy in gradients
 //   finish(...)              the result, from the accumulator and the plain sums of source and weight
-//   kSource                  which source channel a lane reads
+//   kSource                  which source channel a lane reads, or that lanes are along the depth
 //   kSourceSum               finish() reads the plain sum of the source
 //   kState, State, state(x)  gradients: what is kept in registers for each pixel, made of the forward input x
 //
@@ -15,6 +15,7 @@
 //   grad_input, AVX2    HardTanh(w-x) = min(max(w, x-1), x+1) - x             3: max, min, fma
 //   grad_input, AVX-512 HardTanh(w-x) = range(w-x, 1)                         3: sub, range, fma
 //   sign gradients      sign(w-x): fixupimm (AVX-512) or masks (AVX2)         3 or 8
+//   few channels        as above, lanes along the depth; 46 for 16 results  3
 //   groups              as above, with one permutation of the source          + 1
 //   forward_u8          as forward on x86, of four bytes a lane               2 for four: max, dot product
 //   grad_input_i16      as grad_input on AVX2, of two 16-bit numbers a lane   4 for two: max, min, madd, add
@@ -28,8 +29,9 @@
 
 namespace torchadder {
 
-// The source channel of a lane: one for all lanes, the lane's own, or one of the lane's group.
-enum class Source { one, own, group };
+// The source channel of a lane: one for all lanes, the lane's own, or one of the lane's group. Or, where a result has
+// few channels, lanes are along the depth: a lane has a channel of the source, and their sum is one number.
+enum class Source { one, own, group, depth };
 
 // A step reads one number of the source, or one word, which is broadcast.
 template <class V>
@@ -195,6 +197,11 @@ struct GradInputLimbs {
 template <class F>
 struct Grouped : F {
   static constexpr Source kSource = Source::group;
+};
+
+template <class F>
+struct AlongDepth : F {
+  static constexpr Source kSource = Source::depth;
 };
 
 template <class V>

@@ -23,6 +23,8 @@ using forward_f32 = FORWARD<VECTOR, kAdd>;
 template <bool>
 using grad_input_f32 = GRAD_INPUT<VECTOR>;
 template <bool>
+using few_grad_f32 = AlongDepth<GradInputClamp<VECTOR>>;
+template <bool>
 using grad_input_sign_f32 = GradInputSign<VECTOR>;
 template <bool kAdd>
 using grouped_f32 = Grouped<forward_f32<kAdd>>;
@@ -44,7 +46,9 @@ using grad_input_i16 = GRAD_INPUT_I16<VECTOR>;
 // Returns the kernel of a line, or null if the line is of another instruction set.
 template <bool kIsOwn, class F, int P, int kLanes>
 constexpr TileKernel instance() {
-  if constexpr (kIsOwn)
+  if constexpr (kIsOwn && F::kSource == Source::depth)
+    return tiles_along_depth<VECTOR, F, P>;
+  else if constexpr (kIsOwn)
     return tile_kernel<VECTOR, F, P, kLanes / VECTOR::width>;
   else
     return nullptr;

@@ -176,6 +176,19 @@ void pack_by_lane(const WeightView &view, const Packing &to, int lanes) {
   }
 }
 
+void pack_along_depth(const WeightView &view, const Packing &to, int lanes) {
+  float *packed = to.weight;
+  for (int lane = 0; lane < lanes; ++lane) {
+    const float *origin = to.origin + view.lane_offset(lane);
+    to.constant[lane] = 0.0f;
+    for (int64_t tap = 0; tap < view.taps; ++tap)
+      for (int64_t k = 0; k < view.depth_size; ++k, ++packed) {
+        *packed = lane < to.lanes ? origin[view.tap_offset(tap) + k * view.depth] : 0.0f;
+        if (std::isnan(*packed)) to.constant[lane] = *packed;
+      }
+  }
+}
+
 extern const TileKernel conv_kernels_reference[] = {
 #define CONV_KERNEL(op, isa, ...) Isa::isa == Isa::reference ? reference(Op::op) : nullptr,
 #include "kernels.inc"

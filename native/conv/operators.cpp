@@ -73,7 +73,8 @@ void grad_input(const torchadder_convolution &s, const float *dy, const float *x
                 bool sign, int threads) {
   const auto [op, by_channel, together] =
       sign ? grouping(s, Op::grad_input_sign_f32, Op::grouped_sign_f32, Op::depthwise_sign_f32)
-           : grouping(s, Op::grad_input_f32, Op::grouped_grad_f32, Op::depthwise_grad_f32);
+           : grouping(s, grad_input_op(s.c_in / s.groups, s.c_out / s.groups), Op::grouped_grad_f32,
+                      Op::depthwise_grad_f32);
   const WeightStrides w = weight_strides(s);
   const int64_t groups = by_channel ? 1 : s.groups;
   const int64_t lanes = s.c_in / groups, depth = s.c_out / s.groups;
@@ -89,6 +90,7 @@ void grad_input(const torchadder_convolution &s, const float *dy, const float *x
   c.result = result_memory(s, dx, s.c_in, pixels(s.size_in));
   c.source_layout = Layout::dense(s.size_out, s.c_out);
   c.result_layout = Layout::dense(s.size_in, s.c_in);
+  if (op == Op::few_grad_f32) c.packer = pack_along_depth;
   run(c, threads);
   store(s, c.result, dx, s.c_in, pixels(s.size_in));
 }

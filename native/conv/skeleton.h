@@ -54,6 +54,13 @@ void store_lanes(float *p, typename V::T value, int lanes) {
     V::store_partial(p, value, lanes);
 }
 
+template <class V>
+float last_lane(typename V::T a) {
+  float lanes[V::width];
+  V::store(lanes, a);
+  return lanes[V::width - 1];
+}
+
 // Select what source_sums() adds up: floats, or the numbers in words, as integers: four bytes, two 16-bit numbers, or,
 // in two words, four of 16 bits in limbs. finish() gets the sum of each lane.
 template <class V, bool kAreInts>
@@ -224,6 +231,8 @@ void tile_of(const Block &block, const Tile &tile) {
     if constexpr (F::kSource == Source::group && F::kSourceSum)
       for (int64_t k = 0; k < (block.run_count ? block.runs->length : 0); ++k)
         total = V::add(total, V::permute(source_sum[p], block.index + k * V::width));
+    else if constexpr (F::kSourceSum && std::is_same_v<typename F::Words, T>)
+      total = V::broadcast(block.sums_source ? last_lane<V>(sum[p][N - 1]) : tile.source_sum[p]);
     else if constexpr (F::kSourceSum)
       total = V::broadcast(tile.source_sum[p]);
 #pragma GCC unroll 4
@@ -243,6 +252,59 @@ template <class V, class F, int P, int N>
 void tile_kernel(const Block &block, const Tile &tile) {
   if (tile.pixels == P) return tile_of<V, F, P, N>(block, tile);
   if constexpr (P > 1) return tile_kernel<V, F, P - 1, N>(block, tile);
+}
+
+// Source::depth: P pixels by C channels, and a vector of sums for each. Adds the vectors of each run in order, then
+// their lanes.
+template <class V, class F, int P, int C>
+inline __attribute__((always_inline)) void channels_along_depth(const Block &block, const Tile &tile, int first) {
+  static_assert(P * C <= V::width);
+  using T = typename V::T;
+  T sum[V::width];
+#pragma GCC unroll 16
+  for (int i = 0; i < V::width; ++i) sum[i] = V::zero();
+  const float *state[P];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) state[p] = tile.state[p] + block.channel + first;
+  const auto add_step = [&](const float *const *source, const float *weight, int64_t k, auto load) {
+    T dy[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) dy[p] = load(source[p] + k);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const T w = load(weight + c * block.rows + k);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p)
+        sum[p * C + c] = F::step(sum[p * C + c], w, dy[p], F::state(V::broadcast(state[p][c])));
+    }
+  };
+  for (int64_t r = 0; r < block.run_count; ++r) {
+    const Run run = block.runs[r];
+    const float *weight = block.weight + first * block.rows + run.weight, *source[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) source[p] = tile.source[p] + run.source + block.source_channel;
+    int64_t k = 0;
+    for (; k + V::width <= run.length; k += V::width) add_step(source, weight, k, V::load);
+    const int rest = static_cast<int>(run.length - k);
+    if (rest > 0) add_step(source, weight, k, [rest](const float *from) { return V::load_partial(from, rest); });
+  }
+  float sums[V::width];
+  V::store(sums, V::template sum_each<false>(sum));
+  for (int p = 0; p < P; ++p)
+    for (int c = 0; c < C; ++c) {
+      const float x = state[p][c], value = sums[p * C + c] + block.constant[first + c];
+      tile.result[p][block.channel + first + c] = x == x ? value : x;
+    }
+}
+
+template <class V, class F, int P>
+void tiles_along_depth(const Block &block, const Tile &tile) {
+  if (tile.pixels < P) {
+    if constexpr (P > 1) return tiles_along_depth<V, F, P - 1>(block, tile);
+  }
+  int c = 0;
+  for (; c + 2 <= block.lanes; c += 2) channels_along_depth<V, F, P, 2>(block, tile, c);
+  if (c < block.lanes) channels_along_depth<V, F, P, 1>(block, tile, c);
 }
 
 template <class V>

@@ -29,11 +29,13 @@ struct Grid {
   int64_t depth;   // numbers under a tap; the last word may hold fewer
 };
 
-// A block of output channels, at most a kernel's lanes, in one class of pixels. Packed weight is [tap][depth][lanes].
+// A block of output channels, at most a kernel's lanes, in one class of pixels. Packed weight is [tap][depth][lanes],
+// for few_grad_f32 [lanes][tap][depth].
 struct Block {
   const float *weight;
   const Run *runs;
   int64_t run_count;
+  int64_t rows;             // of packed weight: taps times depth
   const float *weight_sum;  // forward: sum of W over the taps inside the image, by lane
   const float *constant;    // by lane; forward: bias - sum |W| over the taps in the padding; gradient: 0, or NaN
   int64_t source_channel;   // first source channel of the block's group; depthwise: the block's first channel
@@ -42,6 +44,7 @@ struct Block {
   const int32_t *index;     // grouped: [depth][lanes of the kernel], source channel of each lane from source_channel on
   int source_lanes;         // grouped: source channels of the block's groups
   const Grid *grid;         // rounded calls
+  bool sums_source;         // the last lane has no channel and adds up the source, in place of Tile::source_sum
 };
 
 // A tile of pixels, by pixel.

@@ -37,6 +37,11 @@ def gradient_case(pixels, lanes):
     return Case(1, lanes, DEPTH, size=(2, 3 * pixels), kernel=(2, 3), stride=(2, 3))
 
 
+def few_gradient_case(pixels, lanes):
+    """Make one class of `pixels` inputs, whose run is longer than a vector."""
+    return Case(1, lanes, 19, size=(2, pixels), kernel=(2, 1))
+
+
 def depthwise_case(pixels, lanes):
     return Case(1, lanes, lanes, size=(2, pixels + 2), kernel=(2, 3), groups=lanes)
 
@@ -57,6 +62,7 @@ def grouped_gradient_case(pixels, lanes):
 OPERATORS = {  # of kernels.inc -> case, and result of the brute-force reference
     "forward_f32": (forward_case, "output"),
     "grad_input_f32": (gradient_case, "grad_input"),
+    "few_grad_f32": (few_gradient_case, "grad_input"),
     "grad_input_sign_f32": (gradient_case, "grad_input_sign"),
     "grouped_f32": (grouped_case, "output"),
     "grouped_grad_f32": (grouped_gradient_case, "grad_input"),
