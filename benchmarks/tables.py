@@ -9,6 +9,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from engine_tables import (
@@ -137,18 +138,22 @@ def distance_table(record: Record, limits: Record) -> str:
     return f"{isa} kernels, batch {largest}:\n\n{markdown(header, lines, left=2)}"
 
 
+PROFILED = {"adder": "AdderNet", "int8": "in integers", "conv": "CNN"}
+
+
 def breakdown_table(record: Record) -> str:
-    """Return the milliseconds of a step by operator, AdderNet and CNN, for each model on one thread."""
+    """Return the milliseconds of a step by operator for each network, for each model on one thread."""
     parts = []
     for row in record["rows"]:
         if row["threads"] != 1:
             continue
-        profiles = [row["profile"][op] for op in ("adder", "conv")]
-        names = [name for name in dict.fromkeys([*profiles[0], *profiles[1]]) if name != OTHER]
+        networks = [op for op in PROFILED if op in row["profile"]]
+        profiles = [row["profile"][op] for op in networks]
+        names = [name for name in dict.fromkeys(chain(*profiles)) if name != OTHER]
         lines = [[f"`{name}`", *(_milliseconds(profile.get(name)) for profile in profiles)] for name in names]
         lines.append(["other", *(_milliseconds(profile.get(OTHER)) for profile in profiles)])
         lines.append(["**step under the profiler**", *(_milliseconds(sum(profile.values())) for profile in profiles)])
-        header = [f"{row['model']}, batch {row['batch']}, 1 thread", "AdderNet, ms", "CNN, ms"]
+        header = [f"{row['model']}, batch {row['batch']}, 1 thread", *(f"{PROFILED[op]}, ms" for op in networks)]
         parts.append(markdown(header, lines))
     return "\n\n".join(parts)
 
@@ -176,7 +181,7 @@ TABLES: dict[str, tuple[Callable[..., str], Sources]] = {
     **{name: (build, ((f"bench-{name}.json",),)) for name, build in ONE_FILE.items()},
     "limits": (limits_table, (("limits.json",),)),
     "distance": (distance_table, (("bench-layers.json", "limits.json"), ("bench-layers-avx2.json", "limits.json"))),
-    "breakdown": (breakdown_table, (("bench-train-zen3.json",),)),
+    "breakdown": (breakdown_table, (("bench-train.json",),)),
     "server": (server_table, (("engine-server.json",),)),
     "page": (page_table, (("page.json",),)),
     "reference": (reference_table, (("reference.json",),)),

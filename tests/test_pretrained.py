@@ -21,7 +21,7 @@ FOLDER = files("torchadder") / "pretrained"
 ROW = re.compile(r"^\| `([\w.-]+)` \| `([0-9a-f]{64})` \| ([\d.]+)% \| `([\w-]+)` \|", flags=re.MULTILINE)
 ROWS = ROW.findall((FOLDER / "README.md").read_text())
 SUMS = dict(line.split()[::-1] for line in (FOLDER / "SHA256SUMS").read_text().splitlines())
-CHECKPOINTS = ["lenet5bn-adder", "lenet5bn-binary", "lenet5bn-conv", "resnet20-adder", "resnet20-conv"]
+CHECKPOINTS = [f"{model}-{op}" for model in ("lenet5bn", "resnet20") for op in ("adder", "binary", "conv")]
 DATA = {
     **{"lenet5bn-mnist": "mnist", "pico-mnist": "mnist28", "pico_wide-mnist": "mnist"},
     "resnet20-cifar10-short": "imagefolder:cifar10-jpeg,normalize=cifar",
@@ -68,7 +68,7 @@ def test_a_trained_network_by_name(op):
     assert torch.equal(model(x), same(x))
 
 
-@pytest.mark.parametrize("op", ["adder", "conv"])
+@pytest.mark.parametrize("op", ["adder", "conv", "binary"])
 def test_resnet20_by_name(op):
     model = torchadder.create_model("resnet20", op, pretrained=True)
     assert model.config == torchadder.create_model("resnet20", op).config  # the gradient rule, too

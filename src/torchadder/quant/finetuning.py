@@ -27,16 +27,16 @@ STATISTICS_BATCHES = 50  # as recipes of other data sets take; more batches chan
 RATES = {True: (0.01, 0.02), False: (0.001, 0.005)}
 
 
-class LabelledBatches(Protocol):
-    """Iterate over (images, labels) and know the number of batches: a torch DataLoader, or torchadder.data.Loader."""
+class Batches(Protocol):
+    """Iterate over batches and know their number, as torch's DataLoader: (images, labels), or images without labels."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[Any]: ...
     def __len__(self) -> int: ...
 
 
 def finetune(
     model: nn.Module | ExportedProgram,
-    batches: LabelledBatches,
+    batches: Batches,
     calibration: Tensor | Iterable[Any],
     bits: int = 8,
     method: Method = "mse",
@@ -131,7 +131,7 @@ def _divergence(rounded: FakeQuantized, teacher: Recorder, batch: Any) -> Tensor
     return F.kl_div(own, answers, reduction="batchmean", log_target=True)
 
 
-def _number_of(batches: LabelledBatches) -> int:
+def _number_of(batches: Batches) -> int:
     """Return the number of batches. Raises UserError where there is none, or no number."""
     try:
         number = len(batches)
