@@ -131,7 +131,8 @@ def test_quantisation_by_model(engine_tables):
     first = {**HEAD, "rows": [row("a.pth", 4, 91.0), row("a.pth", 8, 92.4)]}
     second = {**HEAD, "rows": [row("b", 8, 92.2), row("b", 4, 90.0)]}
     third = {**HEAD, "rows": [row("b", 8, 81.0, "mine"), row("b", 4, 80.0, "mine")]}
-    third["rows"].append(row("b", 4, 90.2, "mine", 1, finetune_target="answers"))
+    tuned = row("b", 4, 90.2, "mine", 1, finetune_target="answers")
+    third["rows"] += [tuned, {**tuned, "dataset": "cifar10", "trained_on": "mine", "accuracy": 91.8}]
     assert engine_tables.quantisation_table(first, second, third).splitlines()[2:] == [
         "| model | test images | float32, % | 8 bits | 4 bits |",
         "| :-- | --: | --: | --: | --: |",
@@ -139,6 +140,7 @@ def test_quantisation_by_model(engine_tables):
         "| `b` (adder, cifar10) | 500 | 92.20 | 92.20 (+0.00) | 90.00 (-2.20) |",
         "| `b` (adder, mine) | 500 | 92.20 | 81.00 (-11.20) | 80.00 (-12.20) |",
         "| `b` (adder, mine), fine-tuned to its answers, epochs: 1 | 500 | 92.20 | – | 90.20 (-2.00) |",
+        "| `b` (adder, cifar10), fine-tuned to its answers, epochs: 1, on mine | 500 | 92.20 | – | 91.80 (-0.40) |",
     ]
 
 
