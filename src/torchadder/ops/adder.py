@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, reference, rounding, triton
+from .convolution import convolution_backward
 from .geometry import NARROW, Geometry, memory_format
 from .gradient import differentiable, once
 from .plan import check, plan_call
@@ -84,6 +85,7 @@ def adder_conv_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Ge
 
 # Backends
 
+_INPUT, _WEIGHT = (True, False, False), (False, True, False)  # wanted gradients of a convolution
 _IN_WORD = 4  # channels that the integer kernels read at once; with fewer the float kernels are as fast
 
 
@@ -132,7 +134,7 @@ def _backward_input(
         return _backward_input(grad.float(), x.float(), weight, geometry, rule).to(x.dtype)
     if rule == "full":  # dX = sum_o (W[o] - X) * dY[o]: a transposed convolution and a rank-one correction
         ones = torch.ones_like(weight)
-        product, grad_sum = (_convolution_backward(grad, x, w, geometry, 0) for w in (weight, ones))
+        product, grad_sum = (convolution_backward(grad, x, w, geometry, _INPUT)[0] for w in (weight, ones))
         return (product - x * grad_sum).contiguous(memory_format=plan.layout)
     if plan.native:
         return cpu.grad_input(grad, x, weight, plan, rule)
@@ -161,19 +163,9 @@ def _backward_weight(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry
     if x.shape[2:] == weight.shape[2:] == one_pixel and not any(geometry.padding) and geometry.groups == 1:
         product = torch.mm(grad.flatten(1).t(), x.flatten(1)).view_as(weight)
     else:
-        product = _convolution_backward(grad, x, weight, geometry, 1)
+        product = convolution_backward(grad, x, weight, geometry, _WEIGHT)[1]
     grad_sum = grad.sum((0, *range(2, grad.dim()))).reshape(-1, 1, *one_pixel)
     return torch.addcmul(product, weight, grad_sum, value=-1).contiguous(memory_format=plan.weight_layout)
-
-
-def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, which: int) -> Tensor:
-    """Return PyTorch's own convolution gradient: of the input (which=0) or of the weight (which=1)."""
-    if geometry.dims == 0:
-        grad, x, weight = (t[:, :, None] for t in (grad, x, weight))
-        return _convolution_backward(grad, x, weight, Geometry((1,), (0,), (1,), geometry.groups), which).squeeze(2)
-    stride, padding, dilation, groups = geometry
-    options = (stride, padding, dilation, False, [0] * geometry.dims, groups, [which == 0, which == 1, False])
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)[which]
 
 
 # Registration

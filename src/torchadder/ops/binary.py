@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .convolution import convolution, convolution_backward
 from .geometry import Geometry, memory_format
 from .gradient import differentiable, once
 
@@ -76,20 +77,11 @@ def _forward(
     geometry = Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
     _check(geometry, x, weight, bias)
     signs = wide(sign(x)), wide(sign(weight))
-    y = _convolution(*signs, geometry)
+    y = convolution(*signs, geometry)
     y *= scale(wide(weight)).transpose(0, 1)
     if bias is not None:
         y += bias.view(-1, *[1] * geometry.dims)
     return y.to(x.dtype).contiguous(memory_format=_layout(x, weight))
-
-
-def _convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    stride, padding, dilation, groups = geometry
-    if stride:
-        return torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups)
-    if groups == 1:
-        return x.mm(weight.t())
-    return _convolution(x[:, :, None], weight[:, :, None], geometry.unsqueezed()).squeeze(2)
 
 
 _library.impl("binary_conv", _forward, "CompositeExplicitAutograd")
@@ -107,25 +99,10 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     filters = wide(weight)
     estimate = scale(filters) * sign(filters)
-    dx, dw, db = _convolution_backward(wide(grad), wide(sign(x)), estimate, geometry, wanted)
+    dx, dw, db = convolution_backward(wide(grad), wide(sign(x)), estimate, geometry, wanted)
     if dx is not None:
         dx = dx * (x.abs() <= 1)
     return tuple(None if t is None else t.to(x.dtype) for t in (dx, dw, db))
-
-
-def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    stride, padding, dilation, groups = geometry
-    if stride:
-        options = (weight.shape[:1], stride, padding, dilation, False, [0] * len(stride), groups, wanted)
-        return torch.ops.aten.convolution_backward(grad, x, weight, *options)
-    if groups == 1:
-        dx, dw = grad.mm(weight) if wanted[0] else None, grad.t().mm(x) if wanted[1] else None
-        return dx, dw, grad.sum(0) if wanted[2] else None
-    grad, x, weight = (t[:, :, None] for t in (grad, x, weight))
-    dx, dw, db = _convolution_backward(grad, x, weight, geometry.unsqueezed(), wanted)
-    return *(None if t is None else t.squeeze(2) for t in (dx, dw)), db
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
