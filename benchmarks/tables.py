@@ -202,6 +202,7 @@ TABLES: dict[str, tuple[Callable[..., str], Sources]] = {
                 "quantisation-cifar10.json",
                 "quantisation-cifar10-jpeg.json",
                 "quantisation-finetuned.json",
+                "quantisation-finetuned-epochs-3.json",
                 "quantisation-resnet20.json",
                 "quantisation-mnist.json",
             ),
