@@ -60,7 +60,7 @@ void class_constants(const Convolution &c, const PixelClass &pixels, const Chann
 SourceSums sums_of(Op op, Isa isa) {
   const AuxiliaryKernels &own = auxiliary_kernels(isa), &selected = auxiliary_kernels(selected_isa());
   if (op == Op::forward_f32 && own.forward_reads_sums) return selected.sums;
-  if (op == Op::grad_input_f32 && own.grad_input_reads_sums) return selected.sums;
+  if ((op == Op::grad_input_f32 || op == Op::few_grad_f32) && own.grad_input_reads_sums) return selected.sums;
   if (op == Op::forward_u8) return own.byte_sums;
   if (op == Op::grad_input_i16) return own.gradient_sums;
   return nullptr;

@@ -143,8 +143,8 @@ const Kernel &kernel_for(Op op, Isa isa, int64_t lanes) {
 Op grad_input_op(int64_t channels, int64_t depth) {
   constexpr Op few = Op::few_grad_f32;
   const Isa isa = isa_of(few, selected_isa());
-  const bool is_listed = isa != Isa::reference;
-  return is_listed && channels <= kFewChannels && depth >= 2 * kFewChannels ? few : Op::grad_input_f32;
+  if (isa == Isa::reference || depth < 2 * kFewChannels) return Op::grad_input_f32;
+  return channels <= kernel_for(few, isa, channels).lanes ? few : Op::grad_input_f32;
 }
 
 const AuxiliaryKernels &auxiliary_kernels(Isa isa) {

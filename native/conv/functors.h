@@ -15,7 +15,7 @@
 //   grad_input, AVX2    HardTanh(w-x) = min(max(w, x-1), x+1) - x             3: max, min, fma
 //   grad_input, AVX-512 HardTanh(w-x) = range(w-x, 1)                         3: sub, range, fma
 //   sign gradients      sign(w-x): fixupimm (AVX-512) or masks (AVX2)         3 or 8
-//   few channels        as above, with lanes along the depth                  3, and 46 for each 16 results
+//   few channels        as above, with lanes along the depth                  3, and a sum of lanes a result
 //   groups              as above, with one permutation of the source          + 1
 //   forward_u8          as forward on x86, of four bytes a lane               2 for four: max, dot product
 //   grad_input_i16      as grad_input on AVX2, of two 16-bit numbers a lane   4 for two: max, min, madd, add

@@ -23,7 +23,7 @@ using forward_f32 = FORWARD<VECTOR, kAdd>;
 template <bool>
 using grad_input_f32 = GRAD_INPUT<VECTOR>;
 template <bool>
-using few_grad_f32 = AlongDepth<GradInputClamp<VECTOR>>;
+using few_grad_f32 = AlongDepth<GRAD_INPUT<VECTOR>>;
 template <bool>
 using grad_input_sign_f32 = GradInputSign<VECTOR>;
 template <bool kAdd>

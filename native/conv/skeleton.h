@@ -263,9 +263,14 @@ inline __attribute__((always_inline)) void channels_along_depth(const Block &blo
   T sum[V::width];
 #pragma GCC unroll 16
   for (int i = 0; i < V::width; ++i) sum[i] = V::zero();
-  const float *state[P];
+  const float *at[P];
+  typename F::State state[V::width];
 #pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) state[p] = tile.state[p] + block.channel + first;
+  for (int p = 0; p < P; ++p) {
+    at[p] = tile.state[p] + block.channel + first;
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) state[p * C + c] = F::state(V::broadcast(at[p][c]));
+  }
   const auto add_step = [&](const float *const *source, const float *weight, int64_t k, auto load) {
     T dy[P];
 #pragma GCC unroll 16
@@ -274,8 +279,7 @@ inline __attribute__((always_inline)) void channels_along_depth(const Block &blo
     for (int c = 0; c < C; ++c) {
       const T w = load(weight + c * block.rows + k);
 #pragma GCC unroll 16
-      for (int p = 0; p < P; ++p)
-        sum[p * C + c] = F::step(sum[p * C + c], w, dy[p], F::state(V::broadcast(state[p][c])));
+      for (int p = 0; p < P; ++p) sum[p * C + c] = F::step(sum[p * C + c], w, dy[p], state[p * C + c]);
     }
   };
   for (int64_t r = 0; r < block.run_count; ++r) {
@@ -292,8 +296,12 @@ inline __attribute__((always_inline)) void channels_along_depth(const Block &blo
   V::store(sums, V::template sum_each<false>(sum));
   for (int p = 0; p < P; ++p)
     for (int c = 0; c < C; ++c) {
-      const float x = state[p][c], value = sums[p * C + c] + block.constant[first + c];
-      tile.result[p][block.channel + first + c] = x == x ? value : x;
+      const float x = at[p][c], value = sums[p * C + c];
+      float &result = tile.result[p][block.channel + first + c];
+      if constexpr (F::kSourceSum)
+        result = value - x * tile.source_sum[p];
+      else
+        result = x == x ? value + block.constant[first + c] : x;
     }
 }
 
