@@ -89,7 +89,8 @@ struct GradInputMinMax : OneWord<V> {
   static T finish(T sum, T source_sum, T, T, T x) { return V::sub(sum, V::mul(x, source_sum)); }
 };
 
-// HardTanh(w - x) in one instruction, where there is one (AVX-512 vrangeps): no cancellation, fewer registers.
+// HardTanh(w - x) in one instruction, where there is one (AVX-512 vrangeps): no cancellation, fewer registers. It makes
+// 1 of NaN; finish() restores NaN where a weight or x is NaN, or both are the same infinity.
 template <class V>
 struct GradInputClamp : OneWord<V> {
   using T = typename V::T;
@@ -100,7 +101,7 @@ struct GradInputClamp : OneWord<V> {
   };
   static State state(T x) { return {x}; }
   static T step(T sum, T w, T dy, State s) { return V::fma(dy, V::hardtanh(V::sub(w, s.x)), sum); }
-  static T finish(T sum, T, T, T constant, T x) { return V::keep_nan(V::add(sum, constant), x); }
+  static T finish(T sum, T, T, T constant, T x) { return V::keep_nan(sum, V::sub(constant, x)); }
 };
 
 // sign(w - x) * dy: the true derivative of the L1 distance (ablation).

@@ -20,7 +20,7 @@ float sign(float t) { return t > 0.0f ? 1.0f : t < 0.0f ? -1.0f : t; }
 float hardtanh_term(float w, float dy, float x) { return hardtanh(w - x) * dy; }
 float sign_term(float w, float dy, float x) { return sign(w - x) * dy; }
 
-// result[lane] = constant[lane] + sum over runs of term(weight, source, state[lane]).
+// result[lane] = sum over runs of term(weight, source, state[lane]), forward + constant[lane].
 template <float (*term)(float, float, float), bool kState, Source kSource>
 void sum_of_terms(const Block &block, const Tile &tile) {
   for (int p = 0; p < tile.pixels; ++p)
@@ -35,7 +35,7 @@ void sum_of_terms(const Block &block, const Tile &tile) {
           const float *source = tile.source[p] + run->source + block.source_channel + channel;
           sum += term(block.weight[(run->weight + k) * kReferenceLanes + lane], *source, state);
         }
-      tile.result[p][block.channel + lane] = block.constant[lane] + sum;
+      tile.result[p][block.channel + lane] = kState ? sum : block.constant[lane] + sum;
     }
 }
 
@@ -158,7 +158,7 @@ void sign_gradient(const SignGradient &job) {
 void pack_by_lane(const WeightView &view, const Packing &to, int lanes) {
   for (int lane = 0; lane < lanes; ++lane) {
     const float *origin = to.origin + view.lane_offset(lane);
-    to.constant[lane] = 0.0f;
+    float total = 0.0f;
     for (int64_t tap = 0; tap < view.taps; ++tap) {
       float sum = 0.0f, abs_sum = 0.0f;
       for (int64_t k = 0; k < view.depth_size; ++k) {
@@ -166,13 +166,14 @@ void pack_by_lane(const WeightView &view, const Packing &to, int lanes) {
         to.weight[(tap * view.depth_size + k) * lanes + lane] = w;
         sum += w;
         abs_sum += std::fabs(w);
-        if (std::isnan(w)) to.constant[lane] = w;
       }
+      total += sum;
       if (to.tap_sum) {
         to.tap_sum[tap * lanes + lane] = sum;
         to.tap_abs_sum[tap * lanes + lane] = abs_sum;
       }
     }
+    to.constant[lane] = unless_finite(total);
   }
 }
 
@@ -180,12 +181,13 @@ void pack_along_depth(const WeightView &view, const Packing &to, int lanes) {
   float *packed = to.weight;
   for (int lane = 0; lane < lanes; ++lane) {
     const float *origin = to.origin + view.lane_offset(lane);
-    to.constant[lane] = 0.0f;
+    float total = 0.0f;
     for (int64_t tap = 0; tap < view.taps; ++tap)
       for (int64_t k = 0; k < view.depth_size; ++k, ++packed) {
         *packed = lane < to.lanes ? origin[view.tap_offset(tap) + k * view.depth] : 0.0f;
-        if (std::isnan(*packed)) to.constant[lane] = *packed;
+        total += *packed;
       }
+    to.constant[lane] = unless_finite(total);
   }
 }
 

@@ -296,12 +296,12 @@ inline __attribute__((always_inline)) void channels_along_depth(const Block &blo
   V::store(sums, V::template sum_each<false>(sum));
   for (int p = 0; p < P; ++p)
     for (int c = 0; c < C; ++c) {
-      const float x = at[p][c], value = sums[p * C + c];
+      const float x = at[p][c], value = sums[p * C + c], nan = block.constant[first + c] - x;
       float &result = tile.result[p][block.channel + first + c];
       if constexpr (F::kSourceSum)
         result = value - x * tile.source_sum[p];
       else
-        result = x == x ? value + block.constant[first + c] : x;
+        result = nan == nan ? value : nan;
     }
 }
 
@@ -395,7 +395,7 @@ void pack(const WeightView &view, const Packing &to) {
   for (int v = 0; v < N; ++v) {
     const int first = v * V::width, lanes = to.lanes - first;
     const float *origin = to.origin + first * view.lane;
-    T nan = V::zero();
+    T total = V::zero();
     float *packed = to.weight + first;
     for (int64_t tap = 0; tap < view.taps; ++tap) {
       const float *source = origin + view.tap_offset(tap);
@@ -405,14 +405,15 @@ void pack(const WeightView &view, const Packing &to) {
         V::store(packed, w);
         sum = V::add(sum, w);
         abs_sum = V::add(abs_sum, V::abs(w));
-        nan = V::keep_nan(nan, w);
+        total = V::add(total, w);
       }
       if (to.tap_sum) {
         V::store(to.tap_sum + tap * N * V::width + first, sum);
         V::store(to.tap_abs_sum + tap * N * V::width + first, abs_sum);
       }
     }
-    V::store(to.constant + first, nan);
+    V::store(to.constant + first, total);
+    for (int lane = first; lane < first + V::width; ++lane) to.constant[lane] = unless_finite(to.constant[lane]);
   }
 }
 

@@ -37,7 +37,7 @@ struct Block {
   int64_t run_count;
   int64_t rows;             // of packed weight: taps times depth
   const float *weight_sum;  // forward: sum of W over the taps inside the image, by lane
-  const float *constant;    // by lane; forward: bias - sum |W| over the taps in the padding; gradient: 0, or NaN
+  const float *constant;    // by lane; forward: bias - sum |W| over the taps in the padding; gradient: as in Packing
   int64_t source_channel;   // first source channel of the block's group; depthwise: the block's first channel
   int64_t channel;          // first channel of the block, in the result
   int lanes;                // channels of the block
@@ -76,13 +76,16 @@ struct WeightView {
   int64_t tap_offset(int64_t t) const { return (backwards ? taps - 1 - t : t) * tap; }
 };
 
+// Returns 0 for a finite sum, else the infinity or NaN that it is.
+inline float unless_finite(float sum) { return sum - sum == 0.0f ? 0.0f : sum; }
+
 // The packed weight of a block.
 struct Packing {
   const float *origin;  // of the block's first lane in the weight
   int lanes;
   float *weight;                 // [taps][depth][lanes of the kernel], 0 in a lane without a channel
   float *tap_sum, *tap_abs_sum;  // [taps][lanes of the kernel]: sums of W and |W| over the depth, or both null
-  float *constant;               // [lanes of the kernel]: NaN where a weight of the lane is NaN, else 0
+  float *constant;               // [lanes of the kernel]: unless_finite of the sum of a lane's weights
 };
 
 // The smallest and the largest of `count` floats and 0; both are NaN if one is NaN or infinite.

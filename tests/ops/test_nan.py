@@ -135,6 +135,22 @@ def test_infinity_gives_what_the_formula_gives_or_nan(case, where, value, varian
     check(dw, truth.grad_weight_sign, depends.grad_weight)
 
 
+@pytest.mark.parametrize("of_weight", [math.inf, -math.inf])
+@pytest.mark.parametrize("of_input", [math.inf, -math.inf])
+@table
+def test_infinite_input_and_weight(case, of_input, of_weight, variant):
+    """Test equal infinities, whose difference is NaN, and opposite ones."""
+    x, weight, grad = case.tensors()
+    for tensor, value in ((x, of_input), (weight, of_weight)):
+        tensor.view(-1)[:: max(tensor.numel() // 7, 1)] = value
+    truth = brute_force(case, x, weight, grad)
+    for rule, expected in (("hardtanh", truth.grad_input), ("sign", truth.grad_input_sign)):
+        dx = ops.adder_conv_grad_input(grad, x, weight, case.geometry, rule).double()
+        assert dx[expected.isnan()].isnan().all(), rule
+        stated = ~dx.isnan()
+        torch.testing.assert_close(dx[stated], expected[stated], rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_gradient_of_a_pixel_that_no_output_reads_is_0(value, groups, variant):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.test_conv import CASES, UNIT, by_filter
+from torch.library import opcheck
 
 from torchadder import kernels, ops
 from torchadder.bruteforce import Case, brute_force, brute_force_rounded
@@ -209,11 +210,23 @@ def test_threads_and_layouts_give_the_same_bits(threads, variant):
 
 
 def test_one_channel_keeps_the_layout_of_its_network():
-    """Test strides that only an axis of length 1 tells apart, as .to(memory_format=...) gives them to a first layer."""
+    """Test a one-channel input, which is both contiguous and channels last: the output follows the weight."""
     layer = AdderConv2d(1, 6, 5, grad=GradientRule(numbers="int8")).to(memory_format=torch.channels_last)
     x = torch.randn(2, 1, 9, 9)
     assert layer(x).is_contiguous(memory_format=torch.channels_last)
     assert layer.eval()(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [1, 3, 6])
+def test_a_part_of_an_image_has_the_layout_that_the_compiler_expects(channels, dtype):
+    weight = torch.randn(5, channels, 3, 3, dtype=dtype)
+    x = torch.randn(2, channels, 9, 14, dtype=dtype).to(memory_format=torch.channels_last)[..., ::2]
+    grad = torch.randn(2, 5, 9, 7, dtype=dtype).to(memory_format=torch.channels_last)
+    rules = (*SQUARE, False, "full", "hardtanh", "int8")
+    opcheck(torch.ops.torchadder.adder_conv.default, (x, weight, None, *rules), test_utils="test_faketensor")
+    of_input = torch.ops.torchadder.adder_conv_grad_input.default
+    opcheck(of_input, (grad, x, weight, *SQUARE, "hardtanh", "int8"), test_utils="test_faketensor")
 
 
 def test_gradients_of_a_call():

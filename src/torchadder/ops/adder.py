@@ -103,7 +103,8 @@ def _forward(
     if numbers != "float32":
         _check_numbers(numbers)
         on_grid, weight, _ = rounding.on_grid(x, weight)
-        return _forward(on_grid, weight, bias, geometry, recenter).to(x.dtype)
+        y = _forward(on_grid, weight, bias, geometry, recenter)
+        return y.to(x.dtype).contiguous(memory_format=plan.layout)
     if triton.runs(x):
         return triton.forward(x, weight, bias, geometry, recenter, plan.layout)
     if x.dtype in NARROW:
@@ -129,7 +130,8 @@ def _backward_input(
         _check_numbers(numbers)
         on_grid, weight, levels = rounding.on_grid(x, weight, gradient=True)
         grad = rounding.gradient(grad.to(weight.dtype), weight, levels, geometry.groups)
-        return _backward_input(grad, on_grid, weight, geometry, rule).to(x.dtype)
+        dx = _backward_input(grad, on_grid, weight, geometry, rule)
+        return dx.to(x.dtype).contiguous(memory_format=plan.layout)
     if x.dtype in NARROW and (rule == "full" or not triton.runs(x)):
         return _backward_input(grad.float(), x.float(), weight, geometry, rule).to(x.dtype)
     if rule == "full":  # dX = sum_o (W[o] - X) * dY[o]: a transposed convolution and a rank-one correction

@@ -46,7 +46,7 @@ def on_grid(x: Tensor, weight: Tensor, gradient: bool = False) -> tuple[Tensor, 
 
 
 def to_grid(tensor: Tensor, levels: Tensor) -> Tensor:
-    """Return the nearest multiples of 1 / levels. The strides stay, those of axes of length 1 too."""
+    """Return the nearest multiples of 1 / levels. A dense tensor keeps its strides, those of axes of length 1 too."""
     return tensor.clone().mul_(levels).round_().div_(levels)
 
 
