@@ -409,4 +409,6 @@ def _subject(row: Record) -> tuple[str, str, str]:
     """Return what the accuracies of a line of the table share: checkpoint, data set, and how it was fine-tuned."""
     epochs, target = row["finetune_epochs"], row.get("finetune_target", "labels")
     tuned = f", fine-tuned to its {target}, epochs: {epochs}" if epochs else ""
-    return row["checkpoint"], row["dataset"], tuned + (f", on {row['trained_on']}" if "trained_on" in row else "")
+    if "trained_on" in row:
+        tuned += f", on {row['trained_on']}" if epochs else f", calibrated on {row['trained_on']}"
+    return row["checkpoint"], row["dataset"], tuned

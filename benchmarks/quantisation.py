@@ -29,6 +29,11 @@ def run(*words: str) -> dict[str, Any]:
     return found
 
 
+def second(file: str, dataset: str) -> dict[str, Any]:
+    """Return the accuracy of a model or program on a second data set, of which a part is enough."""
+    return run("eval", file, "--dataset", dataset, "--partial")
+
+
 def on_second_images(row: dict[str, Any], program: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     """Return ``row`` with the accuracies of other images; "trained_on" names those of calibration and fine-tuning."""
     measured = {name: program[name] for name in ("dataset", "images", "correct", "accuracy")}
@@ -45,23 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     options, passed = parser.parse_args(given[:end]), given[end + 1 :]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model in options.models:
+        in_float = second(model, options.also) if options.also else {}
         for bits in options.bits:
             with tempfile.TemporaryDirectory() as folder:
                 program = f"{folder}/net.tadder"
                 found = run("quantize", model, "-o", program, "--bits", str(bits), *passed)
-                tests = [program, model] if options.also else []
-                second = [run("eval", file, "--dataset", options.also, "--partial") for file in tests]
+                in_bits = second(program, options.also) if options.also else {}
             del found["file"]
             new = [{"checkpoint": Path(model).name, **found}]
-            if second:
-                new.append(on_second_images(new[0], *second))
+            if options.also:
+                new.append(on_second_images(new[0], in_bits, in_float))
             for row in new:
                 counts = f"{row['correct']:,} of {row['images']:,}, {row['float_correct']:,} in float"
                 print(f"{model}, {row['dataset']}, {bits} bits: {counts}", flush=True)
             rows += new
-    record.write(options.output, record.make("quantisation", 1, rows))
+            record.write(options.output, record.make("quantisation", 1, rows))
     return 0
 
 

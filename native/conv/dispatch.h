@@ -54,8 +54,8 @@ constexpr int64_t kFewChannels = 8;  // half a vector of AVX-512
 
 // Returns the set whose kernels compute `op` on `channels` channels: the selected one, with two exceptions. An operator
 // that it does not list has the kernels of a set that extends it, if this CPU can run that, or of the one before it.
-// AVX-512 leaves to AVX2 forward passes where that is faster (Variant::half), and floats of up to 8 channels: half a
-// vector is enough: as many instructions, and Zen 4 takes twice as long for those of 512 bits.
+// AVX-512 leaves to AVX2 forward passes where that is faster (Variant::half), and forward_f32 and grad_input_f32 of up
+// to 8 channels: half a vector is enough: as many instructions, and Zen 4 takes twice as long for those of 512 bits.
 Isa isa_for(Op op, int64_t channels);
 
 // Returns the narrowest kernel of `isa` that holds `lanes` channels, else the widest there is.

@@ -30,7 +30,8 @@
 namespace torchadder {
 
 // The source channel of a lane: one for all lanes, the lane's own, or one of the lane's group. Or, where a result has
-// few channels, lanes are along the depth: a lane has a channel of the source, and their sum is one number.
+// few channels, lanes are along the depth: each lane reads another channel of the source, and the lanes are added at
+// the end.
 enum class Source { one, own, group, depth };
 
 // A step reads one number of the source, or one word, which is broadcast.

@@ -110,6 +110,13 @@ def test_augmentation_varies_the_images_only_where_asked(tiny_recipe, tmp_path, 
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
 
 
+def test_training_keeps_freed_memory(tiny_recipe, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("torchadder.train.loop.keep_freed_memory", lambda: calls.append("kept"))
+    train(Run.open(tmp_path, dataclasses.replace(tiny_recipe, epochs=1)))
+    assert calls == ["kept"]
+
+
 def test_what_data_to_accept_is_the_data_sets_to_judge(tiny_recipe, tmp_path, monkeypatch):
     seen = []
 

@@ -9,16 +9,17 @@ import sys
 # of glibc's mallopt(): an option and its value. 32 MiB is the most that older versions accept.
 _TRIM_THRESHOLD = -1, 1 << 30
 _MMAP_THRESHOLD = -3, 32 << 20
-_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep up to 1 GiB of freed memory, in blocks of up to 32 MiB.
+    """Let this process, from now on, keep freed blocks of up to 32 MiB, and up to 1 GiB at the end of its heap.
 
     Otherwise glibc gives the tensors of a step back to the system, which returns them page by page in the next step.
-    Does nothing without glibc, or where one of glibc's own variables says what to keep.
+    Does nothing without glibc, or where its own variables say what to keep.
     """
-    if sys.platform != "linux" or any(name in os.environ for name in _VARIABLES):
+    is_set = any(name in os.environ for name in _VARIABLES)
+    if sys.platform != "linux" or is_set or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

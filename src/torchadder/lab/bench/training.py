@@ -161,8 +161,8 @@ def peak_memory(name: str, op: str, layout: str, batch: int, threads: int) -> di
     (median of three processes). "total": the whole process, likewise.
     """
     needed = _in_process(name, op, layout, batch, threads, True)
-    default = [_in_process(name, op, layout, batch, threads, False) for _ in range(3)]
-    step, total = (statistics.median(values) for values in zip(*default, strict=True))
+    kept = [_in_process(name, op, layout, batch, threads, False) for _ in range(3)]
+    step, total = (statistics.median(values) for values in zip(*kept, strict=True))
     return {"step": needed[0], "malloc": step, "total": total}
 
 
