@@ -364,6 +364,8 @@ REFUSED = [  # call, exception, words that the message must contain
     (lambda: conv(bias=torch.zeros(6, device="meta")), ValueError, ["bias", "meta", "cpu"]),
     (lambda: conv(grad=GradientRule(weight="hardtanh")), ValueError, ["weight", "'hardtanh'", "full, sign"]),
     (lambda: conv(grad=GradientRule(input="relu")), ValueError, ["input", "'relu'", "hardtanh, sign, full"]),
+    (lambda: conv(grad="sign"), TypeError, ["grad=", "'sign'", "expected a GradientRule"]),
+    (lambda: AdderConv2d(3, 4, 3, grad="sign"), TypeError, ["grad=", "'sign'", "expected a GradientRule"]),
     (lambda: adder_conv1d(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3)), ValueError, ["(1, 2, 3, 4)", "(N, C_in, L)"]),
     (lambda: adder_conv1d(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), stride=(1, 1)), ValueError, ["(1, 1)"]),
     (lambda: adder_conv1d(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)), ValueError, ["kernel (4,)", "larger"]),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import torchadder
+from torchadder.cli import main
 from torchadder.data import load_dataset
 from torchadder.data.mnist import MNIST, find_files
 from torchadder.engine import Engine
@@ -80,6 +81,30 @@ def test_a_trained_network_takes_the_gradient_rule_of_further_training():
     model = torchadder.create_model("lenet5bn", pretrained=True, grad=rule)
     assert {layer.grad for layer in model.modules() if isinstance(layer, torchadder.AdderConv2d)} == {rule}
     assert model.config["grad"] == rule._asdict()
+
+
+@pytest.mark.parametrize("name", ["pico", "pico_wide.tadder"])
+def test_a_program_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.find_program(name) == str(FOLDER / f"{name.removesuffix('.tadder')}.tadder")
+    (tmp_path / name).touch()
+    assert pretrained.find_program(name) == name  # a path comes first
+
+
+@pytest.mark.parametrize("name", ["lenet5bn-adder", "resnet20", "other/pico", "pico.c"])
+def test_names_of_no_program(name):
+    assert pretrained.find_program(name) == name
+
+
+def test_commands_take_a_program_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words in (["export", "pico", "--to", "c", "-o", "made"], ["demo", "pico", "-o", "page.html"]):
+        assert main(words) == 0
+    assert (tmp_path / "made" / "net.c").is_file()
+    assert (tmp_path / "page.html").is_file()
+    capsys.readouterr()
+    assert main(["predict", "pico", "none.png"]) == 2
+    assert "none.png cannot be used" in capsys.readouterr().err  # the program was opened
 
 
 @pytest.mark.parametrize(

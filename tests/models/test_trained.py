@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from torchadder import convert
 from torchadder.errors import UserError
 from torchadder.models.trained import is_function, open_trained
 
@@ -85,6 +86,37 @@ def test_a_wrong_function_gets_one_line(weights, name, words):
 def test_wrong_files_get_one_line(weights, name, file, words):
     with pytest.raises(UserError, match=words):
         open_trained(name, file and weights.with_name(file))
+
+
+def cnn():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def adder_net():
+    return convert(cnn(), rescale=True)
+
+
+@pytest.mark.parametrize(
+    ("made", "named", "words"),
+    [
+        (
+            adder_net,
+            "cnn",
+            "no adder layers, but the filters in .*weights.pt are as large as those of an AdderNet: call",
+        ),
+        (cnn, "adder_net", "adder layers, but the filters in .*weights.pt are as small as those of a CNN: leave"),
+    ],
+)
+def test_weights_of_the_other_operator(tmp_path, made, named, words):
+    torch.save(made().state_dict(), tmp_path / "weights.pt")
+    with pytest.warns(UserWarning, match=words):
+        open_trained(f"{__name__}:{named}", tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("function", [cnn, adder_net])
+def test_weights_of_the_same_operator(tmp_path, function):
+    torch.save(function().state_dict(), tmp_path / "weights.pt")
+    open_trained(f"{__name__}:{function.__name__}", tmp_path / "weights.pt")  # a warning would be an error
 
 
 @pytest.mark.parametrize("name", ["run", "runs/a:b", "C:\\\\run", "a:b:c", "a.pt", ":b", "a:", "1a:b"])

@@ -30,10 +30,13 @@ def dataset(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((None, None, 1, 10), r"net does not say what it was trained on: pass dataset=\S*\|mnist"),
-        (("pixels", None, 3, 10), "net takes 3 channels and knows 10 classes; dataset=pixels has 1 and 10"),
-        (("pixels", None, 1, 5), "net takes 1 channels and knows 5 classes; dataset=pixels has 1 and 10"),
-        (("pixels", None, 1, 10, (28, 28)), "net takes images of 28 x 28; those of dataset=pixels have 32 x 32"),
+        ((None, None, None, 1, 10), r"net does not say what it was trained on: pass dataset=\S*\|mnist"),
+        (("pixels", "other", None, 3, 10), "net takes 3 channels and knows 10 classes; dataset=pixels has 1 and 10"),
+        (("pixels", "other", None, 1, 5), "net takes 1 channels and knows 5 classes; dataset=pixels has 1 and 10"),
+        (
+            ("pixels", "other", None, 1, 10, (28, 28)),
+            "net takes images of 28 x 28; those of dataset=pixels have 32 x 32",
+        ),
     ],
 )
 def test_a_data_set_that_does_not_fit_is_refused(arguments, words):
@@ -41,9 +44,19 @@ def test_a_data_set_that_does_not_fit_is_refused(arguments, words):
         matching_dataset(Path("net"), *arguments)
 
 
+def test_missing_images_of_the_training(tmp_path):
+    words = "no folder .*; net was trained on them: pass dataset=NAME for other images"
+    with pytest.raises(UserError, match=words):
+        matching_dataset(Path("net"), None, "imagefolder:none", tmp_path, 3, 10)
+    with pytest.raises(UserError, match="no folder") as caught:
+        matching_dataset(Path("net"), "imagefolder:none", None, tmp_path, 3, 10)
+    assert "trained on" not in str(caught.value)
+
+
 @pytest.mark.parametrize("size", [None, (32, 32)])
 def test_a_data_set_that_fits_is_returned(size):
-    assert matching_dataset(Path("net"), "pixels", None, 1, 10, size) is PIXELS
+    assert matching_dataset(Path("net"), "pixels", None, None, 1, 10, size) is PIXELS
+    assert matching_dataset(Path("net"), None, "pixels", None, 1, 10, size) is PIXELS
 
 
 @pytest.mark.parametrize(("count", "expected"), [(7, [7]), (64, [32, 32]), (50, [25, 25]), (512, [23, 23, 23])])

@@ -14,10 +14,10 @@ from torchadder.cli.options import SUFFIX
 
 def demo(
     file: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
             metavar=f"FILE{SUFFIX}",
-            help="An integer program (default: one for digits).",
+            help="An integer program (default: pico_wide of the package, for digits).",
             show_default=False,
         ),
     ] = None,
@@ -31,8 +31,9 @@ def demo(
     The page is one file. It opens from disk, and needs no server and no network.
     """
     from torchadder.export.page import DIGITS, export_page
+    from torchadder.models.pretrained import find_program
 
-    export_page(file or DIGITS, out)
+    export_page(DIGITS if file is None else find_program(file), out)
     print(f"{console.printable(str(out))} · {out.stat().st_size / 1e3:.0f} kB: open it in a browser")
     if show:
         webbrowser.open(out.resolve().as_uri())

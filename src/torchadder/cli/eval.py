@@ -43,7 +43,9 @@ class Network(NamedTuple):
 def evaluate(
     checkpoint: Annotated[
         str,
-        typer.Argument(metavar=f"RUN|CHECKPOINT|FILE{SUFFIX}", help=f"{KINDS}; or what quantize wrote."),
+        typer.Argument(
+            metavar=f"RUN|CHECKPOINT|FILE{SUFFIX}", help=f"{KINDS}; or what quantize wrote, or pico or pico_wide."
+        ),
     ],
     weights: Weights = None,
     dataset: DatasetName = None,
@@ -64,19 +66,22 @@ def evaluate(
 
     from torchadder.data import open_batches
     from torchadder.engine import Engine
+    from torchadder.models.pretrained import find_program
     from torchadder.quant.deploy import image_metadata, matching_dataset
     from torchadder.quant.file import describe_images, is_program
     from torchadder.train import evaluate as scores_of
     from torchadder.train.images import check_images
     from torchadder.train.loop import class_sizes, is_at_chance
 
+    checkpoint = find_program(checkpoint)
     program = checkpoint.endswith(SUFFIX) or is_program(checkpoint)
     if program and weights is not None:
         raise UserError(f"weights={weights} is for package.module:function; {checkpoint} holds its own weights")
     network = _program(Path(checkpoint), threads) if program else _model(checkpoint, weights, threads)
     images = matching_dataset(
         checkpoint,
-        dataset or network.dataset,
+        dataset,
+        network.dataset,
         data,
         network.channels,
         network.classes,

@@ -19,8 +19,8 @@ def export(
         str,
         typer.Argument(
             metavar=f"RUN|CHECKPOINT|FILE{SUFFIX}",
-            help="An integer program, as quantize writes it; for onnx also a trained model: a run directory, or what "
-            "eval takes.",
+            help="An integer program, as quantize writes it, or pico or pico_wide of the package; for onnx also a "
+            "trained model: a run directory, or what eval takes.",
             show_default=False,
         ),
     ],
@@ -42,6 +42,9 @@ def export(
     """Write a network as one C99 file that needs no library and allocates nothing, or as an ONNX file."""
     if to not in FORMS:
         raise UserError(f"to={to!r}: expected {' or '.join(FORMS)}")
+    from torchadder.models.pretrained import find_program
+
+    source = find_program(source)
     if to == "c":
         from torchadder.export import export_c
 

@@ -13,7 +13,10 @@ from torchadder.cli.options import SUFFIX
 
 
 def predict(
-    file: Annotated[Path, typer.Argument(metavar=f"FILE{SUFFIX}", help="An integer program.", show_default=False)],
+    file: Annotated[
+        str,
+        typer.Argument(metavar=f"FILE{SUFFIX}", help="An integer program, or pico or pico_wide.", show_default=False),
+    ],
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files: JPEG, PNG, PGM, ...", show_default=False)
     ],
@@ -31,9 +34,10 @@ def predict(
 
     from torchadder.data.images import TITLES, error_reason, load_pillow
     from torchadder.engine import Classifier
+    from torchadder.models.pretrained import find_program
     from torchadder.quant.deploy import SEVERAL
 
-    classifier = Classifier(file, threads)
+    classifier = Classifier(find_program(file), threads)
     engine, preprocessing, names = classifier.engine, classifier.preprocessing, classifier.names
     _, height, width = engine.shape
     pillow = load_pillow()
@@ -71,6 +75,6 @@ def predict(
         same = f"all {len(results)} images get the class {console.printable(*answers)}"
         console.warning(f"{same}: if they are not all of it, train longer, or with --norm-batches 50")
     if json:
-        print(json_format.dumps({"file": str(file), "images": results, "failed": failed}))
+        print(json_format.dumps({"file": file, "images": results, "failed": failed}))
     if failed:
         raise typer.Exit(2)

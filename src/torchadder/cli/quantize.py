@@ -106,7 +106,8 @@ def quantize(
     finetune = recipe.finetune if finetune is None else finetune
     split = matching_dataset(
         checkpoint,
-        dataset or origin.dataset,
+        dataset,
+        origin.dataset,
         data,
         config.get("in_chans"),
         config.get("num_classes"),

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from torchadder.errors import UserError, shortened
 from torchadder.functional import DEFAULT_RULE, GradientRule
+from torchadder.functional.adder import check_rule
 from torchadder.nn import Adder, AdderConv1d, AdderConv2d, AdderConv3d, AdderLinear
 from torchadder.nn.adder import root_mean_square
 from torchadder.nn.binary import Binary, BinaryConv2d, BinaryLinear
@@ -216,7 +217,7 @@ def _check(module: nn.Module, to: str, grad: GradientRule, has_options: bool) ->
         raise TypeError(f"convert takes an nn.Module that is not scripted, got {type(module).__name__}")
     if to not in OPS:
         raise UserError(f"to={to} is unknown: expected one of {', '.join(OPS)}")
-    grad.check()
+    check_rule(grad)
     if to != "adder" and (has_options or grad != DEFAULT_RULE):
         raise UserError(f"grad, rescale and normalize are options of adder layers: leave them out with to={to}")
     if not isinstance(getattr(module, "conversion", None), Conversion | None):

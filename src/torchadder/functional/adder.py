@@ -29,18 +29,21 @@ class GradientRule(NamedTuple):
     input: Literal["hardtanh", "sign", "full"] = "hardtanh"
     numbers: Literal["float32", "int8"] = "float32"
 
-    def check(self) -> None:
-        """Raise ValueError for a rule that does not exist."""
-        for name, value, allowed in (
-            ("rule of the weight", self.weight, WEIGHT_RULES),
-            ("rule of the input", self.input, INPUT_RULES),
-            ("numbers", self.numbers, NUMBERS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"grad {name} is {value!r}: choose one of {', '.join(allowed)}")
-
 
 DEFAULT_RULE = GradientRule()
+
+
+def check_rule(grad: GradientRule) -> None:
+    """Raise TypeError for what is no GradientRule, and ValueError for a rule that does not exist."""
+    if not isinstance(grad, GradientRule):
+        raise TypeError(f"grad={grad!r}: expected a GradientRule, such as GradientRule(weight='sign')")
+    for name, value, allowed in (
+        ("rule of the weight", grad.weight, WEIGHT_RULES),
+        ("rule of the input", grad.input, INPUT_RULES),
+        ("numbers", grad.numbers, NUMBERS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"grad {name} is {value!r}: choose one of {', '.join(allowed)}")
 
 
 def adder_conv1d(
@@ -170,5 +173,5 @@ def _adder_conv(
     else:
         padding = by_axis("padding", padding, dims)
     if grad is not DEFAULT_RULE:
-        grad.check()
+        check_rule(grad)
     return ops.adder_conv(input, weight, bias, Geometry(stride, padding, dilation, groups), recenter, *grad)

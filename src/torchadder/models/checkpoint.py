@@ -249,7 +249,9 @@ def _recognise(
             return model.config, {key: found[file_key] for key, file_key in names.items()}
         candidates.append((len(problems), name, problems))
     _, name, problems = min(candidates, key=lambda candidate: candidate[0])
-    raise UserError(f"{source} fits no known model; the nearest is {name}: {problems}{_origin(foreign)}")
+    own = "; if it is of a network of yours, pass package.module:function, which builds it, with weights=FILE"
+    advice = own if not published and foreign is None else _origin(foreign)
+    raise UserError(f"{source} fits no known model; the nearest is {name}: {problems}{advice}")
 
 
 def _origin(foreign: Mapping[str, Any] | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from torch import nn
 
 from torchadder.errors import UserError
+from torchadder.functional.adder import check_rule
 from torchadder.nn import AdderConv2d, AdderLinear, BinaryConv2d, BinaryLinear, GradientRule
 
 OPS = ("adder", "conv", "binary")
@@ -185,7 +186,7 @@ def _rule_of(op: str, grad: GradientRule | Mapping[str, str] | None) -> Gradient
         return GradientRule() if op == "adder" else None
     try:
         rule = GradientRule(**grad) if isinstance(grad, Mapping) else grad  # type: ignore[arg-type]
-        rule.check()
+        check_rule(rule)
     except (TypeError, ValueError) as error:
         raise UserError(f"grad={grad!r} is no gradient rule: {error}") from error
     return rule

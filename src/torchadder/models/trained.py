@@ -15,6 +15,7 @@ from torch import nn
 from torchadder.errors import UserError, in_one_line, shortened
 from torchadder.models.checkpoint import Checkpoint, compare_states, counters, read_checkpoint
 from torchadder.models.state_dict import find_state, read_file, with_plain_names
+from torchadder.nn.adder import SMALL, Adder, root_mean_square
 
 
 def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Checkpoint]:
@@ -46,7 +47,30 @@ def open_trained(name: str, weights: Path | None = None) -> tuple[nn.Module, Che
     if problems := compare_states(state, tensors):
         raise UserError(f"{weights} does not fit the network of {name}: {problems}")
     model.load_state_dict(tensors)
+    _warn_of_the_operator(model, name, weights)
     return model.eval(), Checkpoint({"name": name})
+
+
+def _warn_of_the_operator(model: nn.Module, name: str, weights: Path) -> None:
+    """Warn where all adder filters are as small as those of a CNN, or all others as large as those of an AdderNet.
+
+    A CNN and its AdderNet have the same names and shapes. The first convolution of an AdderNet stays one, so it does
+    not count.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    adders = [layer for layer in layers if isinstance(layer, Adder)]
+    small = {root_mean_square(layer.weight).item() < SMALL for layer in adders or layers[1:]}
+    if adders and small == {True}:
+        found, of, change = "adder layers", "small as those of a CNN", "leave torchadder.convert out of the function"
+    elif not adders and small == {False}:
+        found, of, change = (
+            "no adder layers",
+            "large as those of an AdderNet",
+            "call torchadder.convert in the function",
+        )
+    else:
+        return
+    warnings.warn(f"{name} has {found}, but the filters in {weights} are as {of}: {change} if it is one", stacklevel=3)
 
 
 def is_function(name: str) -> bool:

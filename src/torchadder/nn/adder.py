@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchadder import functional as F
 from torchadder.functional import DEFAULT_RULE, GradientRule
+from torchadder.functional.adder import check_rule
 from torchadder.ops.geometry import pad_by_mode
 
 # Adder weights start with a root mean square of 1 and grow while they are trained. Those of trained CNNs, and what
@@ -39,7 +40,7 @@ class Adder(nn.Module):
 
     def __init__(self, *args: Any, grad: GradientRule = DEFAULT_RULE, recenter: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        grad.check()
+        check_rule(grad)
         self.grad, self.recenter = grad, recenter
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:

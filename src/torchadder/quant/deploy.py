@@ -25,6 +25,7 @@ FINETUNE_BATCH = 128  # images; fewer would make an epoch slower
 def matching_dataset(
     source: object,
     name: str | None,
+    trained_on: str | None,
     data_dir: Path | None,
     channels: int | None,
     classes: int | None,
@@ -33,20 +34,26 @@ def matching_dataset(
     partial: bool = False,
     on_error: str = "stop",
 ) -> Dataset:
-    """Return the data set ``name`` for the network in ``source``.
+    """Return the data set ``name`` for the network in ``source``, or the one that it was ``trained_on``.
 
     Args:
         source: the checkpoint or program, for messages.
-        name: of the data set; None raises UserError.
+        name, trained_on: of the data sets; None for both raises UserError.
         channels, classes: of the network's input and output; None where it does not say.
         size: height and width of the images; None where the network takes any.
         data_dir, partial, on_error: as in load_dataset.
 
     Raises UserError where its images or classes do not fit the network.
     """
-    if name is None:
+    wanted = trained_on if name is None else name
+    if wanted is None:
         raise UserError(f"{source} does not say what it was trained on: pass dataset={'|'.join(list_datasets())}")
-    images = load_dataset(name, data_dir, partial=partial, on_error=on_error)
+    try:
+        images = load_dataset(wanted, data_dir, partial=partial, on_error=on_error)
+    except UserError as error:
+        if name is not None:
+            raise
+        raise UserError(f"{error}; {source} was trained on them: pass dataset=NAME for other images") from error
     if channels not in (None, images.in_chans) or classes not in (None, images.num_classes):
         raise UserError(
             f"{source} takes {channels} channels and knows {classes} classes; dataset={images.name} has "
