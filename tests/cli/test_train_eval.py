@@ -270,6 +270,12 @@ def test_mistake_with_an_existing_run(run, capsys, arguments, words):
     assert_one_line(capsys, words)
 
 
+def test_a_run_without_an_epoch_says_how_to_go_on(run, capsys, tmp_path):
+    (tmp_path / "run" / "last.pt").unlink()
+    assert main(TRAIN) == 2
+    assert_one_line(capsys, "run already holds a run, without a finished epoch: delete it, choose another folder, or")
+
+
 def test_data_set_with_other_classes(run, capsys, monkeypatch):
     import dataclasses
 

@@ -77,7 +77,14 @@ class Run:
         if not resume:
             files.check_folder(folder)
             if holds_run(folder):
-                raise UserError(f"{folder} already holds a run: continue it with resume=True, or choose another folder")
+                if (folder / LAST).exists():
+                    raise UserError(
+                        f"{folder} already holds a run: continue it with resume=True, or choose another folder"
+                    )
+                raise UserError(
+                    f"{folder} already holds a run, without a finished epoch: delete it, choose another folder, or "
+                    "begin it again with resume=True"
+                )
             return cls(folder, recipe, None)
         changed = differences(saved_recipe(folder), recipe)
         if changed:
@@ -228,9 +235,10 @@ class Run:
             yield
         except OSError as error:
             good = f"the checkpoint of epoch {self.epoch} is intact" if self.epoch else "there is no checkpoint yet"
+            again = "run again with resume=True" if holds_run(self.folder) else "run again"
             raise UserError(
                 f"cannot write to {self.folder}: {error.strerror or error}; {good}: make room or set permissions, "
-                "then run again with resume=True"
+                f"then {again}"
             ) from error
 
 
