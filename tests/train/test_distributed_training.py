@@ -230,7 +230,7 @@ ERRORS = {  # name -> data set, flags, replaced functions, part of the line, exi
     "data missing for the other": (missing_for("1"), [], {}, "no images here", 2),
     "uneven shares": (tiny, ["--batch-size", "15"], {}, "cannot be shared evenly by 2 processes", 2),
     "parts too small": (tiny, ["--batch-size", "16", "--accumulate", "8"], {}, "expected at least 32", 2),
-    "run exists": (tiny, ["--out", "."], {}, ". already holds a run: continue it with --resume", 2),
+    "run exists": (tiny, ["--out", "."], {}, ". already holds a run, without a finished epoch: delete it", 2),
     "nothing to resume": (tiny, ["--resume"], {}, "holds no run to resume", 2),
     "not finite": (not_a_number, [], {}, "numbers in epoch 1, first in the images: check the data", 2),
     "not finite together": (not_a_number, ["--sync-bn"], {}, "epoch 1, first in the images: check the data", 2),
