@@ -133,8 +133,6 @@ BAD = [  # arguments after quantize, words of the line
         ["run", "-o", "new.tadder", "--dataset", "other"],
         "run takes 1 channels and knows 10 classes; --dataset other has 1 and 5",
     ),
-    (["run", "-o", "new.tadder", "--finetune-lr", "1"], "--finetune-lr 1.0 is for fine-tuning: pass --finetune EPOCHS"),
-    (["run", "-o", "new.tadder", "--no-labels"], "--no-labels is for fine-tuning: pass --finetune EPOCHS"),
     (["model.pth", "-o", "new.tadder"], "model.pth does not say what it was trained on: pass --dataset"),
 ]
 

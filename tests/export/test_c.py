@@ -16,7 +16,6 @@ from tests.quant.random_programs import Maker
 
 import torchadder
 from torchadder.engine import Engine
-from torchadder.errors import UserError
 from torchadder.export import export_c
 from torchadder.export.c.sources import logits as expected_logits
 from torchadder.models import create_model
@@ -235,17 +234,6 @@ def test_two_networks_of_any_name_in_one_program(tmp_path):
         run("cc", *STRICT, "-c", source, "-o", tmp_path / f"{source.stem}.o")
     run("c++", tmp_path / "main.cpp", *tmp_path.glob("*.o"), "-o", tmp_path / "main")
     run(tmp_path / "main")
-
-
-def test_exports_again_beside_what_the_readme_builds(exported):
-    folder, _ = exported(network())
-    (folder / "net_test").touch()
-    (folder / "build").mkdir()
-    export_c(network(), folder)
-    assert (folder / "net_test").exists()
-    (folder / "digits_test").touch()
-    with pytest.raises(UserError, match=r"holds other files \(digits_test\)"):
-        export_c(network(), folder)
 
 
 def test_files_for_build_systems(exported):

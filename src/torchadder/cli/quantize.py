@@ -104,9 +104,6 @@ def quantize(
     recipe = recipe_of(weights or Path(checkpoint)) or Recipe
     bits = recipe.bits if bits is None else bits
     finetune = recipe.finetune if finetune is None else finetune
-    if not finetune and (finetune_lr is not None or not labels):
-        given = "--no-labels" if finetune_lr is None else f"finetune_lr={finetune_lr}"
-        raise UserError(f"{given} is for fine-tuning: pass --finetune EPOCHS too")
     split = matching_dataset(
         checkpoint,
         dataset,

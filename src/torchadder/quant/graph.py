@@ -129,10 +129,8 @@ class Network:
         """Check that the graph computes from ``images`` what the module does that was traced with BATCH images.
 
         Raises UserError where it does not: torch.export cannot see what depends on the number of images, on randomness
-        outside of torch, or on earlier calls. Raises it for images with NaN or infinite numbers, too.
+        outside of torch, or on earlier calls.
         """
-        if not bool(images.isfinite().all()):
-            raise UserError("calibration meets NaN or infinite numbers in the images")
         if self._original is None:
             return
         expected, found = self._original(images), self.module(*self.inputs(images))
@@ -299,9 +297,6 @@ def _why_not_run(network: nn.Module, images: Tensor) -> str:
 
 
 def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor | None = None) -> ExportedProgram:
-    # before torch.export, which would log a traceback
-    if isinstance(model, nn.Module) and example is not None and (reason := _why_not_run(model, example)):
-        raise UserError(f"cannot quantize {name}: it does not run on images {kind_of(example)} alone ({reason})")
     try:
         with _exporting, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what it calls itself
@@ -309,6 +304,9 @@ def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor |
                 model = export(model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
             return model.run_decompositions({})
     except Exception as error:  # a model's own code may raise anything
+        if isinstance(model, nn.Module) and example is not None and (reason := _why_not_run(model, example)):
+            images = f"images {kind_of(example)}"
+            raise UserError(f"cannot quantize {name}: it does not run on {images} alone ({reason})") from error
         reason = in_one_line(error)
         if "data-dependent" in reason:
             reason = "its forward, or a hook, takes a number from the values of an image, to branch on it for example"

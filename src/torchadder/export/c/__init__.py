@@ -65,24 +65,21 @@ def export_c(
         raise UserError(f"directory={str(directory)!r}: expected a path without NUL")
     network = Network.of(source)
     draft = Draft(network)
-    for limit, value, needed, what, advice in (
-        ("max_flash", max_flash, draft.flash, "constant tables", "fewer bits or a smaller network"),
-        ("max_ram", max_ram, draft.arena, "arena", "smaller images or a smaller network"),
+    for limit, value, needed, what in (
+        ("max_flash", max_flash, draft.flash, "constant tables"),
+        ("max_ram", max_ram, draft.arena, "arena"),
     ):
         if value is not None and needed > value:
-            raise UserError(f"{limit}={value}: the network needs {needed:,} bytes of {what}; take {advice}")
+            raise UserError(f"{limit}={value}: the network needs {needed:,} bytes of {what}")
     written = sources(draft, name)
-    _write(Path(directory), name, written)
+    _write(Path(directory), written)
     return draft
 
 
-def _write(directory: Path, name: str, written: dict[str, str]) -> None:
-    """Write all files or none, beside what the README's commands build of them.
-
-    Raises UserError where the directory holds other files or cannot be written.
-    """
+def _write(directory: Path, written: dict[str, str]) -> None:
+    """Write all files or none. Raises UserError where the directory holds other files or cannot be written."""
     files.check_folder(directory, "directory")
-    known = {*written, *{Path(path).parts[0] for path in written}, f"{name}_test", "build"}
+    known = {*written, *{Path(path).parts[0] for path in written}}
     found = os.listdir(directory) if os.path.isdir(directory) else []
     if others := sorted(set(found) - known):
         raise UserError(f"directory={directory}: holds other files ({shortened(others)}); choose another folder")
