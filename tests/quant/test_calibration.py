@@ -117,5 +117,18 @@ def test_what_holds_no_images_is_refused(calibration, found):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused(value):
-    with pytest.raises(UserError, match="calibration meets NaN or infinite numbers in the images"):
-        observed([IMAGES, torch.full_like(IMAGES, value)])
+    """Name the first batch with such an image, also where the captured network is checked on that batch before."""
+    wrong = IMAGES.clone()
+    wrong[1, 2, 3, 4] = value
+    for number, batches in ((1, [wrong, IMAGES]), (2, [IMAGES, wrong])):
+        words = f"calibration meets NaN or infinite numbers in the images: look at batch {number} of 2"
+        with pytest.raises(UserError, match=words):
+            quantize(nn.Sequential(nn.Conv2d(3, 2, 8), nn.Flatten()), batches)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    layer = nn.Linear(4, 3)
+    layer.weight.data.fill_(1e38)
+    words = "calibration meets NaN or infinite numbers in the logits: look at batch 2 of 2"
+    with pytest.raises(UserError, match=words):
+        quantize(nn.Sequential(nn.Flatten(), layer), [torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)])

@@ -1,5 +1,6 @@
 """Test that a network is captured by what it computes: subclasses, hooks, wrappers, in-place code, spellings."""
 
+import logging
 import threading
 from itertools import count
 
@@ -266,6 +267,17 @@ class Two(nn.Module):
 def test_a_model_that_cannot_be_quantized_is_refused(model, error, words):
     with pytest.raises(error, match=words):
         quantize(model(), images())
+
+
+def test_a_model_that_does_not_run_is_refused_before_torch_logs_its_traceback(caplog):
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.raises(UserError, match=r"does not run on images .* \(.*2x128 and 100x10"):
+            quantize(nn.Sequential(nn.Flatten(), nn.Linear(100, 10)), images())
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.records == []
 
 
 def test_autocast_is_refused():

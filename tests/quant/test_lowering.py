@@ -435,6 +435,7 @@ ARGUMENTS = [  # arguments, words of the message
     ({"bits": 1}, "bits=1 is out of range: expected 2 to 8"),
     ({"bits": 9}, "bits=9 is out of range"),
     ({"bits": 8.0}, "bits=8.0 is no integer: expected 2 to 8"),
+    ({"bits": "4"}, "bits='4' is no integer: expected 2 to 8"),
     ({"method": "entropy"}, "method=entropy is unknown: expected mse, max, percentile"),
 ]
 

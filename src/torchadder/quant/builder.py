@@ -77,7 +77,7 @@ class Builder:
         try:
             bits = operator.index(bits)
         except TypeError:
-            raise UserError(f"bits={bits} is no integer: expected 2 to 8") from None
+            raise UserError(f"bits={bits!r} is no integer: expected 2 to 8") from None
         if not 2 <= bits <= 8:
             raise UserError(f"bits={bits} is out of range: expected 2 to 8")
         if method not in METHODS:

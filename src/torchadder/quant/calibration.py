@@ -111,16 +111,20 @@ def observe(recorder: Recorder, batches: Sequence[Tensor]) -> dict[str, Statisti
     """
     found: dict[str, Statistics] = {}
     answers: set[int] = set()
-    for values in _values(recorder, batches):
+    for number, values in enumerate(_values(recorder, batches), 1):
+        where = f"look at batch {number} of {len(batches)}"
         answers |= {*recorder.logits.flatten(1).argmax(1).tolist()}
         for name, value in values.items():
             low, high = value.amin(0).cpu(), value.amax(0).cpu()
             if not bool((low.isfinite() & high.isfinite()).all()):
-                raise UserError(f"calibration meets NaN or infinite numbers in {recorder.network.place_of(name)}")
+                place = recorder.network.place_of(name)
+                raise UserError(f"calibration meets NaN or infinite numbers in {place}: {where}")
             if name not in found:
                 found[name] = Statistics(low, high, torch.zeros(BINS, dtype=torch.float64, device="cpu"))
             known = found[name]
             known.low, known.high = known.low.minimum(low), known.high.maximum(high)
+        if not bool(recorder.logits.isfinite().all()):
+            raise UserError(f"calibration meets NaN or infinite numbers in the logits: {where}")
     count = sum(map(len, batches))
     if len(answers) == 1 < recorder.logits[0].numel() and count >= SEVERAL:
         warnings.warn(

@@ -129,7 +129,7 @@ class Network:
         """Check that the graph computes from ``images`` what the module does that was traced with BATCH images.
 
         Raises UserError where it does not: torch.export cannot see what depends on the number of images, on randomness
-        outside of torch, or on earlier calls.
+        outside of torch, or on earlier calls. Logits that are not finite are left to observe, which says where.
         """
         if self._original is None:
             return
@@ -137,6 +137,8 @@ class Network:
         if self.dropped:
             found = (F.log_softmax if self.dropped == "log_softmax" else F.softmax)(found, 1)
         expected, found = expected.float().flatten(1), found.float().flatten(1)
+        if not bool(found.isfinite().all()):
+            return
         if not (expected - found).abs().max() <= 0.05 * expected.abs().max() + 1e-6:
             raise UserError(
                 f"cannot quantize {self.name}: with {len(images)} images it computes something else than traced with "
@@ -207,6 +209,7 @@ def capture(model: nn.Module | ExportedProgram, images: Tensor) -> Network:
         raise UserError(f"cannot quantize {name}: torch.export does not trace it, pass the module it was made from")
     network = _Logits(copied(model)).eval()
     example = images[:1].detach().expand(BATCH, *images.shape[1:]).clone()
+    _check_that_it_runs(name, network, example)
     program = _functional(name, network, example)
     tensors = {**dict(network.named_buffers(remove_duplicate=False)), **program.constants}
     tensors |= dict(network.named_parameters(remove_duplicate=False))
@@ -286,14 +289,14 @@ def _sizes(node: fx.Node) -> Sequence[int] | None:
     return value.shape if isinstance(value, Tensor) else None
 
 
-def _why_not_run(network: nn.Module, images: Tensor) -> str:
-    """Return why ``network`` does not run on ``images``, "" where it does."""
+@torch.no_grad()
+def _check_that_it_runs(name: str, network: nn.Module, images: Tensor) -> None:
+    """Raise UserError where ``network`` does not run on ``images``: torch.export would log its traceback as well."""
     try:
-        with torch.no_grad():
-            network(images)
+        network(images)
     except Exception as error:  # a model's own code may raise anything
-        return in_one_line(error)
-    return ""
+        reason = f"it does not run on images {kind_of(images)} alone ({in_one_line(error)})"
+        raise UserError(f"cannot quantize {name}: {reason}") from error
 
 
 def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor | None = None) -> ExportedProgram:
@@ -304,9 +307,6 @@ def _functional(name: str, model: ExportedProgram | nn.Module, example: Tensor |
                 model = export(model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
             return model.run_decompositions({})
     except Exception as error:  # a model's own code may raise anything
-        if isinstance(model, nn.Module) and example is not None and (reason := _why_not_run(model, example)):
-            images = f"images {kind_of(example)}"
-            raise UserError(f"cannot quantize {name}: it does not run on {images} alone ({reason})") from error
         reason = in_one_line(error)
         if "data-dependent" in reason:
             reason = "its forward, or a hook, takes a number from the values of an image, to branch on it for example"
