@@ -131,6 +131,22 @@ def test_an_empty_argument_is_refused(capsys, arguments, name):
     assert capsys.readouterr().err == f"error: {name} is empty: give it a value, or leave it out\n"
 
 
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        ("quantize", "--bits", "91"),
+        ("export", "--max-ram", "16k"),
+        ("eval", "--threads", "-7"),
+        ("train", "--lr", "abc"),
+    ],
+)
+def test_a_value_of_another_type_or_range_is_named(refused, verb, option, value):
+    line = refused([verb, "x", option, value])
+    assert f"'{option}'" in line
+    assert value in line
+    assert line.endswith(f": see torchadder {verb} --help\n")
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_its_libraries_it_says_what_to_install(capsys, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)

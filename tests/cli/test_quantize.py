@@ -127,6 +127,14 @@ BAD = [  # arguments after quantize, words of the line
     (["run", "-o", "new.tadder", "--method", "kl"], "--method kl is unknown: expected mse, max, percentile"),
     (["run", "-o", "new.tadder", "--bits", "9"], "'--bits'"),
     (["run", "-o", "new.tadder", "--images", "0"], "'--images'"),
+    (
+        ["run", "-o", "new.tadder", "--finetune-lr", "1"],
+        "--finetune-lr 1.0 is for fine-tuning: add --finetune EPOCHS, or leave it out",
+    ),
+    (
+        ["run", "-o", "new.tadder", "--no-labels", "--finetune", "0"],
+        "--no-labels is for fine-tuning: add --finetune EPOCHS, or leave it out",
+    ),
     (["nowhere", "-o", "new.tadder"], "no checkpoint at nowhere"),
     (["run.tadder", "-o", "new.tadder"], "run.tadder is an integer program, not a checkpoint"),
     (

@@ -142,6 +142,8 @@ def _explain(error: BaseException, parameters: Sequence[Any]) -> tuple[str, int]
 
 def _usage(error: Any) -> str:
     message = error.format_message().rstrip(".")
+    if hasattr(error.__cause__, "errors"):  # pydantic's, of typer since 0.29, whose text lacks the value
+        message = message.replace("Invalid value", f"Invalid value {error.__cause__.errors()[0]['input']!r}", 1)
     command = error.ctx.command_path if error.ctx else "torchadder"
     return f"{message}: see {command} --help" if message else ""  # empty: the help itself was printed
 

@@ -104,6 +104,9 @@ def quantize(
     recipe = recipe_of(weights or Path(checkpoint)) or Recipe
     bits = recipe.bits if bits is None else bits
     finetune = recipe.finetune if finetune is None else finetune
+    if not finetune and (finetune_lr is not None or not labels):
+        option = f"labels={labels}" if finetune_lr is None else f"finetune_lr={finetune_lr}"
+        raise UserError(f"{option} is for fine-tuning: add finetune=EPOCHS, or leave it out")
     split = matching_dataset(
         checkpoint,
         dataset,
