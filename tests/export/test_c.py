@@ -247,6 +247,24 @@ def test_files_for_build_systems(exported):
         run("ctest", cwd=build)
 
 
+@needs_compiler
+def test_what_was_built_of_an_earlier_export_stays(exported):
+    """Run the command of the exported README.md in the folder, and export again."""
+    folder, _ = exported(network())
+    (command,) = re.findall(r"^```sh\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
+    assert run("sh", "-c", command, cwd=folder) == "equal\n"
+    (folder / "build").mkdir()
+    (folder / "build" / "CMakeCache.txt").touch()
+    before, built = (folder / "net.c").read_text(), (folder / "net_test").read_bytes()
+    exported(network(bits=4))
+    assert (folder / "net.c").read_text() != before
+    assert (folder / "net_test").read_bytes() == built
+    assert [path.name for path in (folder / "build").iterdir()] == ["CMakeCache.txt"]
+    (folder / "net_tests").touch()
+    with pytest.raises(ValueError, match=r"holds other files \(net_tests\); choose another folder"):
+        exported(network())
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -255,8 +273,9 @@ def test_files_for_build_systems(exported):
         ({"name": "a-b"}, "name='a-b'"),
         ({"name": ""}, "name=''"),
         ({"name": "string"}, "no standard header"),
-        ({"max_flash": 60000}, "max_flash=60000: the network needs 6"),
+        ({"max_flash": 60000}, "max_flash=60000: the network needs 65,"),
         ({"max_ram": 1000}, "max_ram=1000: the network needs "),
+        ({"max_ram": 1}, " bytes of arena; take smaller images, or a smaller network"),
         ({"directory": "full"}, "holds other files (other.c); choose another folder"),
         ({"directory": "full/other.c"}, "is a file; choose another folder"),
         ({"directory": "a\0b"}, "expected a path without NUL"),
@@ -271,6 +290,12 @@ def test_refused(tmp_path, options, words):
         export_c(network(), directory, **options)
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "other.c"]
+
+
+@pytest.mark.parametrize(("op", "bits", "advice"), [("adder", 8, "4 bits, or "), ("adder", 4, ""), ("conv", 8, "")])
+def test_tables_that_are_too_large_name_a_remedy(tmp_path, op, bits, advice):
+    with pytest.raises(ValueError, match=f"bytes of constant tables; take {advice}a smaller network$"):
+        export_c(network(op=op, bits=bits), tmp_path / "net", max_flash=1)
 
 
 @pytest.mark.parametrize("case", ["operator", "attribute", "tensor", "infinite"])

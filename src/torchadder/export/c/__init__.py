@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from torchadder import files
@@ -49,9 +50,11 @@ def export_c(
     Args:
         source: a ``.tadder`` file, which may come from a stranger, or a Program.
         directory: gets ``NAME.c``, ``NAME.h``, ``NAME_test.c`` and files for CMake, PlatformIO and Arduino; it is
-            made, or holds nothing but the files of an earlier export, which are replaced.
+            made, or holds nothing but the files of an earlier export, which are replaced, and what its README.md and
+            CMake build of them, ``NAME_test`` and ``build``, which stays.
         name: of the files, and the prefix of all public names: ``net_run``, ``NET_CLASSES``.
-        max_flash, max_ram: the most bytes of constant tables, and of arena.
+        max_flash: the most bytes of constant tables; the code comes on top.
+        max_ram: the most bytes of arena, in which a run works; input, logits and stack come on top.
 
     Returns:
         what was written; its attributes ``flash``, ``arena`` and ``operations`` are the numbers of the header.
@@ -65,21 +68,25 @@ def export_c(
         raise UserError(f"directory={str(directory)!r}: expected a path without NUL")
     network = Network.of(source)
     draft = Draft(network)
-    for limit, value, needed, what in (
-        ("max_flash", max_flash, draft.flash, "constant tables"),
-        ("max_ram", max_ram, draft.arena, "arena"),
+    fewer = "4 bits, or " * bool(draft.adder_max)  # some adder weights need a byte, those of 4 bits half of one
+    for limit, value, needed, what, advice in (
+        ("max_flash", max_flash, draft.flash, "constant tables", f"{fewer}a smaller network"),
+        ("max_ram", max_ram, draft.arena, "arena", "smaller images, or a smaller network"),
     ):
         if value is not None and needed > value:
-            raise UserError(f"{limit}={value}: the network needs {needed:,} bytes of {what}")
+            raise UserError(f"{limit}={value}: the network needs {needed:,} bytes of {what}; take {advice}")
     written = sources(draft, name)
-    _write(Path(directory), written)
+    _write(Path(directory), written, built=(f"{name}_test", f"{name}_test.exe", "build"))
     return draft
 
 
-def _write(directory: Path, written: dict[str, str]) -> None:
-    """Write all files or none. Raises UserError where the directory holds other files or cannot be written."""
+def _write(directory: Path, written: dict[str, str], built: Collection[str]) -> None:
+    """Write all files or none, beside those that were ``built`` of an earlier export.
+
+    Raises UserError where the directory holds other files or cannot be written.
+    """
     files.check_folder(directory, "directory")
-    known = {*written, *{Path(path).parts[0] for path in written}}
+    known = {*built, *written, *{Path(path).parts[0] for path in written}}
     found = os.listdir(directory) if os.path.isdir(directory) else []
     if others := sorted(set(found) - known):
         raise UserError(f"directory={directory}: holds other files ({shortened(others)}); choose another folder")

@@ -45,8 +45,8 @@ $formula
 #define NET_CLASSES $classes
 #define NET_LOGIT_SCALE $logit_scale
 
-#define NET_FLASH_BYTES $flash
-#define NET_ARENA_BYTES $arena
+#define NET_FLASH_BYTES $flash /* constant tables; the code comes on top */
+#define NET_ARENA_BYTES $arena /* the memory that net_run works in; input, logits and stack come on top */
 #define NET_OPERATIONS $operation_count
 
 typedef struct {
