@@ -21,12 +21,11 @@ int64_t item_bytes(const std::string &dtype) {
 }  // namespace
 
 Safetensors Safetensors::view(std::string_view bytes, const char *metadata_entry) {
-  if (bytes.size() < kLengthBytes) reject("it is too short for a safetensors file: %zu bytes", bytes.size());
+  if (bytes.size() < kLengthBytes) reject("it is too short for a .tadder file: %zu bytes", bytes.size());
   uint64_t length = 0;
   for (std::size_t i = kLengthBytes; i-- > 0;) length = length << 8 | static_cast<uint8_t>(bytes[i]);
   if (length > kMaxHeader || length > bytes.size() - kLengthBytes)
-    reject("it is no .tadder file, or a part of one: its header has %llu bytes, the file has %zu",
-           static_cast<unsigned long long>(length), bytes.size());
+    reject("it is no .tadder file, or a part of one: expected a whole one, as torchadder quantize writes it");
   const Json head = Json::parse(bytes.substr(kLengthBytes, length));
   const std::string_view data = bytes.substr(kLengthBytes + length);
   const auto size = static_cast<int64_t>(data.size());

@@ -58,7 +58,10 @@ static unsigned char *read_image(FILE *file, long channels, long height, long wi
 int main(int argc, char **argv) {
   if (argc < 3) return error("usage: classify FILE.tadder IMAGE.pgm|ppm [threads]", argv[0]);
   engine = torchadder_engine_load(argv[1], argc > 3 ? atoi(argv[3]) : 1);
-  if (!engine) return error(torchadder_last_error(), argv[1]);
+  if (!engine) {
+    fprintf(stderr, "classify: %s\n", torchadder_last_error()); /* names the file */
+    return finish(2);
+  }
   const torchadder_engine_about about = torchadder_engine_describe(engine);
   const char *mean = torchadder_engine_note(engine, "mean"), *std = torchadder_engine_note(engine, "std");
   if (!mean || !std) return error("it has no mean and std of the pixels: write it with torchadder quantize", argv[1]);

@@ -103,8 +103,10 @@ def test_the_environment_chooses_the_instruction_set(classify, written, tmp_path
 
 def test_bad_files(classify, written, tmp_path):
     (tmp_path / "short.tadder").write_bytes(b"nothing")
+    (tmp_path / "digit.pgm").write_bytes(b"P5\n32 32\n255\n" + b"0" * 1024)
     for words, path, threads in (
-        ("it is too short for a safetensors file", tmp_path / "short.tadder", 1),
+        ("it is too short for a .tadder file", tmp_path / "short.tadder", 1),
+        ("it is no .tadder file, or a part of one: expected a whole one", tmp_path / "digit.pgm", 1),
         ("No such file", tmp_path / "none.tadder", 1),
         ("it has no mean and std", written(1), 1),
         ("threads: expected 1 to 1024", tmp_path / "short.tadder", 0),
@@ -112,5 +114,6 @@ def test_bad_files(classify, written, tmp_path):
         done = classify(path, "image.pgm", threads)
         assert done.returncode == 2
         assert words in done.stderr
+        assert done.stderr.count(path.name) <= 1
     assert "image.pgm: No such file" in classify(written(1, mean=0, std=1), "image.pgm").stderr
     assert classify().returncode == 2
